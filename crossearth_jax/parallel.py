@@ -1,0 +1,150 @@
+"""Device mesh, the logical-axis table and the shardings that follow from it.
+
+What older code calls "pjit-sharded" is `jax.jit` with `NamedSharding`s on one mesh `(data, fsdp, model)`:
+`data` and `fsdp` split the batch, `fsdp` also splits parameters and optimizer state, `model` splits heads and
+hidden units. Parameters get logical axes by name (`LOGICAL_AXES`), logical axes get mesh axes (`MESH_AXES`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from crossearth_jax import tables
+from crossearth_jax.config import MeshConfig, UserError
+
+BATCH_AXES = ("data", "fsdp")
+
+# Logical axis -> mesh axis. "layers" is the scanned axis: splitting it would gather a block at every iteration.
+MESH_AXES: Mapping[str, str | None] = {
+    "layers": None,
+    "embed": "fsdp",
+    "heads": "model",
+    "mlp": "model",
+    "tokens": None,
+    "rank": None,
+    "window": None,
+    "classes": None,
+}
+
+# Parameter name -> logical axes of its dimensions; () replicates. Exhaustive: the last rows are small tensors.
+LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"backbone/blocks/attention/qkv/kernel", ("layers", "embed", "heads")),
+    (r"backbone/blocks/attention/proj/kernel", ("layers", "heads", "embed")),
+    (r"backbone/blocks/mlp/(fc1|w12)/kernel", ("layers", "embed", "mlp")),
+    (r"backbone/blocks/mlp/(fc2|w3)/kernel", ("layers", "mlp", "embed")),
+    (r"backbone/patch_embed/kernel", ("window", "window", None, "embed")),
+    (r"backbone/position", (None, "embed")),
+    (r"backbone/.*", ()),
+    (r"reins/tokens_a", ("layers", "tokens", "rank")),
+    (r"reins/tokens_b", ("layers", "rank", "embed")),
+    (r"reins/(token_to_feature|delta|transform|merge)/kernel", ("embed", None)),
+    (r"reins/.*", ()),
+    (r"head/pixel_decoder/input_convs/\d+/conv/kernel", ("window", "window", "embed", None)),
+    (r"head/pixel_decoder/encoder/mlp/fc1/kernel", ("layers", "embed", "mlp")),
+    (r"head/pixel_decoder/encoder/mlp/fc2/kernel", ("layers", "mlp", "embed")),
+    (r"head/pixel_decoder/encoder/attention/.*/kernel", ("layers", "embed", None)),
+    (r"head/pixel_decoder/.*conv/conv/kernel", ("window", "window", "embed", None)),
+    (r"head/mask_decoder/layers/\d+/.*attention/(query|key|value)/kernel", ("embed", "heads")),
+    (r"head/mask_decoder/layers/\d+/.*attention/out/kernel", ("heads", "embed")),
+    (r"head/mask_decoder/layers/\d+/mlp/fc1/kernel", ("embed", "mlp")),
+    (r"head/mask_decoder/layers/\d+/mlp/fc2/kernel", ("mlp", "embed")),
+    (r"head/.*", ()),
+    (r"mim/(input_conv|merge_conv|refine)/kernel", ("window", "window", "embed", None)),
+    (r"mim/dilated/\d+/kernel", ("window", "window", "embed", None)),
+    (r"mim/.*", ()),
+)
+
+
+def make_mesh(config: MeshConfig, devices: Any = None) -> Mesh:
+    """Builds the `(data, fsdp, model)` mesh over all devices; an axis of -1 takes what is left.
+
+    Raises:
+      UserError: the axes do not multiply to the number of devices.
+    """
+    devices = np.asarray(jax.devices() if devices is None else devices).ravel()
+    shape = [config.data, config.fsdp, config.model]
+    known = math.prod(size for size in shape if size != -1)
+    if shape.count(-1) > 1 or known <= 0 or devices.size % known or (-1 not in shape and known != devices.size):
+        raise UserError(
+            f"mesh (data, fsdp, model) = {tuple(shape)} does not fit {devices.size} devices; "
+            "choose sizes whose product is that number, or one -1"
+        )
+    shape = [devices.size // known if size == -1 else size for size in shape]
+    return jax.make_mesh(
+        tuple(shape), ("data", "fsdp", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of scalars and of everything every device needs whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding of arrays whose leading axis is the batch."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """How many pieces the batch is cut into."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def param_shardings(mesh: Mesh, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, NamedSharding]:
+    """Gives each parameter the sharding that the tables say.
+
+    A dimension that its mesh axis does not divide stays whole; that is logged, since it costs memory.
+    """
+    logical = tables.resolve(LOGICAL_AXES, shapes, "sharding")
+    return {name: NamedSharding(mesh, _spec(mesh, name, shapes[name].shape, logical[name])) for name in shapes}
+
+
+def _spec(mesh: Mesh, name: str, shape: tuple[int, ...], logical: tuple[str | None, ...]) -> PartitionSpec:
+    if logical and len(logical) != len(shape):
+        raise ValueError(f"{name} has shape {shape} but logical axes {logical}")
+    axes = []
+    for size, axis in zip(shape, logical, strict=False):
+        mesh_axis = MESH_AXES[axis] if axis else None
+        if mesh_axis and size % mesh.shape[mesh_axis]:
+            logging.info("%s: %d is not divisible by %s=%d, kept whole", name, size, mesh_axis, mesh.shape[mesh_axis])
+            mesh_axis = None
+        axes.append(mesh_axis)
+    return PartitionSpec(*axes)
+
+
+def bytes_per_device(shapes: Mapping[str, jax.ShapeDtypeStruct], shardings: Mapping[str, NamedSharding]) -> int:
+    """Bytes that the sharded parameters take on each device."""
+    return sum(
+        math.prod(shardings[name].shard_shape(shape.shape)) * shape.dtype.itemsize for name, shape in shapes.items()
+    )
+
+
+def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Joins the processes' local batches into global arrays, split over the batch axes."""
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+
+
+def per_example(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Lifts a function of one example to the leading batch axis, without communication.
+
+    Under an active mesh (`jax.set_mesh`) each device maps over its own examples inside `jax.shard_map`, so that
+    loops such as the Hungarian algorithm never wait for another device; without one it is `jax.vmap`.
+    """
+    mapped = jax.vmap(function)
+
+    def lifted(*args: Any) -> Any:
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty:
+            return mapped(*args)
+        spec = PartitionSpec(BATCH_AXES)
+        return jax.shard_map(mapped, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(*args)
+
+    return lifted
