@@ -154,7 +154,7 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with a polynomial schedule; tables are (regex, value), first full match wins, none left over."""
+    """AdamW with a polynomial schedule. Tables are (regex, value): first full match wins, none left over."""
 
     learning_rate: float = 1e-4
     warmup_steps: int = 0
@@ -165,7 +165,11 @@ class OptimizerConfig:
     b2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.05
-    no_decay: tuple[str, ...] = ()  # regexes of parameters without weight decay; () is the recipe's table
+    decay: tuple[tuple[str, bool], ...] = (  # which parameters decay; the recipe spares norms and embeddings
+        (r".*/norm\d?/.*|.*/level_embed|reins/(tokens_[ab]|scale)", False),
+        (r".*", True),
+    )
+    rates: tuple[tuple[str, float], ...] = ((r".*", 1.0),)  # learning-rate multipliers
     clip_norm: float | None = None
     accumulate: int = 1  # micro-batches per step
     ema: float | None = None  # decay of the averaged parameters that evaluation then uses

@@ -1,0 +1,62 @@
+"""AdamW, the recipe's schedules, and weight decay by an exhaustive table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from crossearth_jax import tables
+from crossearth_jax.config import OptimizerConfig
+
+
+def schedule(config: OptimizerConfig) -> optax.Schedule:
+    """Learning rate of 0-based step i: linear warm-up, then polynomial decay that reaches 0 at `horizon - 1`.
+
+    As the reference counts: the last warm-up step already has the full rate, and a run may stop before the horizon
+    (CrossEarth stops at 30,000 of 40,000).
+    """
+
+    def rate(step: Any) -> Float[Array, ""]:
+        step = jnp.asarray(step, jnp.float32)
+        ramp = jnp.minimum(step / max(config.warmup_steps - 1, 1), 1.0)
+        warm = config.warmup_factor + (1 - config.warmup_factor) * ramp
+        span = max(config.horizon - config.warmup_steps - 1, 1)
+        # The remaining share is formed before dividing: 1 - i / span would cancel in float32 near the end.
+        left = jnp.clip((span - (step - config.warmup_steps)) / span, 0.0, 1.0)
+        return config.learning_rate * jnp.where(step < config.warmup_steps, warm, left**config.power)
+
+    return rate
+
+
+def make_optimizer(config: OptimizerConfig, names: Mapping[str, Any]) -> optax.GradientTransformation:
+    """AdamW over the parameters `names`; the tables of the config decide decay and learning rate of each.
+
+    Raises:
+      UserError: a table leaves a parameter over.
+    """
+    decay = tables.resolve(config.decay, names, "weight decay")
+    rates = tables.resolve(config.rates, names, "learning rate")
+    clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
+    return optax.chain(
+        *clip,
+        optax.scale_by_adam(config.b1, config.b2, config.eps),
+        optax.add_decayed_weights(config.weight_decay, mask=decay),
+        _scale_each(rates),
+        optax.scale_by_learning_rate(schedule(config)),
+    )
+
+
+def _scale_each(multipliers: Mapping[str, float]) -> optax.GradientTransformation:
+    """Multiplies each parameter's update by its own number."""
+    return optax.stateless(lambda updates, _: {name: multipliers[name] * value for name, value in updates.items()})
+
+
+def average(decay: float, step: Any, old: Any, new: Any) -> Any:
+    """Exponential moving average; the decay ramps up so that the first steps do not weigh for ever."""
+    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, old, new)
