@@ -132,19 +132,26 @@ def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.A
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
 
 
-def per_example(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Lifts a function of one example to the leading batch axis, without communication.
+def per_shard(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Runs a function of batched arrays on each device's own part of the batch, without communication.
 
-    Under an active mesh (`jax.set_mesh`) each device maps over its own examples inside `jax.shard_map`, so that
-    loops such as the Hungarian algorithm never wait for another device; without one it is `jax.vmap`.
+    All arguments and results have the batch as leading axis. Under an active mesh (`jax.set_mesh`) the function is
+    called inside `jax.shard_map`, so it sees a local batch; without one it sees the whole batch.
     """
-    mapped = jax.vmap(function)
 
     def lifted(*args: Any) -> Any:
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty:
-            return mapped(*args)
+            return function(*args)
         spec = PartitionSpec(BATCH_AXES)
-        return jax.shard_map(mapped, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(*args)
+        return jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(*args)
 
     return lifted
+
+
+def per_example(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Lifts a function of one example to the leading batch axis, without communication.
+
+    A loop with a data-dependent length, such as the Hungarian algorithm, then never waits for another device.
+    """
+    return per_shard(jax.vmap(function))
