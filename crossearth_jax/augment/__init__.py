@@ -1,0 +1,1 @@
+"""Augmentations, pure and jitted: (key, example) -> example."""

@@ -1,0 +1,1 @@
+"""From prepared datasets to host batches."""

@@ -1,0 +1,1 @@
+"""The networks, behind a functional door: segmentor.SegmentationModel."""

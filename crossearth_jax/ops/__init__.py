@@ -1,0 +1,1 @@
+"""Array operations that the networks, augmentations and losses share."""

@@ -1,0 +1,1 @@
+"""State, optimizer, step and checkpoints of a run."""

@@ -1,0 +1,1 @@
+"""Weight files of every origin, to and from flat parameter dictionaries."""
