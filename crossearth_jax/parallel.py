@@ -119,11 +119,10 @@ def _spec(mesh: Mesh, name: str, shape: tuple[int, ...], logical: tuple[str | No
     return PartitionSpec(*axes)
 
 
-def bytes_per_device(shapes: Mapping[str, jax.ShapeDtypeStruct], shardings: Mapping[str, NamedSharding]) -> int:
-    """Bytes that the sharded parameters take on each device."""
-    return sum(
-        math.prod(shardings[name].shard_shape(shape.shape)) * shape.dtype.itemsize for name, shape in shapes.items()
-    )
+def bytes_per_device(shapes: Any, shardings: Any) -> int:
+    """Bytes that a sharded tree of arrays (or their shapes) takes on each device."""
+    pairs = zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings), strict=True)
+    return sum(math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, sharding in pairs)
 
 
 def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -81,7 +81,7 @@ class Checkpoints:
             saved = self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(_as_dict(state)),
+                    state=ocp.args.StandardSave(state._asdict()),
                     meta=ocp.args.JsonSave(self._identity),
                     data=grain.checkpoint.CheckpointSave(iterator),  # pyright: ignore[reportCallIssue]
                 ),
@@ -119,7 +119,7 @@ class Checkpoints:
             shapes,
             shardings,
         )
-        args: dict[str, Any] = {"state": ocp.args.StandardRestore(_as_dict(target))}
+        args: dict[str, Any] = {"state": ocp.args.StandardRestore(target._asdict())}
         if iterator is not None:
             args["data"] = grain.checkpoint.CheckpointRestore(iterator)  # pyright: ignore[reportCallIssue]
         try:
@@ -165,7 +165,3 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return flat
-
-
-def _as_dict(state: TrainState) -> dict[str, Any]:
-    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}

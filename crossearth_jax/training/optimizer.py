@@ -53,10 +53,15 @@ def make_optimizer(config: OptimizerConfig, names: Mapping[str, Any]) -> optax.G
 
 def _scale_each(multipliers: Mapping[str, float]) -> optax.GradientTransformation:
     """Multiplies each parameter's update by its own number."""
-    return optax.stateless(lambda updates, _: {name: multipliers[name] * value for name, value in updates.items()})
+
+    def scale(updates: Any, params: Any) -> Any:
+        del params
+        return {name: multipliers[name] * value for name, value in updates.items()}
+
+    return optax.stateless(scale)
 
 
 def average(decay: float, step: Any, old: Any, new: Any) -> Any:
     """Exponential moving average; the decay ramps up so that the first steps do not weigh for ever."""
-    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, old, new)
+    keep = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda a, b: keep * a + (1 - keep) * b, old, new)

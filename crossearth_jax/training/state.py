@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from absl import logging
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Int32
 
 from crossearth_jax import parallel, tables
 
@@ -19,14 +17,12 @@ Params = dict[str, jax.Array]
 Shapes = dict[str, jax.ShapeDtypeStruct]
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TrainState:
+class TrainState(NamedTuple):
     """All that changes in a step. Frozen parameters are not here: they are neither optimised nor checkpointed."""
 
-    step: Int32[Array, ""]
+    step: jax.Array  # int32 scalar: steps done
     trainable: Params
-    opt_state: optax.OptState
+    opt_state: Any
     average: Params | None  # exponential moving average of `trainable`, when the config asks for one
 
     @property
@@ -42,17 +38,11 @@ def split_names(table: tuple[tuple[str, bool], ...], shapes: Mapping[str, Any]) 
     return [name for name in shapes if not frozen[name]], [name for name in shapes if frozen[name]]
 
 
-def state_shapes(shapes: Shapes, optimizer: optax.GradientTransformation, averaged: bool) -> TrainState:
-    """The abstract state over trainable parameters of the given shapes."""
-    step = jax.ShapeDtypeStruct((), jnp.int32)
-    return TrainState(step, shapes, jax.eval_shape(optimizer.init, shapes), shapes if averaged else None)
-
-
 def state_shardings(mesh: Mesh, state: TrainState, params: Mapping[str, NamedSharding]) -> TrainState:
     """Gives every leaf its sharding: leaves filed under a parameter's name and shape follow it, others replicate."""
 
     def sharding(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        name = path[-1].key if isinstance(path[-1], jax.tree_util.DictKey) else None
+        name = path[-1].key if isinstance(path[-1], jax.tree_util.DictKey) else ""
         if name in params and leaf.shape == state.trainable[name].shape:
             return params[name]
         return parallel.replicated(mesh)
@@ -61,7 +51,7 @@ def state_shardings(mesh: Mesh, state: TrainState, params: Mapping[str, NamedSha
 
 
 def create_state(trainable: Params, optimizer: optax.GradientTransformation, averaged: bool) -> TrainState:
-    """The state before the first step; jittable."""
+    """The state before the first step; jittable, and with `jax.eval_shape` its shapes."""
     # The average starts as a copy: a donated state must not hold one buffer twice.
     average = jax.tree.map(jnp.copy, trainable) if averaged else None
     return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable), average)
@@ -69,6 +59,5 @@ def create_state(trainable: Params, optimizer: optax.GradientTransformation, ave
 
 def log_memory(mesh: Mesh, shapes: Any, shardings: Any, what: str) -> None:
     """Logs the bytes that a sharded tree takes on each device."""
-    leaves = dict(enumerate(jax.tree.leaves(shapes)))
-    size = parallel.bytes_per_device(leaves, dict(enumerate(jax.tree.leaves(shardings))))
+    size = parallel.bytes_per_device(shapes, shardings)
     logging.info("%s: %.1f MiB on each of %d devices, mesh %s", what, size / 2**20, mesh.size, dict(mesh.shape))
