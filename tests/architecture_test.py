@@ -1,0 +1,175 @@
+"""The code's shape as a test: direction of imports, homes of the big dependencies, lengths of files and functions.
+
+Only the syntax tree is read, so that an import inside a function counts and nothing has to be importable.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# Modules and packages of crossearth_jax from the bottom up. A unit may import the layers below its own, never its
+# own layer or one above.
+LAYERS = (
+    ("config", "progress"),
+    ("benchmark", "tables", "command"),
+    ("parallel",),
+    ("ops",),
+    ("inputs", "augment", "models", "losses", "metrics"),
+    ("weights", "training", "reporting"),
+    ("predictor", "baselines"),
+    ("train", "evaluate", "predict", "report", "prepare", "convert", "estimate_style"),
+    ("main", "__init__"),
+)
+
+# Dependency -> the only places (files or folders) that may import it.
+HOMES = {
+    "flax": ("crossearth_jax/models/",),
+    "optax": ("crossearth_jax/training/", "crossearth_jax/ops/matching.py"),
+    "rasterio": ("crossearth_jax/predict.py", "crossearth_jax/estimate_style.py", "data/"),
+    "tensorflow_datasets": ("crossearth_jax/inputs/sources.py", "crossearth_jax/prepare.py", "data/"),
+    "sklearn": ("crossearth_jax/baselines.py",),
+    "matplotlib": ("crossearth_jax/reporting/",),
+    "tensorboardX": ("crossearth_jax/training/writer.py",),
+    "tensorflow": (),
+    "torch": (),
+    "cv2": (),
+}
+
+# What the builders in data/ (import name crossearth_data) may know of the package.
+DATA_MAY_IMPORT = {"benchmark", "config"}
+
+MAX_FILE, MAX_FUNCTION, MAX_CONFIG = 400, 100, 100
+
+
+def sources(*folders: str) -> list[str]:
+    paths = (path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    return sorted(str(path.relative_to(ROOT)) for path in paths if not path.name.endswith("_test.py"))
+
+
+def imports(file: str, text: str) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of everything imported; `from a import b` gives a.b, relative imports are resolved."""
+    package = list(Path(file).with_suffix("").parts[:-1])
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = [*base, *([node.module] if node.module else [])]
+            yield from ((node.lineno, ".".join([*module, alias.name])) for alias in node.names)
+
+
+def unit_of(parts: list[str]) -> str:
+    """The entry of LAYERS that an imported dotted name belongs to; names the package itself defines: `__init__`."""
+    known = {unit for layer in LAYERS for unit in layer}
+    exists = len(parts) > 1 and any((ROOT / "crossearth_jax" / (parts[1] + end)).exists() for end in ("", ".py"))
+    return parts[1] if len(parts) > 1 and (parts[1] in known or exists) else "__init__"
+
+
+def direction_breaches(file: str, text: str) -> Iterator[str]:
+    """Imports that point sideways or up."""
+    level = {unit: i for i, layer in enumerate(LAYERS) for unit in layer}
+    own = Path(file).with_suffix("").parts[1]
+    if own not in level:
+        yield f"{file}: '{own}' is in no layer of tests/architecture_test.py; add it to LAYERS where it belongs"
+        return
+    for line, name in imports(file, text):
+        parts = name.split(".")
+        if parts[0] == "crossearth_data" and own != "prepare":
+            yield f"{file}:{line} imports {name}: only prepare.py loads the builders, others go through inputs/"
+        if parts[0] != "crossearth_jax" or (unit := unit_of(parts)) == own:
+            continue
+        if level.get(unit, len(LAYERS)) >= level[own]:
+            yield (
+                f"{file}:{line} imports {name}: '{own}' may only import layers below its own; move what both need "
+                "down, or let the caller pass it in"
+            )
+
+
+def data_breaches(file: str, text: str) -> Iterator[str]:
+    """Imports of the builders beyond the benchmark's facts."""
+    for line, name in imports(file, text):
+        parts = name.split(".")
+        if parts[0] == "crossearth_jax" and unit_of(parts) not in DATA_MAY_IMPORT:
+            yield f"{file}:{line} imports {name}: data/ may import only {sorted(DATA_MAY_IMPORT)} of crossearth_jax"
+
+
+def home_breaches(file: str, text: str) -> Iterator[str]:
+    """Big dependencies imported away from home."""
+    for line, name in imports(file, text):
+        homes = HOMES.get(name.split(".")[0])
+        if homes is not None and not file.startswith(homes):
+            where = f"belongs in {' or '.join(homes)}" if homes else "is not a dependency"
+            yield f"{file}:{line} imports {name}: {name.split('.')[0]} {where}"
+
+
+def length_breaches(file: str, text: str) -> Iterator[str]:
+    """Files and functions that are too long to be one thought, and grab-bag modules."""
+    lines, limit = len(text.splitlines()), MAX_CONFIG if file.startswith("configs/") else MAX_FILE
+    if lines > limit:
+        yield f"{file}: {lines} lines, at most {limit}; split it by what its parts are about"
+    if Path(file).stem in ("util", "utils", "helpers", "misc"):
+        yield f"{file}: name the module after what it does, or move each function to where it is used"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            if length > MAX_FUNCTION:
+                yield f"{file}:{node.lineno} {node.name}: {length} lines, at most {MAX_FUNCTION}; name its steps"
+
+
+@pytest.mark.parametrize(
+    ("check", "folders"),
+    [
+        (direction_breaches, ["crossearth_jax"]),
+        (data_breaches, ["data"]),
+        (home_breaches, ["crossearth_jax", "data", "configs"]),
+        (length_breaches, ["crossearth_jax", "data", "configs"]),
+    ],
+)
+def test_repository(check, folders):
+    breaches = [breach for file in sources(*folders) for breach in check(file, (ROOT / file).read_text("utf-8"))]
+    assert not breaches, "\n" + "\n".join(breaches)
+
+
+@pytest.mark.parametrize(
+    ("check", "file", "text"),
+    [
+        (direction_breaches, "crossearth_jax/ops/tiling.py", "from crossearth_jax.models import vit"),
+        (direction_breaches, "crossearth_jax/losses/mim.py", "import crossearth_jax.models.vit"),
+        (direction_breaches, "crossearth_jax/losses/mim.py", "from ..augment import masking"),
+        (direction_breaches, "crossearth_jax/config.py", "def f():\n  from crossearth_jax import main"),
+        (direction_breaches, "crossearth_jax/train.py", "from crossearth_jax import load"),
+        (direction_breaches, "crossearth_jax/train.py", "import crossearth_data"),
+        (direction_breaches, "crossearth_jax/unheard_of/x.py", ""),
+        (data_breaches, "data/casid/builder.py", "from crossearth_jax.inputs import sources"),
+        (home_breaches, "crossearth_jax/losses/mim.py", "import flax.nnx as nnx"),
+        (home_breaches, "crossearth_jax/ops/attention.py", "from optax import assignment"),
+        (home_breaches, "crossearth_jax/weights/x.py", "import torch"),
+        (length_breaches, "crossearth_jax/x.py", "x = 1\n" * 401),
+        (length_breaches, "configs/x.py", "x = 1\n" * 101),
+        (length_breaches, "crossearth_jax/x.py", "def f():\n" + "  x = 1\n" * 100),
+        (length_breaches, "crossearth_jax/ops/utils.py", ""),
+    ],
+)
+def test_each_breach_is_found(check, file, text):
+    assert len(list(check(file, text))) == 1
+
+
+@pytest.mark.parametrize(
+    ("check", "file", "text"),
+    [
+        (direction_breaches, "crossearth_jax/models/segmentor.py", "from crossearth_jax.models.vit import ViT"),
+        (direction_breaches, "crossearth_jax/models/segmentor.py", "from . import vit\nfrom ..ops import resize"),
+        (direction_breaches, "crossearth_jax/prepare.py", "import crossearth_data"),
+        (direction_breaches, "crossearth_jax/main.py", "from crossearth_jax import config, train"),
+        (data_breaches, "data/casid/builder.py", "from crossearth_jax.benchmark import DOMAINS"),
+        (home_breaches, "crossearth_jax/ops/matching.py", "import optax"),
+        (length_breaches, "crossearth_jax/x.py", "x = 1\n" * 400),
+        (length_breaches, "crossearth_jax/x.py", "def f():\n" + "  x = 1\n" * 99),
+    ],
+)
+def test_what_is_allowed_passes(check, file, text):
+    assert list(check(file, text)) == []
