@@ -1,0 +1,32 @@
+"""How every command starts and ends: logging to stderr, one line and exit code 2 for a user's mistake."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import flags, logging
+
+from crossearth_jax.config import UserError
+
+
+def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> None:
+    """Calls `main(arguments)` and exits with its code (None is 0).
+
+    A `UserError` becomes one line on stderr and exit code 2, an interrupt exit code 130; anything else is a bug
+    of ours and keeps its traceback.
+    """
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    logging.set_stderrthreshold("info")
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # grain's workers and tfds read absl flags
+    try:
+        code = main(list(sys.argv[1:] if argv is None else argv))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(code or 0)
