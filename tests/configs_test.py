@@ -1,0 +1,105 @@
+"""Every experiment in configs/ resolves to the text kept in golden/configs, so that a changed default shows in review.
+
+A config that takes an argument (`configs/x.py:argument`) lists the documented ones in `ARGUMENTS`. Its golden
+file has every field for the default and, per argument, the fields that differ. After a wanted change:
+`CROSSEARTH_UPDATE_GOLDEN=1 pytest tests/configs_test.py`, and read the diff.
+"""
+
+import importlib.util
+import os
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from ml_collections import ConfigDict
+
+from crossearth_jax import benchmark
+from crossearth_jax.config import UserError, from_config_dict, to_config_dict
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = Path(__file__).parent / "golden" / "configs"
+FILES = sorted((ROOT / "configs").glob("*.py"))
+NAMES = [path.stem for path in FILES]
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"configs_{name}", ROOT / "configs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def resolved(name: str) -> dict[str, ConfigDict]:
+    """Argument -> config, the default under ""."""
+    module = load(name)
+    return {"": module.get_config()} | {
+        argument: module.get_config(argument) for argument in getattr(module, "ARGUMENTS", ())
+    }
+
+
+def flat(config: ConfigDict, prefix: str = "") -> dict[str, str]:
+    fields = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            fields |= flat(value, f"{prefix}{key}.")
+        else:
+            fields[prefix + key] = repr(value)
+    return fields
+
+
+def text_of(configs: dict[str, ConfigDict]) -> str:
+    default = flat(configs[""])
+    lines = [f"{key} = {value}" for key, value in default.items()]
+    for argument, config in configs.items():
+        fields = flat(config)
+        if argument:
+            lines += ["", f"[{argument}]"]
+            lines += [f"{key} = {value}" for key, value in fields.items() if default.get(key) != value]
+            lines += [f"{key} is absent" for key in default if key not in fields]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_resolves_to_the_golden_text(name):
+    path, text = GOLDEN / f"{name}.txt", text_of(resolved(name))
+    if os.environ.get("CROSSEARTH_UPDATE_GOLDEN") == "1":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert path.exists(), f"no golden text for configs/{name}.py; run with CROSSEARTH_UPDATE_GOLDEN=1"
+    assert text == path.read_text(), "if the change is wanted, run with CROSSEARTH_UPDATE_GOLDEN=1 and read the diff"
+
+
+def test_no_golden_text_without_a_config():
+    assert sorted(path.stem for path in GOLDEN.glob("*.txt")) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_round_trip_and_known_source(name):
+    for config in resolved(name).values():
+        typed = from_config_dict(config)
+        assert from_config_dict(to_config_dict(typed)) == typed
+        assert typed.data.source in benchmark.DOMAINS
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unknown_key_is_refused(name):
+    config = load(name).get_config().unlock()
+    config.train.stepz = 3
+    with pytest.raises(UserError, match=r"unknown config key 'config\.train\.stepz'; did you mean 'steps'\?"):
+        from_config_dict(config)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unknown_argument_is_refused(name):
+    module = load(name)
+    if not hasattr(module, "ARGUMENTS"):
+        pytest.skip("takes no argument")
+    with pytest.raises(UserError, match="no_such_argument"):
+        module.get_config("no_such_argument")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_docstring_starts_with_command_and_result(name):
+    """The experiment's file says how to run it and what came out, before anything else."""
+    docstring = load(name).__doc__ or ""
+    assert f"--config=configs/{name}.py" in docstring, "give the command in the module's docstring"
