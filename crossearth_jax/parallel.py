@@ -59,6 +59,7 @@ LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"mim/(input_conv|merge_conv|refine)/kernel", ("window", "window", "embed", None)),
     (r"mim/dilated/\d+/kernel", ("window", "window", "embed", None)),
     (r"mim/.*", ()),
+    (r"style/.*", ()),
 )
 
 

@@ -1,0 +1,59 @@
+"""The front door: `python -m crossearth_jax.main --config=configs/blue_marble.py --workdir=runs/blue_marble`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+from absl import flags, logging
+from ml_collections import config_flags
+
+from crossearth_jax import benchmark, command
+from crossearth_jax.config import Config, UserError, from_config_dict, to_config_dict
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Experiment: a file in configs/, with `:argument` if it takes one."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, results, report.")
+_MODE = flags.DEFINE_enum("mode", "train_and_evaluate", ["train_and_evaluate", "train", "evaluate"], "What to do.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other hosts of a pod or cluster before anything else.")
+
+
+def main(argv: list[str]) -> int:
+    """Parses the flags and does what `--mode` says."""
+    config, workdir = _parse(argv)
+    if _DISTRIBUTED.value:
+        jax.distributed.initialize()
+    # Imported after the flags are parsed, so that a wrong one is answered at once.
+    from crossearth_jax.evaluate import evaluate, write_json
+    from crossearth_jax.prepare import prepare_domains
+    from crossearth_jax.report import write_report
+    from crossearth_jax.train import Stopped, restore, train
+
+    write_json(workdir / "config.json", json.loads(to_config_dict(config).to_json()))
+    prepare_domains(benchmark.domains_of(config.data.source), config.data.data_dir)
+    try:
+        run = restore(config, workdir) if _MODE.value == "evaluate" else train(config, workdir)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.exit_code
+    if _MODE.value != "train":
+        evaluate(config, workdir, run.program.mesh, run.params, int(run.state.step))
+        logging.info("report: %s", write_report(workdir))
+    return 0
+
+
+def _parse(argv: list[str]) -> tuple[Config, Path]:
+    try:
+        flags.FLAGS([sys.argv[0], *argv])
+    except (flags.Error, OSError, AttributeError, TypeError, ValueError, KeyError) as error:
+        raise UserError(str(error).strip().splitlines()[0]) from None
+    if _CONFIG.value is None or _WORKDIR.value is None:
+        raise UserError("--config and --workdir are needed, e.g. --config=configs/blue_marble.py --workdir=runs/first")
+    return from_config_dict(_CONFIG.value), Path(_WORKDIR.value)
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,91 @@
+"""Everything about a run that is known before its first array: model, optimizer, shardings and the jitted step."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from crossearth_jax import parallel
+from crossearth_jax.config import Config, UserError
+from crossearth_jax.models.segmentor import SegmentationModel
+from crossearth_jax.training.optimizer import make_optimizer
+from crossearth_jax.training.state import (
+    Params,
+    Shapes,
+    TrainState,
+    create_state,
+    log_memory,
+    split_names,
+    state_shardings,
+)
+from crossearth_jax.training.step import make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A run's static part; `step` is compiled at its first call, or ahead of time from the shapes."""
+
+    config: Config
+    mesh: Mesh
+    model: SegmentationModel
+    optimizer: optax.GradientTransformation
+    trainable: Shapes
+    frozen: Shapes
+    state: TrainState  # shapes
+    state_shardings: TrainState
+    frozen_shardings: dict[str, NamedSharding]
+    step: Any  # jitted (state, frozen, batch) -> (state, metrics)
+
+    def create_state(self, trainable: Params) -> TrainState:
+        """The state before the first step, made in place on the mesh."""
+        return jax.jit(_create(self.config, self.optimizer), out_shardings=self.state_shardings)(trainable)
+
+
+def _create(config: Config, optimizer: optax.GradientTransformation) -> Any:
+    return functools.partial(create_state, optimizer=optimizer, averaged=config.optimizer.ema is not None)
+
+
+def build_program(config: Config, mesh: Mesh, style: Any = None) -> Program:
+    """Resolves the config's tables and builds the jitted training step.
+
+    Args:
+      style: `(shapes, inject)` of the style networks (`training.style`), or None.
+
+    Raises:
+      UserError: a table leaves a parameter over, or the batch does not divide over the mesh.
+    """
+    check_batch(config, mesh)
+    model = SegmentationModel(config.model)
+    shapes = model.shapes()
+    trainable_names, frozen_names = split_names(config.train.frozen, shapes)
+    trainable = {name: shapes[name] for name in trainable_names}
+    style_shapes, inject = style or ({}, None)
+    frozen = {name: shapes[name] for name in frozen_names} | style_shapes
+    optimizer = make_optimizer(config.optimizer, trainable)
+    state = jax.eval_shape(_create(config, optimizer), trainable)
+    shardings = state_shardings(mesh, state, parallel.param_shardings(mesh, trainable))
+    frozen_shardings = parallel.param_shardings(mesh, frozen)
+    log_memory(mesh, state, shardings, "training state")
+    log_memory(mesh, frozen, frozen_shardings, "frozen parameters")
+    step = jax.jit(
+        make_train_step(config, model, optimizer, inject),
+        in_shardings=(shardings, frozen_shardings, parallel.batch_sharding(mesh)),
+        out_shardings=(shardings, parallel.replicated(mesh)),
+        donate_argnums=0,
+    )
+    return Program(config, mesh, model, optimizer, trainable, frozen, state, shardings, frozen_shardings, step)
+
+
+def check_batch(config: Config, mesh: Mesh) -> None:
+    """Raises a UserError if the global batch cannot be cut evenly."""
+    shards, micro = parallel.batch_shards(mesh), config.optimizer.accumulate
+    if config.data.batch_size % (shards * micro):
+        raise UserError(
+            f"data.batch_size = {config.data.batch_size} does not divide into {shards} device shards x {micro} "
+            f"micro-batches; choose a multiple of {shards * micro}"
+        )

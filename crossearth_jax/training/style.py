@@ -1,0 +1,6 @@
+"""Placeholder."""
+
+
+def style_program(config):
+    """None."""
+    return None
