@@ -1,0 +1,182 @@
+"""Batches for training and evaluation, the same for every number of processes.
+
+The stream of training batches is a function of the seed alone: the permutations of the epochs one after
+another, cut into global batches. A process reads only its own rows of each global batch, so processes read
+disjoint records, see together what one process would see, and any number of them can continue at any step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NotRequired, TypedDict
+
+import grain
+import numpy as np
+from absl import logging
+from grain.experimental import set_next_index
+from jaxtyping import Bool, Int32, UInt8
+
+from crossearth_jax import benchmark
+from crossearth_jax.config import DataConfig, UserError
+from crossearth_jax.inputs import sources, transforms
+
+MEMORY_LIMIT = 2**30  # bytes of decoded pixels up to which a split is decoded once and kept
+
+
+class Batch(TypedDict):
+    """This process's rows of a global batch."""
+
+    image: UInt8[np.ndarray, "b h w 3"]  # RGB
+    label: UInt8[np.ndarray, "b h w"]  # train ids, IGNORE
+    index: Int32[np.ndarray, " b"]  # record number in the split, -1 for padding
+    valid: NotRequired[Bool[np.ndarray, " b"]]  # evaluation only: False for padding of the last batch
+
+
+def train_iterator(
+    config: DataConfig, seed: int, process_index: int = 0, process_count: int = 1, start_step: int = 0
+) -> grain.DatasetIterator[Batch]:
+    """Endless shuffled batches of the train split of `config.source`.
+
+    Args:
+      config: what is read and how; `batch_size` is global.
+      seed: fixes the order (0 to 2**32 - 1).
+      process_index: number of this process.
+      process_count: number of processes; each gets `batch_size / process_count` rows.
+      start_step: global step of the first batch. `get_state` and `set_state` count from step 0 whatever it is.
+
+    Returns:
+      An iterator that can be checkpointed (`grain.checkpoint`); images have the train size of the domain.
+
+    Raises:
+      UserError: the domain is unknown or not prepared, the batch does not divide, or a label is unknown.
+    """
+    domain = find_domain(config.source)
+    rows = _local_rows(config.batch_size, process_index, process_count)
+    source = _train_source(domain, config)
+    in_memory = isinstance(source, sources.MemorySource)
+    batches = (
+        grain.MapDataset.range(len(source))
+        .seed(seed)
+        .shuffle()
+        .repeat()
+        .batch(config.batch_size)
+        .random_map(_Reader(source, domain, "train", rows))
+    )
+    # Threads would only fight over the interpreter lock for examples that are already decoded.
+    threads = 0 if in_memory else config.prefetch
+    dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
+    if config.workers and not in_memory:
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
+    iterator = iter(dataset)
+    if start_step:
+        set_next_index(iterator, start_step)
+    return iterator
+
+
+def evaluation_batches(
+    domain: str,
+    split: str,
+    batch_size: int,
+    data_dir: str | Path,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Every record of a split once, in order, in batches of one static shape.
+
+    All processes get the same number of batches; rows past the end have `valid` False, index -1, labels IGNORE.
+
+    Raises:
+      UserError: the domain is unknown or not prepared, the batch does not divide, a record is corrupt (a score
+        over a part of the images is no score) or larger than the size stated for the split.
+    """
+    facts = find_domain(domain)
+    rows = _local_rows(batch_size, process_index, process_count)
+    reader = _Reader(sources.PreparedSplit(domain, split, data_dir), facts, split, rows)
+
+    def batches() -> Iterator[Batch]:
+        for first in range(0, len(reader.source), batch_size):
+            batch = reader.read(range(first, first + batch_size)[rows])
+            yield {**batch, "valid": batch["index"] >= 0}
+
+    return batches()  # a plain function until here: mistakes are reported at the call
+
+
+def find_domain(name: str) -> benchmark.Domain:
+    """Facts of the domain `name`.
+
+    Raises:
+      UserError: there is no such domain.
+    """
+    if name not in benchmark.DOMAINS:
+        near = difflib.get_close_matches(name, benchmark.DOMAINS, n=3)
+        known = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(benchmark.DOMAINS)}"
+        raise UserError(f"unknown domain '{name}'; {known}")
+    return benchmark.DOMAINS[name]
+
+
+def _local_rows(batch_size: int, process_index: int, process_count: int) -> slice:
+    if batch_size % process_count:
+        raise UserError(
+            f"the global batch of {batch_size} images does not divide over {process_count} processes;"
+            f" set data.batch_size to a multiple of {process_count}"
+        )
+    local = batch_size // process_count
+    return slice(process_index * local, (process_index + 1) * local)
+
+
+def _train_source(domain: benchmark.Domain, config: DataConfig) -> sources.Source:
+    """The train split, in memory if it is small."""
+    if config.corrupt_records not in ("stop", "skip"):
+        raise UserError(f"data.corrupt_records is '{config.corrupt_records}', expected 'stop' or 'skip'")
+    source: sources.Source = sources.PreparedSplit(domain.name, "train", config.data_dir)
+    if config.corrupt_records == "skip":
+        source = sources.SkippingSource(source)
+    height, width = domain.sizes["train"]
+    if len(source) * height * width * 4 <= MEMORY_LIMIT:
+        logging.info("%s: %d training images kept in memory", domain.name, len(source))
+        source = sources.MemorySource(source)
+    return source
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """Record numbers of a global batch -> this process's rows of it."""
+
+    source: sources.Source
+    domain: benchmark.Domain
+    split: str
+    rows: slice
+
+    def __call__(self, indices: np.ndarray, rng: np.random.Generator) -> Batch:
+        """Reads the rows of a training batch; larger images than the split's size are cut at random places."""
+        # Drawn for the global batch, so that a row's window does not depend on the number of processes.
+        places = rng.random((len(indices), 2))
+        return self.read(indices[self.rows].tolist(), places[self.rows])
+
+    def read(self, indices: Sequence[int], places: np.ndarray | None = None) -> Batch:
+        """Reads `indices`; those past the end of the split, and the rest of too small an image, stay padding."""
+        size = self.domain.sizes[self.split]
+        image = np.zeros((len(indices), *size, 3), np.uint8)
+        label = np.full((len(indices), *size), benchmark.IGNORE, np.uint8)
+        index = np.full(len(indices), -1, np.int32)
+        for row, record in enumerate(indices):
+            if record < len(self.source):
+                example = self._checked(self.source[record], whole=places is None)
+                place = (0.0, 0.0) if places is None else tuple(places[row])
+                image[row], label[row] = transforms.window(example["image"], example["label"], size, place)
+                index[row] = example["index"]
+        return Batch(image=image, label=label, index=index)
+
+    def _checked(self, example: sources.Example, whole: bool) -> sources.Example:
+        """`example` with known labels and, if it must be read `whole`, of a size that fits."""
+        size = self.domain.sizes[self.split]
+        if whole and any(a > b for a, b in zip(example["label"].shape, size, strict=True)):
+            raise UserError(
+                f"{self.domain.name}, split {self.split}: record {example['index']} has size"
+                f" {example['label'].shape}, expected at most {size}; prepare the dataset again"
+            )
+        taxonomy = self.domain.taxonomy
+        return transforms.check_labels(example, len(benchmark.TAXONOMIES[taxonomy].classes) if taxonomy else 0)

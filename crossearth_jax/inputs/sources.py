@@ -1,0 +1,160 @@
+"""Prepared datasets as random-access sources of decoded examples.
+
+A prepared dataset is read by name from its array_record files; the code that built it is not needed. Every
+dataset of the benchmark has the features image (PNG or JPEG), id and, unless it is unlabelled, label (PNG of
+train ids).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, TypedDict
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+from jaxtyping import UInt8
+from PIL import Image
+
+from crossearth_jax.benchmark import IGNORE
+from crossearth_jax.config import UserError
+
+
+class Example(TypedDict):
+    """One image with its labels."""
+
+    image: UInt8[np.ndarray, "h w 3"]  # RGB
+    label: UInt8[np.ndarray, "h w"]  # train ids, IGNORE
+    index: int  # record number in the split
+    id: str
+    domain: str
+
+
+class Source(Protocol):
+    """Examples by record number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
+class CorruptRecordError(UserError):
+    """A record of a prepared dataset cannot be read."""
+
+
+def dataset_directory(domain: str, data_dir: str | Path) -> Path:
+    """Folder of the newest prepared version of `domain`.
+
+    Raises:
+      UserError: nothing is prepared there.
+    """
+    root = Path(data_dir).expanduser() / domain
+    versions = [path.parent for path in root.glob("*/dataset_info.json") if path.parent.name[0].isdigit()]
+    if not versions:
+        raise UserError(
+            f"{domain} is not prepared in {root.parent.parent}; run"
+            f" 'python -m crossearth_jax.prepare {domain} --data_dir={data_dir}'"
+        )
+    return max(versions, key=lambda path: tuple(int(part) for part in path.name.split(".")))
+
+
+class PreparedSplit:
+    """One split of a prepared domain, decoded on access.
+
+    `source[i]` is an `Example`; an unlabelled domain has IGNORE everywhere.
+    """
+
+    def __init__(self, domain: str, split: str, data_dir: str | Path):
+        """Opens the files.
+
+        Raises:
+          UserError: the domain is not prepared or has no such split.
+        """
+        self.domain, self.split = domain, split
+        builder = tfds.builder_from_directory(dataset_directory(domain, data_dir))
+        splits = builder.info.splits
+        if split not in splits:
+            raise UserError(f"{domain} has no split '{split}'; it has {', '.join(splits)}")
+        assert builder.info.features is not None
+        images = [name for name in ("image", "label") if name in builder.info.features]
+        self._records: Any = builder.as_data_source(
+            split, decoders={name: tfds.decode.SkipDecoding() for name in images}
+        )
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Example:
+        """Reads and decodes record `index`.
+
+        Raises:
+          CorruptRecordError: the record or one of its images cannot be decoded.
+        """
+        try:
+            return _decode(self._records[index], index, self.domain)
+        except Exception as error:  # array_record, TFDS and Pillow each raise their own types
+            raise CorruptRecordError(
+                f"{self.domain}, split {self.split}: record {index} cannot be read ({error}); delete the prepared"
+                " dataset and prepare it again, or train with --config.data.corrupt_records=skip"
+            ) from error
+
+
+def _decode(record: Mapping[str, Any], index: int, domain: str) -> Example:
+    image = _pixels(record["image"], "RGB")
+    label = _pixels(record["label"], "L") if "label" in record else np.full(image.shape[:2], IGNORE, np.uint8)
+    if label.shape != image.shape[:2]:
+        raise ValueError(f"the image has shape {image.shape}, its label {label.shape}")
+    return Example(image=image, label=label, index=index, id=record["id"].decode(), domain=domain)
+
+
+def _pixels(data: bytes, mode: str) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as image:
+        if image.mode != mode:  # a converted palette or 16-bit image would give other numbers silently
+            raise ValueError(f"expected an image of mode {mode}, found {image.mode}")
+        return np.asarray(image)
+
+
+class SkippingSource:
+    """Puts the next readable record in the place of a corrupt one and counts how many were replaced.
+
+    Replacing rather than dropping keeps the order of all other records, and with it exact resumption.
+    """
+
+    def __init__(self, source: Source):
+        self._source = source
+        self.corrupt: set[int] = set()  # record numbers met so far
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Example:
+        """The example at `index` or the first readable one after it.
+
+        Raises:
+          UserError: no record is readable.
+        """
+        for offset in range(len(self)):
+            candidate = (index + offset) % len(self)
+            if candidate in self.corrupt:
+                continue
+            try:
+                return self._source[candidate]
+            except CorruptRecordError as error:
+                self.corrupt.add(candidate)
+                logging.warning("skipped (%d so far): %s", len(self.corrupt), error)
+        raise UserError("not one record can be read; delete the prepared dataset and prepare it again")
+
+
+class MemorySource:
+    """Every example of a small source, decoded once."""
+
+    def __init__(self, source: Source):
+        self._examples = [source[index] for index in range(len(source))]
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._examples[index]

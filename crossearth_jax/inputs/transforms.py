@@ -1,0 +1,57 @@
+"""Host-side transforms of one example: the label check and the static-size window."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import UInt8
+
+from crossearth_jax.benchmark import IGNORE
+from crossearth_jax.config import UserError
+from crossearth_jax.inputs.sources import Example
+
+
+def check_labels(example: Example, classes: int) -> Example:
+    """Returns `example` if its labels are train ids below `classes` or IGNORE.
+
+    Raises:
+      UserError: another value occurs; the loss would silently treat it as some class.
+    """
+    label = example["label"]
+    unknown = (label >= classes) & (label != IGNORE)
+    if unknown.any():
+        raise UserError(
+            f"{example['domain']}: record {example['index']} ('{example['id']}') has the label values"
+            f" {np.unique(label[unknown]).tolist()}, expected 0..{classes - 1} or {IGNORE}; prepare the dataset again"
+        )
+    return example
+
+
+def window(
+    image: UInt8[np.ndarray, "h w 3"],
+    label: UInt8[np.ndarray, "h w"],
+    size: tuple[int, int],
+    position: tuple[float, float] = (0.0, 0.0),
+) -> tuple[UInt8[np.ndarray, "h2 w2 3"], UInt8[np.ndarray, "h2 w2"]]:
+    """Cuts a window of `size`; a side that is too short is padded at its end (image 0, label IGNORE).
+
+    Args:
+      image: RGB.
+      label: train ids.
+      size: height and width of the result.
+      position: where the window lies in the room it has, from 0 (top, left) to 1 (bottom, right).
+    """
+    rows, columns = (
+        _span(length, side, place) for length, side, place in zip(label.shape, size, position, strict=True)
+    )
+    image, label = image[rows, columns], label[rows, columns]
+    padding = [(0, side - length) for length, side in zip(label.shape, size, strict=True)]
+    if any(after for _, after in padding):
+        image = np.pad(image, [*padding, (0, 0)])
+        label = np.pad(label, padding, constant_values=IGNORE)
+    return image, label
+
+
+def _span(length: int, side: int, place: float) -> slice:
+    room = max(length - side, 0)
+    start = min(int(place * (room + 1)), room)
+    return slice(start, start + side)
