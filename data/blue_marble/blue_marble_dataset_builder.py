@@ -43,9 +43,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             for climate in benchmark.CLIMATES
             for season in ("green", "brown")
         ),
-        BlueMarbleConfig(
-            name="unlabelled", description=benchmark.DOMAINS["blue_marble/unlabelled"].description
-        ),
+        BlueMarbleConfig(name="unlabelled", description=benchmark.DOMAINS["blue_marble/unlabelled"].description),
     ]
 
     def _info(self) -> tfds.core.DatasetInfo:

@@ -61,8 +61,7 @@ def load_season(season: str, directory: pathlib.Path = DIRECTORY) -> Season:
 def nearest(raster: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """Value of the cell of `raster` that holds the centre of each pixel of `grid` (same extent)."""
     rows, columns = (
-        ((np.arange(new) + 0.5) * old / new).astype(np.int64)
-        for new, old in zip(grid, raster.shape, strict=True)
+        ((np.arange(new) + 0.5) * old / new).astype(np.int64) for new, old in zip(grid, raster.shape, strict=True)
     )
     return raster[rows[:, None], columns]
 
