@@ -1,0 +1,123 @@
+"""Layers that the networks share: PyTorch's initial values and normalisation, Mask2Former's attention."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from crossearth_jax.ops.attention import attention
+
+Initializer = Callable[..., Any]
+
+
+def uniform(limit: float) -> Initializer:
+    """Initial values uniform in +-limit."""
+    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)
+
+
+def linear(
+    inputs: int,
+    outputs: int,
+    dtype: jnp.dtype,
+    *,
+    kernel_init: Initializer | None = None,
+    bias_init: Initializer | None = None,
+    rngs: nnx.Rngs,
+) -> nnx.Linear:
+    """A linear layer; kernel and bias start uniform in +-1/sqrt(inputs), as PyTorch's, unless given."""
+    default = uniform(inputs**-0.5)
+    return nnx.Linear(
+        inputs, outputs, kernel_init=kernel_init or default, bias_init=bias_init or default, dtype=dtype, rngs=rngs
+    )
+
+
+def conv(
+    inputs: int,
+    outputs: int,
+    kernel: int,
+    dtype: jnp.dtype,
+    *,
+    dilation: int = 1,
+    use_bias: bool = True,
+    kernel_init: Initializer | None = None,
+    bias_init: Initializer | None = None,
+    rngs: nnx.Rngs,
+) -> nnx.Conv:
+    """A convolution that keeps the size; kernel and bias start as PyTorch's unless given."""
+    default = uniform((inputs * kernel**2) ** -0.5)
+    return nnx.Conv(
+        inputs,
+        outputs,
+        (kernel, kernel),
+        kernel_dilation=dilation,
+        use_bias=use_bias,
+        kernel_init=kernel_init or default,
+        bias_init=bias_init or default,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def layer_norm(width: int, epsilon: float, dtype: jnp.dtype, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """Layer norm with statistics in float32; the variance is the mean of squared deviations, as PyTorch's."""
+    return nnx.LayerNorm(width, epsilon=epsilon, dtype=dtype, use_fast_variance=False, rngs=rngs)
+
+
+def group_norm(width: int, groups: int, dtype: jnp.dtype, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
+    """Group norm (epsilon 1e-5) with statistics in float32."""
+    return nnx.GroupNorm(width, groups, epsilon=1e-5, dtype=dtype, use_fast_variance=False, rngs=rngs)
+
+
+def stack[T](build: Callable[[nnx.Rngs], T], count: int, *, rngs: nnx.Rngs) -> T:
+    """Builds a module whose parameters are those of `count` such modules, stacked on a leading axis.
+
+    `jax.lax.scan` over the result hands out one layer after another.
+    """
+    return jax.vmap(lambda key: build(nnx.Rngs(key)))(jax.random.split(rngs.params(), count))
+
+
+class Mlp(nnx.Module):
+    """Two linear layers with ReLU between."""
+
+    def __init__(self, width: int, hidden: int, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+        xavier = nnx.initializers.glorot_normal()
+        self.fc1 = linear(width, hidden, dtype, kernel_init=xavier, rngs=rngs)
+        self.fc2 = linear(hidden, width, dtype, kernel_init=xavier, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+        """Transforms every token by itself."""
+        return self.fc2(nnx.relu(self.fc1(x)))
+
+
+class MultiHeadAttention(nnx.Module):
+    """Attention with separate projections of queries, keys and values."""
+
+    def __init__(self, width: int, heads: int, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+        self.heads = heads
+        zeros = nnx.initializers.zeros_init()
+        # PyTorch initialises the three input projections as one matrix of 3 * width outputs.
+        packed = nnx.initializers.normal(math.sqrt(2 / (4 * width)))
+        xavier = nnx.initializers.glorot_normal()
+        self.query, self.key, self.value = (
+            linear(width, width, dtype, kernel_init=packed, bias_init=zeros, rngs=rngs) for _ in range(3)
+        )
+        self.out = linear(width, width, dtype, kernel_init=xavier, bias_init=zeros, rngs=rngs)
+
+    def __call__(
+        self,
+        query: Float[Array, "b q c"],
+        key: Float[Array, "b k c"],
+        value: Float[Array, "b k c"],
+        mask: Bool[Array, "b q k"] | None = None,
+    ) -> Float[Array, "b q c"]:
+        """Attends from queries to keys; mask is True where a query may look."""
+        projected = self.query(query), self.key(key), self.value(value)
+        heads = (rearrange(x, "b t (n d) -> b t n d", n=self.heads) for x in projected)
+        return self.out(rearrange(attention(*heads, mask), "b q n d -> b q (n d)"))

@@ -1,0 +1,105 @@
+"""Mask2Former's transformer decoder: queries that look at the pixels of their own mask (arXiv 2112.01527)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange, repeat
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from crossearth_jax.config import HeadConfig
+from crossearth_jax.models.layers import Mlp, MultiHeadAttention, layer_norm, linear
+from crossearth_jax.models.pixel_decoder import LEVELS, PixelFeatures
+from crossearth_jax.ops.resize import resize_bilinear
+from crossearth_jax.ops.sine_encoding import sine_encoding
+
+
+class Predictions(NamedTuple):
+    """Masks and their classes, before the first decoder layer and after each; the last is the final one."""
+
+    class_logits: Float[Array, "p b q k1"]  # "no object" last
+    mask_logits: Float[Array, "p b q h w"]  # at stride 4
+
+
+class DecoderLayer(nnx.Module):
+    """Post-norm layer: masked cross-attention, then self-attention, then a feed-forward part."""
+
+    def __init__(self, config: HeadConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+        self.cross_attention = MultiHeadAttention(config.width, config.heads, dtype, rngs=rngs)
+        self.norm1 = layer_norm(config.width, 1e-5, dtype, rngs=rngs)
+        self.self_attention = MultiHeadAttention(config.width, config.heads, dtype, rngs=rngs)
+        self.norm2 = layer_norm(config.width, 1e-5, dtype, rngs=rngs)
+        self.mlp = Mlp(config.width, config.decoder_mlp_width, dtype, rngs=rngs)
+        self.norm3 = layer_norm(config.width, 1e-5, dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "b q d"],
+        position: Float[Array, "q d"],
+        key: Float[Array, "b n d"],
+        value: Float[Array, "b n d"],
+        mask: Bool[Array, "b q n"],
+    ) -> Float[Array, "b q d"]:
+        """Updates the queries' states; `position` tells them apart and is not part of what is averaged."""
+        x = self.norm1(x + self.cross_attention(x + position, key, value, mask))
+        x = self.norm2(x + self.self_attention(x + position, x + position, x))
+        return self.norm3(x + self.mlp(x))
+
+
+class MaskDecoder(nnx.Module):
+    """Queries and pixel features to classes and masks."""
+
+    def __init__(self, config: HeadConfig, classes: int, learnt_queries: bool, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+        width = config.width
+        self.layers = nnx.List([DecoderLayer(config, dtype, rngs=rngs) for _ in range(config.decoder_layers)])
+        self.level_embed = nnx.Param(jax.random.normal(rngs.params(), (LEVELS, width)))
+        self.query_projection = linear(width, width, dtype, rngs=rngs)
+        self.norm = layer_norm(width, 1e-5, dtype, rngs=rngs)
+        self.class_head = linear(width, classes + 1, dtype, rngs=rngs)
+        self.mask_head = nnx.List([linear(width, width, dtype, rngs=rngs) for _ in range(3)])
+        if learnt_queries:
+            self.queries = nnx.Param(jax.random.normal(rngs.params(), (config.queries, width)))
+
+    def states(self, pixels: PixelFeatures, queries: Float[Array, "q d"]) -> list[Float[Array, "b q d"]]:
+        """Runs the layers; returns the queries' states before the first layer and after each."""
+        maps = [memory + self.level_embed[i].astype(memory.dtype) for i, memory in enumerate(pixels.memories)]
+        values = [rearrange(x, "b h w d -> b (h w) d") for x in maps]
+        keys = [rearrange(x + sine_encoding(*x.shape[1:]).astype(x.dtype), "b h w d -> b (h w) d") for x in maps]
+        # Resizing mask features once per level gives the same masks as resizing every prediction.
+        masks = jax.lax.stop_gradient([resize_bilinear(pixels.masks, x.shape[1:3]) for x in maps])
+        queries = queries.astype(pixels.masks.dtype)
+        states = [repeat(self.query_projection(queries), "q d -> b q d", b=len(pixels.masks))]
+        for i, layer in enumerate(self.layers):
+            level = i % LEVELS
+            allowed = self.attention_mask(states[-1], masks[level])
+            states.append(layer(states[-1], queries, keys[level], values[level], open_if_empty(allowed)))
+        return states
+
+    def attention_mask(self, state: Float[Array, "b q d"], features: Float[Array, "b h w d"]) -> Bool[Array, "b q n"]:
+        """Where the queries' present masks are; without gradient."""
+        logits = mask_logits(jax.lax.stop_gradient(self.embed(state)), features)
+        return rearrange(logits >= 0, "b q h w -> b q (h w)")
+
+    def embed(self, state: Float[Array, "*b q d"]) -> Float[Array, "*b q d"]:
+        """Mask embeddings of the queries."""
+        first, second, third = self.mask_head
+        return third(nnx.relu(second(nnx.relu(first(self.norm(state))))))
+
+    def predict(self, states: list[Float[Array, "b q d"]], features: Float[Array, "b h w d"]) -> Predictions:
+        """Classes and masks of all given states at once."""
+        stacked = jnp.stack(states)
+        masks = jnp.einsum("pbqd,bhwd->pbqhw", self.embed(stacked), features, preferred_element_type=jnp.float32)
+        return Predictions(self.class_head(self.norm(stacked)).astype(jnp.float32), masks)
+
+
+def mask_logits(embeddings: Float[Array, "b q d"], features: Float[Array, "b h w d"]) -> Float[Array, "b q h w"]:
+    """Dot products of mask embeddings and pixel features, in float32."""
+    return jnp.einsum("bqd,bhwd->bqhw", embeddings, features, preferred_element_type=jnp.float32)
+
+
+def open_if_empty(allowed: Bool[Array, "b q n"]) -> Bool[Array, "b q n"]:
+    """Lets a query with an empty mask look everywhere."""
+    return allowed | ~jnp.any(allowed, axis=-1, keepdims=True)

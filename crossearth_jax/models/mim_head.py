@@ -1,0 +1,62 @@
+"""Reconstruction head of masked image modelling, and the pixels that stand in for hidden blocks.
+
+CrossEarth's training code shares one atrous pyramid between the four feature maps (the paper's figure draws one
+dilation per map); its unused layer norm and MLP are left out.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float
+
+from crossearth_jax.config import MimConfig
+from crossearth_jax.models.layers import conv
+from crossearth_jax.ops.resize import resize_bilinear, scale_bilinear
+
+# As in the pixel decoder: from the patch grid to strides 4, 8, 16, 32.
+PYRAMID = (4, 2, 1, 0.5)
+
+
+class MimHead(nnx.Module):
+    """Patch features of the four feature blocks to an image."""
+
+    def __init__(self, config: MimConfig, inputs: int, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+        self.config = config
+        width = config.width
+        self.mask_token = nnx.Param(jnp.zeros((config.token_size, config.token_size, 3)))
+        self.input_conv = conv(inputs, width, 1, dtype, rngs=rngs)
+        self.dilated = nnx.List([conv(width, width, 3, dtype, dilation=d, rngs=rngs) for d in config.dilations])
+        self.merge_conv = conv(len(config.dilations) * width, width, 1, dtype, rngs=rngs)
+        self.refine = conv(len(PYRAMID) * width, width, 1, dtype, rngs=rngs)
+        self.output_conv = conv(width, 3, 1, dtype, rngs=rngs)
+
+    def __call__(self, levels: tuple[Float[Array, "b h w c"], ...]) -> Float[Array, "b s s 3"]:
+        """Reconstructs the normalised image at `image_size`, in float32.
+
+        Args:
+          levels: all at the patch grid; each is enlarged after its 1x1 projection, with which a resize commutes.
+        """
+        projected = (scale_bilinear(self.input_conv(x), f) for x, f in zip(levels, PYRAMID, strict=True))
+        return self.assemble([self.pyramid(x) for x in projected])
+
+    def pyramid(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
+        """Gathers surroundings at several dilations."""
+        return nnx.relu(self.merge_conv(jnp.concatenate([dilated(x) for dilated in self.dilated], axis=-1)))
+
+    def assemble(self, maps: list[Float[Array, "b h w d"]]) -> Float[Array, "b s s 3"]:
+        """Enlarges the maps, mixes them and projects to pixels.
+
+        The reference concatenates the enlarged maps, then mixes them by a 1x1 convolution. Mixing each map before
+        it is enlarged and adding up is the same sum with a sixteenth of the work.
+        """
+        size = (self.config.image_size, self.config.image_size)
+        kernels = rearrange(self.refine.kernel[...], "1 1 (n c) d -> n 1 1 c d", n=len(maps))
+        mixed = (
+            resize_bilinear(jnp.einsum("bhwc,cd->bhwd", x, kernel[0, 0].astype(x.dtype)), size)
+            for x, kernel in zip(maps, kernels, strict=True)
+        )
+        assert self.refine.bias is not None
+        total = sum(mixed, self.refine.bias[...].astype(maps[0].dtype))
+        return self.output_conv(nnx.relu(total)).astype(jnp.float32)

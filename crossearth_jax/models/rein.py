@@ -1,0 +1,73 @@
+"""Rein adapters with low-rank tokens (LoRAReins): what is trained inside the frozen backbone.
+
+Wei et al., "Stronger, Fewer, & Superior" (arXiv 2312.04265), in the variant that CrossEarth uses.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange, reduce
+from flax import nnx
+from jaxtyping import Array, Float
+
+from crossearth_jax.config import ReinsConfig
+from crossearth_jax.models.layers import linear, uniform
+
+
+class ReinTokens(NamedTuple):
+    """What the features of one block look at; with a leading axis, of all blocks."""
+
+    keys: Float[Array, "*l t c"]
+    values: Float[Array, "*l t c"]
+
+
+class Rein(nnx.Module):
+    """Refines patch features after each block by attention to a few learnt tokens per block.
+
+    The tokens of all blocks together also give the queries of the mask decoder. No activation anywhere.
+    """
+
+    def __init__(
+        self, config: ReinsConfig, depth: int, width: int, query_width: int, dtype: jnp.dtype, *, rngs: nnx.Rngs
+    ):
+        # The reference's bound of the tokens is the one for visual prompts with a patch of 16 x 16 pixels.
+        token_init = uniform(math.sqrt(6 / (3 * 16**2 + math.sqrt(width * config.rank))))
+        self.tokens_a = nnx.Param(token_init(rngs.params(), (depth, config.tokens, config.rank), jnp.float32))
+        self.tokens_b = nnx.Param(token_init(rngs.params(), (depth, config.rank, width), jnp.float32))
+        self.token_to_feature = linear(width, width, dtype, rngs=rngs)
+        self.delta = linear(width, width, dtype, rngs=rngs)
+        self.transform = linear(width, query_width, dtype, rngs=rngs)
+        self.merge = linear(3 * query_width, query_width, dtype, rngs=rngs)
+        self.scale = nnx.Param(jnp.asarray(config.scale, jnp.float32))
+
+    def tokens(self) -> Float[Array, "l t c"]:
+        """The tokens of all blocks."""
+        return jnp.einsum("ltr,lrc->ltc", self.tokens_a[...], self.tokens_b[...])
+
+    def per_block(self) -> ReinTokens:
+        """Keys and values of all blocks, for a scan over blocks.
+
+        The first token takes its share of the attention but contributes nothing (a quirk of the reference, which
+        drops its column after the softmax).
+        """
+        tokens = self.tokens()
+        values = self.token_to_feature(tokens)
+        return ReinTokens(tokens, values.at[:, 0].set(0))
+
+    def __call__(self, x: Float[Array, "b n c"], tokens: ReinTokens) -> Float[Array, "b n c"]:
+        """Refines features by the tokens of one block."""
+        keys = tokens.keys.astype(x.dtype)
+        similarity = jnp.einsum("bnc,tc->bnt", x, keys, preferred_element_type=jnp.float32) * x.shape[-1] ** -0.5
+        update = jnp.einsum("bnt,tc->bnc", jax.nn.softmax(similarity).astype(x.dtype), tokens.values.astype(x.dtype))
+        return x + self.scale[...].astype(x.dtype) * self.delta(update + x)
+
+    def queries(self) -> Float[Array, "t d"]:
+        """The mask decoder's queries, one per token: maximum, mean and last of the blocks' tokens, merged."""
+        y = self.transform(self.tokens())
+        # The three summaries alternate along the channels.
+        summaries = [reduce(y, "l t d -> t d", "max"), reduce(y, "l t d -> t d", "mean"), y[-1]]
+        return self.merge(rearrange(summaries, "s t d -> t (d s)"))

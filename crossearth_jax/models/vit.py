@@ -1,0 +1,195 @@
+"""DINOv2 vision transformer that returns feature maps of chosen blocks (arXiv 2304.07193)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange, repeat
+from flax import nnx
+from jaxtyping import Array, Float
+
+from crossearth_jax.config import UserError, ViTConfig
+from crossearth_jax.models.layers import layer_norm, linear, stack, uniform
+from crossearth_jax.ops.attention import attention
+from crossearth_jax.ops.resize import apply_matrices, cubic_kernel, interpolation_matrix
+
+
+class Adapter(Protocol):
+    """Something that refines the tokens after every block, such as `rein.Rein`."""
+
+    def per_block(self) -> Any:
+        """Arrays with the blocks on their leading axis."""
+        ...
+
+    def __call__(self, x: Float[Array, "b n c"], inputs: Any, /) -> Float[Array, "b n c"]:
+        """Refined tokens, from one block's share of `per_block`."""
+        ...
+
+
+def position_table(table: Float[Array, "n c"], height: int, width: int) -> Float[Array, "h w c"]:
+    """Fits a square grid of patch positions to an image of (height, width) patches.
+
+    A grid of another size is resized bicubically, by the scale factors (height + 0.1) / side and
+    (width + 0.1) / side: DINOv2's guard against rounding, which also shifts the samples a little.
+    """
+    side = math.isqrt(len(table))
+    grid = rearrange(table, "(h w) c -> h w c", h=side)
+    if (height, width) == (side, side):
+        return grid
+    rows, columns = (
+        interpolation_matrix(side, n, scale=(n + 0.1) / side, kernel=cubic_kernel) for n in (height, width)
+    )
+    return apply_matrices(grid, rows, columns)
+
+
+def _projection(inputs: int, outputs: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:
+    """A linear layer with DINOv2's initial values."""
+    truncated = nnx.initializers.truncated_normal(0.02)
+    zeros = nnx.initializers.zeros_init()
+    return linear(inputs, outputs, dtype, kernel_init=truncated, bias_init=zeros, rngs=rngs)
+
+
+class SelfAttention(nnx.Module):
+    """Self-attention with one packed projection of queries, keys and values."""
+
+    def __init__(self, config: ViTConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+        self.heads = config.heads
+        self.qkv = _projection(config.width, 3 * config.width, dtype, rngs)
+        self.proj = _projection(config.width, config.width, dtype, rngs)
+
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        """Lets every token look at every other."""
+        query, key, value = rearrange(self.qkv(x), "b n (s k d) -> s b n k d", s=3, k=self.heads)
+        return self.proj(rearrange(attention(query, key, value), "b n k d -> b n (k d)"))
+
+
+class GeluMlp(nnx.Module):
+    """Feed-forward part with (exact) GELU."""
+
+    def __init__(self, config: ViTConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+        self.fc1 = _projection(config.width, config.mlp_width, dtype, rngs)
+        self.fc2 = _projection(config.mlp_width, config.width, dtype, rngs)
+
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        """Transforms every token by itself."""
+        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+
+
+class SwigluMlp(nnx.Module):
+    """Gated feed-forward part of ViT-g: `mlp_width` is the width of the product."""
+
+    def __init__(self, config: ViTConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+        self.w12 = _projection(config.width, 2 * config.mlp_width, dtype, rngs)
+        self.w3 = _projection(config.mlp_width, config.width, dtype, rngs)
+
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        """Transforms every token by itself."""
+        gate, hidden = jnp.split(self.w12(x), 2, axis=-1)
+        return self.w3(jax.nn.silu(gate) * hidden)
+
+
+class Block(nnx.Module):
+    """Pre-norm transformer block with learnt gains on both residual branches."""
+
+    def __init__(self, config: ViTConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+        self.norm1 = layer_norm(config.width, 1e-6, dtype, rngs=rngs)
+        self.attention = SelfAttention(config, dtype, rngs=rngs)
+        self.gain1 = nnx.Param(jnp.full(config.width, config.layer_scale))
+        self.norm2 = layer_norm(config.width, 1e-6, dtype, rngs=rngs)
+        self.mlp = (SwigluMlp if config.swiglu else GeluMlp)(config, dtype, rngs=rngs)
+        self.gain2 = nnx.Param(jnp.full(config.width, config.layer_scale))
+
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        """Transforms the tokens."""
+        x = x + self.gain1[...].astype(x.dtype) * self.attention(self.norm1(x))
+        return x + self.gain2[...].astype(x.dtype) * self.mlp(self.norm2(x))
+
+
+class VisionTransformer(nnx.Module):
+    """Image to the patch features of `feature_blocks`. There is no final norm on them."""
+
+    def __init__(self, config: ViTConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+        if config.feature_blocks[-1] != config.depth - 1 or list(config.feature_blocks) != sorted(
+            config.feature_blocks
+        ):
+            raise UserError(
+                f"vit.feature_blocks are {config.feature_blocks}; they must rise and end with the last block, "
+                f"{config.depth - 1} (blocks after it would be computed in vain)"
+            )
+        self.config = config
+        p = config.patch_size
+        init = uniform((3 * p * p) ** -0.5)
+        self.patch_embed = nnx.Conv(
+            3,
+            config.width,
+            (p, p),
+            strides=p,
+            padding="VALID",
+            kernel_init=init,
+            bias_init=init,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        patches = (config.image_size // p) ** 2
+        self.class_token = nnx.Param(1e-6 * jax.random.normal(rngs.params(), (config.width,)))
+        position_init = nnx.initializers.truncated_normal(0.02)
+        self.position = nnx.Param(position_init(rngs.params(), (1 + patches, config.width), jnp.float32))
+        self.blocks = stack(lambda rngs: Block(config, dtype, rngs=rngs), config.depth, rngs=rngs)
+
+    def embed(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b n c"]:
+        """Turns normalised images into tokens with positions, the class token first.
+
+        Raises:
+          UserError: a side is no multiple of the patch size.
+        """
+        patch = self.config.patch_size
+        if images.shape[1] % patch or images.shape[2] % patch:
+            raise UserError(f"the image is {images.shape[1]} x {images.shape[2]}; sides must be multiples of {patch}")
+        patches = self.patch_embed(images)
+        patches = patches + position_table(self.position[1:], *patches.shape[1:3]).astype(patches.dtype)
+        class_token = repeat(self.class_token[...] + self.position[0], "c -> b 1 c", b=len(images))
+        return jnp.concatenate([class_token.astype(patches.dtype), rearrange(patches, "b h w c -> b (h w) c")], axis=1)
+
+    def __call__(
+        self, images: Float[Array, "b h w 3"], adapter: Adapter | None = None
+    ) -> tuple[Float[Array, "b n m c"], ...]:
+        """Returns one map of patch features per feature block, at the patch grid.
+
+        Args:
+          images: normalised; both sides are multiples of the patch size.
+          adapter: refines the patch tokens (not the class token) after every block.
+        """
+        tokens = self.embed(images)
+        collected = self._scan(tokens, adapter)[:, :, 1:]
+        rows = images.shape[1] // self.config.patch_size
+        return tuple(rearrange(level, "b (h w) c -> b h w c", h=rows) for level in collected)
+
+    def _scan(self, tokens: Float[Array, "b n c"], adapter: Adapter | None) -> Float[Array, "f b n c"]:
+        """Runs the blocks and collects the tokens after each feature block."""
+        is_patch = jnp.arange(tokens.shape[1])[:, None] > 0
+
+        def layer(x: jax.Array, block: Block, inputs: Any) -> jax.Array:
+            x = block(x)
+            # Choosing is cheaper than cutting the class token off and putting it back.
+            return x if adapter is None else jnp.where(is_patch, adapter(x, inputs), x)
+
+        if self.config.remat:
+            layer = jax.checkpoint(layer, prevent_cse=False)
+
+        def step(carry: tuple[jax.Array, jax.Array], inputs: Any) -> tuple[tuple[jax.Array, jax.Array], None]:
+            x, collected = carry
+            slot, block, adapter_inputs = inputs
+            x = layer(x, block, adapter_inputs)
+            return (x, jax.lax.dynamic_update_index_in_dim(collected, x, slot, 0)), None
+
+        # A block writes into the slot of the next feature block, which overwrites it in the end: one scan, one
+        # compiled block, and only the asked-for features are kept.
+        slots = np.searchsorted(self.config.feature_blocks, np.arange(self.config.depth))
+        collected = jnp.zeros((len(self.config.feature_blocks), *tokens.shape), tokens.dtype)
+        inputs = (slots, self.blocks, adapter.per_block() if adapter else None)
+        (_, collected), _ = jax.lax.scan(step, (tokens, collected), inputs)
+        return collected

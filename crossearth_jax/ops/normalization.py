@@ -1,0 +1,21 @@
+"""Between 8-bit RGB images and what the network sees."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Shaped
+
+# ImageNet statistics on the 0..255 scale, RGB (the reference's data preprocessor).
+MEAN = np.array([123.675, 116.28, 103.53], np.float32)
+STD = np.array([58.395, 57.12, 57.375], np.float32)
+
+
+def normalize(images: Shaped[Array, "*b h w 3"]) -> Float[Array, "*b h w 3"]:
+    """Turns RGB on the 0..255 scale (8-bit or float) into the network's float32 input."""
+    return (images.astype(jnp.float32) - MEAN) / STD
+
+
+def denormalize(images: Float[Array, "*b h w 3"]) -> Float[Array, "*b h w 3"]:
+    """Inverse of `normalize`: float32 RGB on the 0..255 scale, neither rounded nor clipped."""
+    return images * STD + MEAN

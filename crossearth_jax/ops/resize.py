@@ -1,0 +1,104 @@
+"""Resizing by dense interpolation matrices, one per axis.
+
+Pixels have their centre at half-integer positions, borders are repeated, and nothing is smoothed when an image
+shrinks. That is PyTorch's `interpolate(align_corners=False, antialias=False)`, which `jax.image.resize` cannot
+express: it has another cubic kernel, renormalises at the border, and does not take scale factors. The matrices
+are small constants, so that a resize is two matrix products, whose gradient needs no scatter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+# Axes of height and width -> products that resize one, then the other.
+_PRODUCTS = {
+    (-3, -2): ("... h w c, n h -> ... n w c", "... n w c, m w -> ... n m c"),
+    (-2, -1): ("... h w, n h -> ... n w", "... n w, m w -> ... n m"),
+}
+
+
+def linear_kernel(distance: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """Weight of a neighbour at this distance in linear interpolation."""
+    return np.maximum(0, 1 - np.abs(distance))
+
+
+def cubic_kernel(distance: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """Weight of a neighbour at this distance in cubic convolution (Keys 1981) with a = -0.75, PyTorch's choice."""
+    a, x = -0.75, np.abs(distance)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = a * (((x - 5) * x + 8) * x - 4)
+    return np.where(x <= 1, near, np.where(x < 2, far, 0))
+
+
+def interpolation_matrix(
+    size: int,
+    new_size: int,
+    scale: float | None = None,
+    kernel: Callable[[np.ndarray], np.ndarray] = linear_kernel,
+) -> Float[np.ndarray, "new_size size"]:
+    """Makes the matrix that resizes one axis.
+
+    Args:
+      size: length of the axis.
+      new_size: its length afterwards.
+      scale: enlargement that places the samples; None means `new_size / size`. Output i reads position
+        (i + 0.5) / scale - 0.5.
+      kernel: `linear_kernel` or `cubic_kernel`.
+
+    Returns:
+      Weights in float32; every row sums to 1.
+    """
+    source = (np.arange(new_size) + 0.5) / (scale or new_size / size) - 0.5
+    neighbours = np.floor(source)[:, None] + np.arange(-1, 3)
+    weights = kernel(source[:, None] - neighbours)
+    matrix = np.zeros((new_size, size))
+    columns = np.clip(neighbours, 0, size - 1).astype(int)
+    np.add.at(matrix, (np.arange(new_size)[:, None], columns), weights)
+    return matrix.astype(np.float32)
+
+
+def apply_matrices(
+    images: Float[Array, "..."],
+    rows: Float[np.ndarray, "n h"],
+    columns: Float[np.ndarray, "m w"],
+    axes: tuple[int, int] = (-3, -2),
+) -> Float[Array, "..."]:
+    """Resizes height with `rows` and width with `columns`, in the precision of `images`."""
+    # The default precision of a TPU would round both images and weights to bfloat16.
+    precision = jax.lax.Precision.HIGHEST if images.dtype == jnp.float32 else None
+    for product, matrix in zip(_PRODUCTS[axes], (rows, columns), strict=True):
+        images = jnp.einsum(product.replace(" ", ""), images, matrix.astype(images.dtype), precision=precision)
+    return images
+
+
+def resize_bilinear(
+    images: Float[Array, "..."], size: tuple[int, int], axes: tuple[int, int] = (-3, -2)
+) -> Float[Array, "..."]:
+    """Resizes bilinearly to a given size.
+
+    Args:
+      images: any leading axes, then height, width and channels; or without channels.
+      size: new (height, width).
+      axes: (-3, -2) for channels last, (-2, -1) for maps without channels.
+    """
+    height, width = (images.shape[axis] for axis in axes)
+    rows, columns = interpolation_matrix(height, size[0]), interpolation_matrix(width, size[1])
+    return apply_matrices(images, rows, columns, axes)
+
+
+def scale_bilinear(images: Float[Array, "*b h w c"], factor: float) -> Float[Array, "*b n m c"]:
+    """Resizes bilinearly by a given factor; sizes are rounded down.
+
+    It differs from resizing to that size where rounding happens: three rows times 0.5 become the mean of the first
+    two, not the middle one.
+    """
+    if factor == 1:
+        return images
+    matrices = [interpolation_matrix(n, math.floor(n * factor), factor) for n in images.shape[-3:-1]]
+    return apply_matrices(images, *matrices)
