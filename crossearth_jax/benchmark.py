@@ -33,7 +33,7 @@ class Domain:
     description: str
     taxonomy: str | None  # key of TAXONOMIES; None for images without labels
     gsd: float  # ground sampling distance in metres (plate carrée grids: at the equator)
-    eval_split: str | None  # split scored when the domain is a target
+    eval_split: str  # split scored when the domain is a target; "" without labels
     counts: Mapping[str, int]  # images per split
     sizes: Mapping[str, tuple[int, int]]  # height and width of the images per split, in pixels
 
@@ -129,7 +129,7 @@ _BLUE_MARBLE_UNLABELLED = Domain(
     description="Blue Marble tiles of every climate and both seasons without labels, from train blocks only",
     taxonomy=None,
     gsd=_BLUE_MARBLE_GSD["green"],
-    eval_split=None,
+    eval_split="",
     counts={"train": 2239},
     sizes={"train": (64, 64)},
 )
@@ -166,3 +166,13 @@ DOMAINS: dict[str, Domain] = {
     )
 }
 SETTINGS: dict[str, Setting] = {setting.name: setting for setting in _blue_marble_settings()}
+
+
+def settings_from(source: str) -> list[Setting]:
+    """The settings that train on `source`, in the order of the benchmark."""
+    return [setting for setting in SETTINGS.values() if setting.source == source]
+
+
+def domains_of(source: str) -> list[str]:
+    """Every domain that training on `source` and scoring its settings needs; `source` comes first."""
+    return list(dict.fromkeys([source, *(setting.target for setting in settings_from(source))]))

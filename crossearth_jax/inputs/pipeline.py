@@ -8,7 +8,6 @@ disjoint records, see together what one process would see, and any number of the
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import sys
 from collections.abc import Iterator, Sequence
@@ -55,7 +54,7 @@ def train_iterator(
     Raises:
       UserError: the domain is unknown or not prepared, the batch does not divide, or a label is unknown.
     """
-    domain = find_domain(config.source)
+    domain = sources.find_domain(config.source)
     rows = _local_rows(config.batch_size, process_index, process_count)
     source = _train_source(domain, config)
     in_memory = isinstance(source, sources.MemorySource)
@@ -89,7 +88,7 @@ def evaluation_batches(
       UserError: the domain is unknown or not prepared, the batch does not divide, a record is corrupt (a score
         over a part of the images is no score) or larger than the size stated for the split.
     """
-    facts = find_domain(domain)
+    facts = sources.find_domain(domain)
     rows = _local_rows(batch_size, process_index, process_count)
     reader = _Reader(sources.PreparedSplit(domain, split, data_dir), facts, split)
 
@@ -99,19 +98,6 @@ def evaluation_batches(
             yield {**batch, "valid": batch["index"] >= 0}
 
     return batches()  # a plain function until here: mistakes are reported at the call
-
-
-def find_domain(name: str) -> benchmark.Domain:
-    """Facts of the domain `name`.
-
-    Raises:
-      UserError: there is no such domain.
-    """
-    if name not in benchmark.DOMAINS:
-        near = difflib.get_close_matches(name, benchmark.DOMAINS, n=3)
-        known = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(benchmark.DOMAINS)}"
-        raise UserError(f"unknown domain '{name}'; {known}")
-    return benchmark.DOMAINS[name]
 
 
 def _local_rows(batch_size: int, process_index: int, process_count: int) -> slice:

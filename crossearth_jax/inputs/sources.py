@@ -7,10 +7,12 @@ train ids).
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol, TypedDict, cast
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -18,7 +20,7 @@ from absl import logging
 from jaxtyping import UInt8
 from PIL import Image
 
-from crossearth_jax.benchmark import IGNORE
+from crossearth_jax.benchmark import DOMAINS, IGNORE, Domain
 from crossearth_jax.config import UserError
 
 
@@ -44,6 +46,19 @@ class CorruptRecordError(UserError):
     """A record of a prepared dataset cannot be read."""
 
 
+def find_domain(name: str) -> Domain:
+    """Facts of the domain `name`.
+
+    Raises:
+      UserError: there is no such domain.
+    """
+    if name not in DOMAINS:
+        near = difflib.get_close_matches(name, DOMAINS, n=3)
+        known = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(DOMAINS)}"
+        raise UserError(f"unknown domain '{name}'; {known}")
+    return DOMAINS[name]
+
+
 def dataset_directory(domain: str, data_dir: str | Path) -> Path:
     """Folder of the newest prepared version of `domain`.
 
@@ -60,6 +75,17 @@ def dataset_directory(domain: str, data_dir: str | Path) -> Path:
     return max(versions, key=lambda path: tuple(int(part) for part in path.name.split(".")))
 
 
+@contextlib.contextmanager
+def quiet_tfds() -> Iterator[None]:
+    """Keeps TFDS's log lines about every file it opens out of the log; warnings stay."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(min(verbosity, logging.WARNING))
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
 class PreparedSplit:
     """One split of a prepared domain, decoded on access.
 
@@ -73,15 +99,15 @@ class PreparedSplit:
           UserError: the domain is not prepared or has no such split.
         """
         self.domain, self.split = domain, split
-        builder = tfds.builder_from_directory(dataset_directory(domain, data_dir))
-        splits = builder.info.splits
-        if split not in splits:
-            raise UserError(f"{domain} has no split '{split}'; it has {', '.join(splits)}")
-        assert builder.info.features is not None
-        images = [name for name in ("image", "label") if name in builder.info.features]
-        self._records: Any = builder.as_data_source(
-            split, decoders={name: tfds.decode.SkipDecoding() for name in images}
-        )
+        with quiet_tfds():
+            builder = tfds.builder_from_directory(dataset_directory(domain, data_dir))
+            splits = builder.info.splits
+            if split not in splits:
+                raise UserError(f"{domain} has no split '{split}'; it has {', '.join(splits)}")
+            images = {"image", "label"} & set(cast(Mapping[str, Any], builder.info.features))
+            self._records: Any = builder.as_data_source(
+                cast(Any, split), decoders={name: tfds.decode.SkipDecoding() for name in images}
+            )
 
     def __len__(self) -> int:
         return len(self._records)

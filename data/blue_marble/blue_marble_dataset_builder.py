@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import io
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import tensorflow_datasets as tfds
 from crossearth_data.blue_marble import blocks, rasters
-from crossearth_jax import benchmark
 from PIL import Image
 
+from crossearth_jax import benchmark
+
+WATER = benchmark.TAXONOMIES["blue_marble"].classes.index("water")
 LAND_SHARE = 0.3  # least share of pixels that are not water
 CLIMATE_SHARE = 0.6  # least share of pixels in the climate of the domain
 STRIDES = {"train": 16, "validation": 32, "test": 32}  # pixels; evaluation tiles never overlap
@@ -54,7 +56,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             "longitude": tfds.features.Scalar(np.float32, doc="of the tile centre, degrees east"),
             "latitude": tfds.features.Scalar(np.float32, doc="of the tile centre, degrees north"),
         }
-        if self.builder_config.climate:
+        if self._config.climate:
             features["label"] = tfds.features.Image(
                 shape=(None, None, 1), encoding_format="png", doc="train ids; 255 is ignored"
             )
@@ -62,37 +64,50 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         del dl_manager  # the rasters are part of the repository
-        domain = benchmark.DOMAINS[f"{self.name}/{self.builder_config.name}"]
-        return {split: self._generate_examples(split, size) for split, (size, _) in domain.sizes.items()}
+        # Read here and not while examples are generated, so that a damaged raster is reported at once.
+        seasons = {name: rasters.load_season(name) for name in self._config.seasons}
+        return {
+            split: self._generate_examples(seasons, split, size)
+            for split, (size, _) in benchmark.DOMAINS[self._domain].sizes.items()
+        }
 
-    def _generate_examples(self, split: str, size: int) -> Iterator[tuple[str, dict[str, Any]]]:
-        stride = STRIDES[split] if self.builder_config.climate else UNLABELLED_STRIDE
-        for name in self.builder_config.seasons:
-            season = rasters.load_season(name)
+    def _generate_examples(
+        self, seasons: dict[str, rasters.Season], split: str, size: int
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        stride = STRIDES[split] if self._config.climate else UNLABELLED_STRIDE
+        for name, season in seasons.items():
             for tile in blocks.tiles(split, season.grid, size, stride):
                 if self._wanted(season, tile, size):
                     key = f"{name}_{tile.row:04d}_{tile.column:04d}"
                     yield key, self._example(season, tile, size, key)
 
     def _wanted(self, season: rasters.Season, tile: blocks.Tile, size: int) -> bool:
-        land = tile.cut(season.label, size) != 0
-        if self.builder_config.climate is None:
-            return land.mean() >= LAND_SHARE
-        climate = tile.cut(season.climate, size) == rasters.CLIMATE_IDS[self.builder_config.climate]
-        return bool(land.mean() >= LAND_SHARE and climate.mean() >= CLIMATE_SHARE)
+        land = (tile.cut(season.label, size) != WATER).mean()
+        if self._config.climate is None:
+            return bool(land >= LAND_SHARE)
+        climate = (tile.cut(season.climate, size) == rasters.CLIMATE_IDS[self._config.climate]).mean()
+        return bool(land >= LAND_SHARE and climate >= CLIMATE_SHARE)
 
     def _example(self, season: rasters.Season, tile: blocks.Tile, size: int, key: str) -> dict[str, Any]:
         degrees = 180 / season.grid[0]
         example = {
             "image": _png(tile.cut(season.image, size)),
             "id": key,
-            "domain": f"{self.name}/{self.builder_config.name}",
+            "domain": self._domain,
             "longitude": (tile.column + size / 2) * degrees - 180,
             "latitude": 90 - (tile.row + size / 2) * degrees,
         }
-        if self.builder_config.climate:
+        if self._config.climate:
             example["label"] = _png(tile.cut(season.label, size))
         return example
+
+    @property
+    def _config(self) -> BlueMarbleConfig:
+        return cast(BlueMarbleConfig, self.builder_config)
+
+    @property
+    def _domain(self) -> str:
+        return f"{self.name}/{self._config.name}"
 
 
 def _png(pixels: np.ndarray) -> io.BytesIO:

@@ -13,9 +13,10 @@ import io
 import pathlib
 
 import numpy as np
+from PIL import Image
+
 from crossearth_jax.benchmark import IGNORE
 from crossearth_jax.config import UserError
-from PIL import Image
 
 DIRECTORY = pathlib.Path(__file__).parent
 SHA256 = {
