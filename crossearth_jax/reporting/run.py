@@ -1,0 +1,251 @@
+"""Reads what a finished run left in its folder, with every missing or malformed piece named."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from crossearth_jax.config import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Score:
+    """mIoU and per-class IoU in percent; None where a class has no pixel in truth or prediction."""
+
+    miou: float
+    iou: Mapping[str, float | None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cell(Score):
+    """One setting of `results.json`: this model, trained on `source`, scored on `target`."""
+
+    name: str
+    source: str
+    target: str
+    gap: tuple[str, ...]
+    cross_domain: bool
+    classes: tuple[str, ...]  # those that the mIoU averages
+    accuracy: float | None
+    pixels: int | None
+    checkpoint_step: int
+    protocol: str
+    baselines: Mapping[str, Score]
+    published: float | None
+    published_source: str
+    style_distance: float | None  # Fréchet distance of the target's style codes to the source's
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One `evaluation/<setting>.npz`."""
+
+    confusion: Int[np.ndarray, "k k"]  # rows are the truth
+    classes: tuple[str, ...]
+    palette: UInt8[np.ndarray, "k 3"]
+    images: UInt8[np.ndarray, "n h w 3"]
+    labels: UInt8[np.ndarray, "n h w"]
+    predictions: UInt8[np.ndarray, "n h w"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Series:
+    """One logged quantity over training."""
+
+    steps: Int[np.ndarray, " n"]
+    values: Float[np.ndarray, " n"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StyleExamples:
+    """Training images before and after Earth-Style Injection."""
+
+    images: UInt8[np.ndarray, "n h w 3"]
+    restyled: UInt8[np.ndarray, "n h w 3"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """Everything a report is made of; the mappings are empty where a run has none of it."""
+
+    path: Path
+    name: str
+    date: datetime.date  # of the evaluation
+    config: Mapping[str, str]  # dotted key -> value as text
+    cells: tuple[Cell, ...]
+    evaluations: Mapping[str, Evaluation]  # by setting
+    metrics: Mapping[str, Series]  # by quantity
+    styles: StyleExamples | None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Every class that some setting reports, in the order of the taxonomy."""
+        return tuple(dict.fromkeys(name for cell in self.cells for name in cell.iou))
+
+    @property
+    def palette(self) -> Mapping[str, tuple[int, int, int]]:
+        """Class -> RGB, as far as the evaluations tell."""
+        return {
+            name: (int(r), int(g), int(b))
+            for evaluation in self.evaluations.values()
+            for name, (r, g, b) in zip(evaluation.classes, evaluation.palette, strict=True)
+        }
+
+
+def read_run(workdir: Path) -> Run:
+    """Reads the folder of a run that has been evaluated.
+
+    Raises:
+      UserError: `config.json` or `results.json` is missing, or a file does not have the expected content.
+    """
+    if not workdir.is_dir():
+        raise UserError(f"no run at {workdir}; give the --workdir of a training or evaluation")
+    config = _read_json(workdir / "config.json", "it is written when a run starts; is this a run's folder?")
+    results = _read_json(workdir / "results.json", "evaluate the run first (--mode=evaluate)")
+    if not results:
+        raise UserError(f"{workdir / 'results.json'} holds no setting; evaluate the run again (--mode=evaluate)")
+    cells = tuple(_cell(name, values, workdir / "results.json") for name, values in results.items())
+    paths = {cell.name: workdir / "evaluation" / f"{cell.name}.npz" for cell in cells}
+    written = (workdir / "results.json").stat().st_mtime
+    return Run(
+        path=workdir,
+        name=str(config.get("name", workdir.name)),
+        date=datetime.datetime.fromtimestamp(written, datetime.UTC).date(),
+        config=flatten(config),
+        cells=cells,
+        evaluations={name: _read_evaluation(path) for name, path in paths.items() if path.exists()},
+        metrics=_read_metrics(workdir / "metrics.jsonl"),
+        styles=_read_styles(workdir / "evaluation" / "style_examples.npz"),
+    )
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested configuration -> {"train.steps": "100", …}."""
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return flat
+
+
+def _read_json(path: Path, remedy: str) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; {remedy}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); {remedy}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds a {type(values).__name__}, expected an object; {remedy}")
+    return values
+
+
+def _cell(name: str, values: Any, path: Path) -> Cell:
+    where = f"{path}: setting '{name}'"
+    if not isinstance(values, dict):
+        raise UserError(f"{where} is {values!r}, expected an object; evaluate the run again")
+    score = _score(values, where)
+    gap = _get(values, "gap", (list, str), where)
+    published = values.get("published") or {}
+    baselines = values.get("baselines") or {}
+    return Cell(
+        name=name,
+        source=_get(values, "source", str, where),
+        target=_get(values, "target", str, where),
+        gap=tuple(gap) if isinstance(gap, list) else (gap,) if gap else (),
+        cross_domain=_get(values, "cross_domain", bool, where),
+        miou=score.miou,
+        iou=score.iou,
+        classes=tuple(_get(values, "classes", list, where)),
+        accuracy=_optional(values.get("accuracy")),
+        pixels=values.get("pixels"),
+        checkpoint_step=_get(values, "checkpoint_step", int, where),
+        protocol=str(values.get("protocol", "")),
+        baselines={key: _score(value, f"{where}, baseline '{key}'") for key, value in baselines.items()},
+        published=_optional(published.get("miou")),
+        published_source=str(published.get("source", "")),
+        style_distance=_optional(values.get("style_distance")),
+    )
+
+
+def _score(values: Any, where: str) -> Score:
+    iou = _get(values, "iou", dict, where)
+    return Score(
+        miou=float(_get(values, "miou", (int, float), where)),
+        iou={str(name): _optional(value) for name, value in iou.items()},
+    )
+
+
+def _get(values: Mapping[str, Any], key: str, kind: Any, where: str) -> Any:
+    if key not in values:
+        raise UserError(f"{where} has no '{key}'; evaluate the run again (--mode=evaluate)")
+    if not isinstance(values[key], kind):
+        raise UserError(f"{where} has {key} = {values[key]!r}, which is of the wrong type; evaluate the run again")
+    return values[key]
+
+
+def _optional(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _read_evaluation(path: Path) -> Evaluation:
+    arrays = _read_arrays(path, ("confusion", "classes", "palette", "images", "labels", "predictions"))
+    count = len(arrays["classes"])
+    if arrays["confusion"].shape != (count, count):
+        raise UserError(f"{path}: confusion is {arrays['confusion'].shape} for {count} classes; evaluate again")
+    return Evaluation(
+        confusion=arrays["confusion"],
+        classes=tuple(str(name) for name in arrays["classes"]),
+        palette=arrays["palette"],
+        images=arrays["images"],
+        labels=arrays["labels"],
+        predictions=arrays["predictions"],
+    )
+
+
+def _read_styles(path: Path) -> StyleExamples | None:
+    if not path.exists():
+        return None
+    arrays = _read_arrays(path, ("images", "restyled"))
+    return StyleExamples(images=arrays["images"], restyled=arrays["restyled"])
+
+
+def _read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in names}
+    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read ({error}); evaluate the run again (--mode=evaluate)") from None
+
+
+def _read_metrics(path: Path) -> dict[str, Series]:
+    """Quantity -> its finite values; a last line cut short by a kill is left out."""
+    if not path.exists():
+        return {}
+    points: dict[str, list[tuple[int, float]]] = {}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            step = int(record.pop("step"))
+        except (ValueError, KeyError, AttributeError):
+            if number == len(lines):
+                break
+            raise UserError(f"{path}, line {number}: not a metrics record; remove the line") from None
+        for name, value in record.items():
+            if name != "time" and isinstance(value, int | float):
+                points.setdefault(name, []).append((step, float(value)))
+    return {
+        name: Series(steps=np.array([s for s, _ in pairs]), values=np.array([v for _, v in pairs]))
+        for name, pairs in points.items()
+    }

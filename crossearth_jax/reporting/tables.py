@@ -1,0 +1,243 @@
+"""The tables of a report as data, so that the page and the Markdown file show the same numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from crossearth_jax.reporting import summary
+from crossearth_jax.reporting.run import Cell, Evaluation, Run
+
+BASELINE_TITLES = {"colour": "Colour only", "majority": "Majority class"}
+NOTHING = "\u2013"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One cell of a table: its text and how the page dresses it."""
+
+    text: str
+    note: str = ""  # second, smaller line
+    heat: float | None = None  # -1 … 1: strength of the background, negative in the colour of loss
+    marks: tuple[tuple[str, float], ...] = ()  # (series, percent) on a line from 0 to 100
+    swatch: tuple[int, int, int] | None = None
+    bold: bool = False
+    muted: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Block:
+    """Rows under one subheading; the first entry of a row names it."""
+
+    title: str
+    rows: tuple[tuple[Entry, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table of blocks; `plain` columns are left-aligned text, all others numbers."""
+
+    caption: str
+    head: tuple[Entry, ...]
+    blocks: tuple[Block, ...]
+    plain: tuple[int, ...] = (0,)
+
+
+def domain_title(name: str) -> str:
+    """ "blue_marble/cold_brown" -> "cold brown"; datasets without configurations keep their name."""
+    return name.rsplit("/", 1)[-1].replace("_", " ")
+
+
+def number(value: float | None, **dress: object) -> Entry:
+    """Percent or points with one decimal."""
+    return Entry(text=NOTHING if value is None else f"{value:.1f}", muted=value is None, **dress)  # type: ignore
+
+
+def signed(value: float | None, scale: float = 40.0) -> Entry:
+    """Points with their sign; the background is full at `scale`."""
+    if value is None:
+        return Entry(text=NOTHING, muted=True)
+    text = f"{value:+.1f}".replace("-", "\u2212")
+    return Entry(text=text, heat=max(-1.0, min(1.0, value / scale)))
+
+
+def main_table(run: Run) -> Table:
+    """Setting x mIoU beside baselines and published numbers, by gap, with means of unseen cells only."""
+    cells, names = run.cells, summary.baseline_names(run.cells)
+    columns = [("This model", summary.model), *((_title(n), summary.baseline(n)) for n in names)]
+    if any(cell.published is not None for cell in cells):
+        columns.append(("Published", summary.published))
+    blocks = []
+    for group in summary.groups(cells):
+        rows = [_setting_row(cell, columns) for cell in group.cells]
+        if group.cross_domain and len(group.cells) > 1:
+            rows.append(_mean_row(f"Mean of {len(rows)}", group.cells, columns))
+        blocks.append(Block(title=group.title, rows=tuple(rows)))
+    unseen = summary.unseen(cells)
+    if unseen:
+        mean = _mean_row(f"Mean of all {len(unseen)} unseen", unseen, columns)
+        blocks.append(Block(title="All unseen domains", rows=(mean,)))
+    head = ("Target", "", *(title for title, _ in columns), "Scored classes")
+    return Table(
+        caption="mIoU in percent, each setting over the classes in its last column.",
+        head=tuple(Entry(text=title) for title in head),
+        blocks=tuple(blocks),
+        plain=(0, len(head) - 1),
+    )
+
+
+def _title(baseline: str) -> str:
+    return BASELINE_TITLES.get(baseline, baseline.replace("_", " ").capitalize())
+
+
+def _setting_row(cell: Cell, columns: Sequence[tuple[str, summary.Value]]) -> tuple[Entry, ...]:
+    numbers = [number(value(cell), bold=value is summary.model) for _, value in columns]
+    if cell.published is not None:
+        numbers[-1] = number(cell.published, note=cell.published_source)
+    return (
+        Entry(text=domain_title(cell.target), note=cell.name),
+        _marks(columns, [value(cell) for _, value in columns]),
+        *numbers,
+        Entry(text=", ".join(cell.classes), note=f"{len(cell.classes)} of {len(cell.iou)}"),
+    )
+
+
+def _mean_row(title: str, cells: Sequence[Cell], columns: Sequence[tuple[str, summary.Value]]) -> tuple[Entry, ...]:
+    means = [summary.mean(cells, value) for _, value in columns]
+    numbers = [number(mean, bold=True) for mean in means]
+    return (Entry(text=title, bold=True), _marks(columns, means), *numbers, Entry(text=""))
+
+
+def _marks(columns: Sequence[tuple[str, summary.Value]], values: Sequence[float | None]) -> Entry:
+    pairs = zip((title for title, _ in columns), values, strict=True)
+    return Entry(text="", marks=tuple((title, value) for title, value in pairs if value is not None))
+
+
+def class_table(run: Run) -> Table:
+    """IoU of every class in every setting; classes a setting does not score are shown muted."""
+    blocks = []
+    for group in summary.groups(run.cells):
+        rows = []
+        for cell in group.cells:
+            entries = (_class_entry(cell, name) for name in run.classes)
+            miou = number(cell.miou, bold=True)
+            accuracy = number(cell.accuracy)
+            rows.append((Entry(text=domain_title(cell.target)), *entries, miou, accuracy))
+        blocks.append(Block(title=group.title, rows=tuple(rows)))
+    heads = (Entry(text=name, swatch=run.palette.get(name)) for name in run.classes)
+    return Table(
+        caption="IoU in percent. Muted numbers belong to classes that the setting's mIoU leaves out.",
+        head=(Entry(text="Target"), *heads, Entry(text="mIoU"), Entry(text="Pixel accuracy")),
+        blocks=tuple(blocks),
+    )
+
+
+def _class_entry(cell: Cell, name: str) -> Entry:
+    value = cell.iou.get(name)
+    if value is None or name not in cell.classes:
+        return dataclasses.replace(number(value), muted=True)
+    return number(value, heat=value / 100)
+
+
+def gap_table(run: Run) -> Table | None:
+    """What each unseen domain costs, class by class; None without an in-domain cell to compare with."""
+    gaps = summary.gaps(run.cells)
+    if not gaps:
+        return None
+    distances = any(gap.cell.style_distance is not None for gap in gaps)
+    by_title: dict[str, list[tuple[Entry, ...]]] = {}
+    for gap in gaps:
+        row = [Entry(text=domain_title(gap.cell.target)), signed(gap.mean)]
+        row += [signed(gap.change.get(name)) for name in run.classes]
+        if distances:
+            row.append(number(gap.cell.style_distance))
+        by_title.setdefault(summary.gap_title(gap.cell), []).append(tuple(row))
+    heads = [Entry(text="Target"), Entry(text="Mean")]
+    heads += [Entry(text=name, swatch=run.palette.get(name)) for name in run.classes]
+    if distances:
+        heads.append(Entry(text="Style distance"))
+    return Table(
+        caption=(
+            "Points of IoU gained or lost against the source's own test split, over classes scored in both."
+            + (" Style distance: Fréchet distance of style codes, target to source." if distances else "")
+        ),
+        head=tuple(heads),
+        blocks=tuple(Block(title=title, rows=tuple(rows)) for title, rows in by_title.items()),
+    )
+
+
+def confusion_table(evaluation: Evaluation, title: str) -> Table:
+    """Where the pixels of each class go: percent of the row's true class."""
+    counts = evaluation.confusion.astype(np.float64)
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.full_like(counts, np.nan), where=totals > 0)
+    colours = [(int(r), int(g), int(b)) for r, g, b in evaluation.palette]
+    labels = [Entry(text=n, swatch=colour) for n, colour in zip(evaluation.classes, colours, strict=True)]
+    rows = tuple(
+        (label, *(_share(value, diagonal=i == j) for j, value in enumerate(row)))
+        for i, (label, row) in enumerate(zip(labels, shares, strict=True))
+    )
+    return Table(
+        caption=title,
+        head=(Entry(text="truth ↓ prediction →", muted=True), *labels),
+        blocks=(Block(title="", rows=rows),),
+    )
+
+
+def _share(value: float, *, diagonal: bool) -> Entry:
+    if np.isnan(value):
+        return Entry(text=NOTHING, muted=True)
+    return Entry(text=f"{100 * value:.0f}", heat=float(value if diagonal else -value))
+
+
+def comparison_table(runs: Mapping[str, Run]) -> Table:
+    """Setting x run, best run in bold; means over the unseen settings that every run has."""
+    everything: dict[str, Cell] = {cell.name: cell for run in runs.values() for cell in run.cells}
+    of_run = {title: {cell.name: cell for cell in run.cells} for title, run in runs.items()}
+    blocks = []
+    for group in summary.groups(tuple(everything.values())):
+        rows = [
+            (
+                Entry(text=domain_title(cell.target), note=cell.name),
+                *_best_bold([_miou(cells.get(cell.name)) for cells in of_run.values()]),
+            )
+            for cell in group.cells
+        ]
+        blocks.append(Block(title=group.title, rows=tuple(rows)))
+    common = [n for n, c in everything.items() if c.cross_domain and all(n in cells for cells in of_run.values())]
+    if common:
+        means = [summary.mean([cells[n] for n in common], summary.model) for cells in of_run.values()]
+        row = (Entry(text=f"Mean of {len(common)}", bold=True), *_best_bold(means))
+        blocks.append(Block(title="Unseen domains that all runs share", rows=(row,)))
+    return Table(
+        caption="mIoU in percent; the best run of a row in bold.",
+        head=(Entry(text="Target"), *(Entry(text=title) for title in runs)),
+        blocks=tuple(blocks),
+    )
+
+
+def _miou(cell: Cell | None) -> float | None:
+    return None if cell is None else cell.miou
+
+
+def _best_bold(values: Sequence[float | None]) -> list[Entry]:
+    best = max((value for value in values if value is not None), default=None)
+    return [number(value, bold=value is not None and value == best) for value in values]
+
+
+def difference_table(runs: Mapping[str, Run]) -> Table:
+    """Configuration fields on which the runs differ."""
+    keys = dict.fromkeys(key for run in runs.values() for key in run.config)
+    rows = []
+    for key in keys:
+        values = [run.config.get(key, NOTHING) for run in runs.values()]
+        if len(set(values)) > 1:
+            rows.append((Entry(text=key), *(Entry(text=value) for value in values)))
+    return Table(
+        caption="Configuration fields on which the runs differ.",
+        head=(Entry(text="Field"), *(Entry(text=title) for title in runs)),
+        blocks=(Block(title="", rows=tuple(rows)),),
+        plain=tuple(range(len(runs) + 1)),
+    )
