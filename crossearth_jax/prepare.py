@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import crossearth_data  # noqa: F401 (registers the builders)
+import crossearth_data  # noqa: F401  # pyright: ignore[reportMissingImports] (registers the builders)
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging

@@ -3,6 +3,6 @@
 Importing the package registers every builder, after which `tfds.builder("blue_marble/temperate_green")` works.
 """
 
-from crossearth_data.blue_marble import blue_marble_dataset_builder
+from .blue_marble import blue_marble_dataset_builder
 
 __all__ = ["blue_marble_dataset_builder"]

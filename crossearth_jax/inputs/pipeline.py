@@ -137,7 +137,9 @@ class _TrainBatches:
         """Reads the batch of `step`; images larger than the split's size are cut at random places."""
         length = len(self.reader.source)
         epochs, offsets = np.divmod(step * self.batch_size + np.arange(self.batch_size)[self.rows], length)
-        indices = [_permutation(self.seed, epoch, length)[i] for epoch, i in zip(epochs, offsets, strict=True)]
+        indices = [
+            int(_permutation(self.seed, int(epoch), length)[i]) for epoch, i in zip(epochs, offsets, strict=True)
+        ]
         # Drawn for the global batch, so that a row's window does not depend on the number of processes.
         places = np.random.default_rng((self.seed, step)).random((self.batch_size, 2))[self.rows]
         return self.reader.read(indices, places)

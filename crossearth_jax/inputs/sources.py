@@ -105,8 +105,9 @@ class PreparedSplit:
             if split not in splits:
                 raise UserError(f"{domain} has no split '{split}'; it has {', '.join(splits)}")
             images = {"image", "label"} & set(cast(Mapping[str, Any], builder.info.features))
-            self._records: Any = builder.as_data_source(
-                cast(Any, split), decoders={name: tfds.decode.SkipDecoding() for name in images}
+            # Its decorator hides the signature from the type checker.
+            self._records: Any = cast(Any, builder).as_data_source(
+                split, decoders={name: tfds.decode.SkipDecoding() for name in images}
             )
 
     def __len__(self) -> int:

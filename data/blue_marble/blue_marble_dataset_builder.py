@@ -9,10 +9,11 @@ from typing import Any, cast
 
 import numpy as np
 import tensorflow_datasets as tfds
-from crossearth_data.blue_marble import blocks, rasters
 from PIL import Image
 
 from crossearth_jax import benchmark
+
+from . import blocks, rasters
 
 WATER = benchmark.TAXONOMIES["blue_marble"].classes.index("water")
 LAND_SHARE = 0.3  # least share of pixels that are not water
