@@ -1,0 +1,60 @@
+"""Random block masks: which blocks of an image stay, and which are replaced.
+
+A coarse grid of uniform noise is compared with a ratio and enlarged to the image by nearest neighbour. The same
+function makes the content mask of masked image modelling and the style mask of Earth-Style Injection.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key
+
+from crossearth_jax.config import UserError
+
+FULL_CROP = 512  # crops of this side and larger use the configured block size as it is
+
+
+def scaled_block(block_size: int, crop_size: int) -> int:
+    """Returns the block size for a crop: in proportion below 512 pixels, so that small crops keep an 8 x 8 grid."""
+    return max(1, round(block_size * min(crop_size, FULL_CROP) / FULL_CROP))
+
+
+def grid_shape(height: int, width: int, block: int) -> tuple[int, int]:
+    """Returns the (rows, columns) of blocks in an image; halves go to the even number, as in the reference.
+
+    Raises:
+      UserError: a side is at most half a block, which would leave no block.
+    """
+    rows, columns = round(height / block), round(width / block)
+    if rows == 0 or columns == 0:
+        raise UserError(
+            f"no block of {block} pixels fits into {height} x {width}; use a smaller block_size or a larger crop_size"
+        )
+    return rows, columns
+
+
+def block_mask(
+    noise: Float[Array, "*b rows columns"], ratio: float, height: int, width: int
+) -> Bool[Array, "*b {height} {width}"]:
+    """Keeps the blocks whose noise is above the ratio, in float32; True = kept.
+
+    Args:
+      noise: uniform in [0, 1), one number per block.
+      ratio: expected share of blocks that are not kept.
+      height: of the mask; its row i belongs to grid row floor(i * rows / height).
+      width: of the mask.
+    """
+    rows, columns = noise.shape[-2:]
+    kept = noise > jnp.float32(ratio)
+    kept = jnp.take(kept, np.arange(height) * rows // height, axis=-2)
+    return jnp.take(kept, np.arange(width) * columns // width, axis=-1)
+
+
+def random_block_masks(
+    key: Key[Array, ""], ratio: float, block: int, batch: int, height: int, width: int
+) -> Bool[Array, "{batch} {height} {width}"]:
+    """Draws one block mask per image of a batch; True = kept."""
+    noise = jax.random.uniform(key, (batch, *grid_shape(height, width, block)))
+    return block_mask(noise, ratio, height, width)

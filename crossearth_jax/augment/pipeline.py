@@ -1,0 +1,99 @@
+"""The augmentations of a training batch, on the accelerator: a list of transforms of one example.
+
+Every transform has a name, and its key is the example's key folded with that name: switching one transform off
+does not change the noise of the others.
+"""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32, Key, UInt8
+
+from crossearth_jax import parallel
+from crossearth_jax.augment.geometric import draw_geometric, geometric
+from crossearth_jax.augment.photometric import draw_photometric, photometric
+from crossearth_jax.config import AugmentConfig
+from crossearth_jax.ops.normalization import MEAN
+
+
+class Example(NamedTuple):
+    """One image with its labels, and the pixels that belong to it (the others are padding)."""
+
+    image: UInt8[Array, "h w 3"]
+    label: UInt8[Array, "h w"]
+    inside: Bool[Array, "h w"]
+
+
+Transform = Callable[[Key[Array, ""], Example], Example]
+
+
+def resize_crop_flip(config: AugmentConfig, key: Key[Array, ""], example: Example) -> Example:
+    """Resizes, crops and flips at random; the padding is new."""
+    draws = draw_geometric(config, key, *example.label.shape)
+    return Example(*geometric(config, draws, example.image, example.label))
+
+
+def distort_colours(config: AugmentConfig, key: Key[Array, ""], example: Example) -> Example:
+    """Changes brightness, contrast, saturation and hue at random."""
+    return example._replace(image=photometric(draw_photometric(config, key), example.image))
+
+
+def transforms(config: AugmentConfig) -> dict[str, Transform]:
+    """Returns the transforms by name, in the order they are applied."""
+    chosen: dict[str, Transform] = {"geometric": functools.partial(resize_crop_flip, config)}
+    if config.photometric:
+        chosen["photometric"] = functools.partial(distort_colours, config)
+    return chosen
+
+
+def named_key(key: Key[Array, ""], name: str) -> Key[Array, ""]:
+    """Derives the key of the consumer with this name."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def fill_padding(example: Example) -> Float32[Array, "h w 3"]:
+    """Returns the image with the mean colour as padding, which normalisation turns into zeros."""
+    return jnp.where(example.inside[..., None], example.image.astype(jnp.float32), MEAN)
+
+
+def augment_example(
+    config: AugmentConfig, key: Key[Array, ""], image: UInt8[Array, "h w 3"], label: UInt8[Array, "h w"]
+) -> tuple[Float32[Array, "s s 3"], UInt8[Array, "s s"], Bool[Array, "s s"]]:
+    """Augments one example; see `augment`."""
+    example = Example(image, label, jnp.ones(label.shape, bool))
+    for name, transform in transforms(config).items():
+        example = transform(named_key(key, name), example)
+    return fill_padding(example), example.label, example.inside
+
+
+def augment(
+    config: AugmentConfig,
+    key: Key[Array, ""],
+    images: UInt8[Array, "b h w 3"],
+    labels: UInt8[Array, "b h w"],
+) -> tuple[Float32[Array, "b s s 3"], UInt8[Array, "b s s"], Bool[Array, "b s s"]]:
+    """Augments a batch (paper's recipe: scale 0.5 to 2, balanced crop, flip, photometric distortion).
+
+    The result depends on the key and on the place in the batch, not on how the batch is sharded.
+
+    Args:
+      config: sizes and strengths.
+      key: of this step.
+      images: RGB tiles of one static size.
+      labels: classes, 255 = unlabelled.
+
+    Returns:
+      images on the 0..255 scale, whole numbers, padding in the mean colour (0 after `normalize`); labels, 255 in
+      the padding; which pixels are not padding.
+
+    Raises:
+      UserError: `config.max_class_share` is one half or less.
+    """
+    keys = jax.random.split(key, images.shape[0])
+    return parallel.per_example(functools.partial(augment_example, config))(keys, images, labels)
