@@ -1,0 +1,145 @@
+"""What the objects inside a torch file become here: arrays over the mapped file, and inert stand-ins."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+
+class FormatError(ValueError):
+    """The file is broken or hostile; the text says what was found and completes "cannot read FILE: …"."""
+
+
+# Storage classes of torch and what one of their elements is. Quantised storages are not here: they need scales.
+STORAGE_DTYPES: dict[str, np.dtype] = {
+    "DoubleStorage": np.dtype("<f8"),
+    "FloatStorage": np.dtype("<f4"),
+    "HalfStorage": np.dtype("<f2"),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "LongStorage": np.dtype("<i8"),
+    "IntStorage": np.dtype("<i4"),
+    "ShortStorage": np.dtype("<i2"),
+    "CharStorage": np.dtype("i1"),
+    "ByteStorage": np.dtype("u1"),
+    "BoolStorage": np.dtype("?"),
+    "UntypedStorage": np.dtype("u1"),
+}
+
+# Element types that torch names in a file, for tensors whose storage has no class of its own.
+DTYPES: dict[str, np.dtype] = {
+    "torch.float64": np.dtype("<f8"),
+    "torch.float32": np.dtype("<f4"),
+    "torch.float16": np.dtype("<f2"),
+    "torch.bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "torch.float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
+    "torch.float8_e4m3fnuz": np.dtype(ml_dtypes.float8_e4m3fnuz),
+    "torch.float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
+    "torch.float8_e5m2fnuz": np.dtype(ml_dtypes.float8_e5m2fnuz),
+    "torch.int64": np.dtype("<i8"),
+    "torch.int32": np.dtype("<i4"),
+    "torch.int16": np.dtype("<i2"),
+    "torch.int8": np.dtype("i1"),
+    "torch.uint64": np.dtype("<u8"),
+    "torch.uint32": np.dtype("<u4"),
+    "torch.uint16": np.dtype("<u2"),
+    "torch.uint8": np.dtype("u1"),
+    "torch.bool": np.dtype("?"),
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Symbol:
+    """A global whose meaning the reader knows; only its name is kept."""
+
+    name: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Placeholder:
+    """Stands for an object that is not rebuilt. It holds a name and does nothing."""
+
+    name: str
+    is_class: bool = False
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Blob:
+    """The bytes of one storage. `begin` is its place in the file, unknown until the file is laid out."""
+
+    size: int
+    begin: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Storage:
+    """A typed run of elements inside a blob."""
+
+    blob: Blob
+    dtype: np.dtype
+    first: int  # byte inside the blob
+    count: int  # elements
+
+    def retyped(self, dtype: np.dtype) -> Storage:
+        """The same bytes as elements of another type."""
+        size = self.count * self.dtype.itemsize
+        return Storage(self.blob, dtype, self.first, size // dtype.itemsize)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Tensor:
+    """A strided view of a storage that `tensor` has checked; `array` gives its numbers."""
+
+    storage: Storage
+    offset: int  # elements
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]  # elements
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor once written out densely."""
+        return math.prod(self.shape) * self.storage.dtype.itemsize
+
+    def array(self, buffer: Any) -> np.ndarray:
+        """The tensor as a read-only array over `buffer` (the mapped file), without a copy.
+
+        Booleans are the exception: any byte but 0 counts as true, so they are copied.
+        """
+        dtype = self.storage.dtype
+        if self.storage.blob.begin is None:
+            raise FormatError("a tensor's data are not in the file")
+        if math.prod(self.shape) == 0:
+            return np.zeros(self.shape, dtype)
+        begin = self.storage.blob.begin + self.storage.first + self.offset * dtype.itemsize
+        strides = tuple(stride * dtype.itemsize for stride in self.strides)
+        if dtype == np.bool_:
+            return np.ndarray(self.shape, np.uint8, buffer, begin, strides) != 0
+        view = np.ndarray(self.shape, dtype, buffer, begin, strides)
+        view.flags.writeable = False
+        return view
+
+
+def tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> Tensor:
+    """A view of `storage`, after checking that all of it lies inside.
+
+    Raises:
+      FormatError: an argument has the wrong type, or the view reaches outside its storage.
+    """
+    if not isinstance(storage, Storage):
+        raise FormatError("a tensor is built from something that is no storage")
+    if not _sizes(shape) or not _sizes(strides) or len(shape) != len(strides) or not _sizes((offset,)):
+        raise FormatError("a tensor's offset, shape or strides are not whole numbers of 0 or more")
+    empty = math.prod(shape) == 0
+    reach = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) + 1
+    if not empty and reach > storage.count:
+        raise FormatError(f"a tensor reaches element {reach} of a storage that holds {storage.count}")
+    return Tensor(storage, offset, tuple(shape), tuple(strides))
+
+
+def _sizes(values: Any) -> bool:
+    """True for up to 32 plain integers that fit the address space."""
+    whole = isinstance(values, tuple | list) and len(values) <= 32
+    return whole and all(type(value) is int and 0 <= value < 2**48 for value in values)
