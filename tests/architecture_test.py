@@ -19,7 +19,7 @@ LAYERS = (
     ("parallel",),
     ("ops",),
     ("inputs", "augment", "models", "losses", "metrics"),
-    ("weights", "training", "reporting"),
+    ("weights", "training", "reporting", "mapping"),
     ("predictor", "baselines"),
     ("train", "evaluate", "predict", "report", "prepare", "convert", "estimate_style"),
     ("main", "__init__"),
@@ -29,7 +29,7 @@ LAYERS = (
 HOMES = {
     "flax": ("crossearth_jax/models/",),
     "optax": ("crossearth_jax/training/", "crossearth_jax/ops/matching.py"),
-    "rasterio": ("crossearth_jax/predict.py", "crossearth_jax/estimate_style.py", "data/"),
+    "rasterio": ("crossearth_jax/mapping/", "crossearth_jax/estimate_style.py", "data/"),
     "tensorflow_datasets": ("crossearth_jax/inputs/sources.py", "crossearth_jax/prepare.py", "data/"),
     "sklearn": ("crossearth_jax/baselines.py",),
     "matplotlib": ("crossearth_jax/reporting/",),

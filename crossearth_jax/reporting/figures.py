@@ -9,9 +9,10 @@ from collections.abc import Mapping
 
 import matplotlib
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 from PIL import Image
 
 from crossearth_jax.benchmark import IGNORE
@@ -29,7 +30,7 @@ _VARIABLES = {_INK: "var(--muted)", _FAINT: "var(--line)"} | {
 
 
 def curves(title: str, series: Mapping[str, Series], *, logarithmic: bool = False) -> Html:
-    """One diagram over training steps: the logged values faintly, a running mean on top.
+    """One diagram over training steps: the logged values faintly, their running mean on top.
 
     Args:
       title: what is shown; also the diagram's name for screen readers.
@@ -49,20 +50,23 @@ def curves(title: str, series: Mapping[str, Series], *, logarithmic: bool = Fals
 
 
 def _curve(axes: Axes, label: str, series: Series, colour: str) -> None:
-    stride = max(1, -(-len(series.steps) // MAX_POINTS))
-    window = max(1, len(series.steps) // 20)
-    smooth = _running_mean(series.values, window)
-    if window > 1:
+    stride = -(-len(series.steps) // MAX_POINTS)
+    radius = len(series.steps) // 40
+    if radius:
         axes.plot(series.steps[::stride], series.values[::stride], color=colour, alpha=0.25, linewidth=0.8)
+    smooth = running_mean(series.values, radius)
     axes.plot(series.steps[::stride], smooth[::stride], color=colour, linewidth=1.6, label=label)
 
 
-def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Mean of the last `window` values, of fewer at the start."""
+def running_mean(values: Float[np.ndarray, " n"], radius: int) -> Float[np.ndarray, " n"]:
+    """Mean of each value and its `radius` neighbours on both sides; of fewer, but as many, towards the ends.
+
+    Being symmetric it leaves a straight line where it is.
+    """
     sums = np.cumsum(np.concatenate([[0.0], values]))
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(0, ends - window)
-    return (sums[ends] - sums[starts]) / (ends - starts)
+    at = np.arange(len(values))
+    reach = np.minimum(radius, np.minimum(at, at[::-1]))
+    return (sums[at + reach + 1] - sums[at - reach]) / (2 * reach + 1)
 
 
 def _dress(axes: Axes, title: str, *, legend: bool, logarithmic: bool) -> None:
@@ -70,6 +74,9 @@ def _dress(axes: Axes, title: str, *, legend: bool, logarithmic: bool) -> None:
     axes.set_xlabel("step", color=_INK)
     if logarithmic:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.yaxis.set_minor_locator(NullLocator())
     axes.tick_params(colors=_INK, which="both", length=0)
     axes.grid(color=_FAINT, linewidth=0.6)
     axes.set_axisbelow(True)

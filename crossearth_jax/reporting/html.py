@@ -11,7 +11,7 @@ from crossearth_jax.benchmark import IGNORE
 from crossearth_jax.reporting import figures
 from crossearth_jax.reporting.markup import Html, element, join
 from crossearth_jax.reporting.run import Evaluation, StyleExamples
-from crossearth_jax.reporting.tables import Entry, Table
+from crossearth_jax.reporting.tables import Colour, Entry, Table
 
 EXAMPLE_COLUMNS = ("image", "truth", "prediction", "errors")
 
@@ -35,14 +35,15 @@ def section(anchor: str, title: str, *content: str) -> Html:
     return element("section", element("h2", title), *content, "\n", id=anchor)
 
 
-def table(data: Table, *, visible_caption: bool = False) -> Html:
-    """A table that scrolls sideways on a narrow screen; the caption is always there for screen readers."""
+def table(data: Table, *, matrix: bool = False) -> Html:
+    """A table that scrolls sideways on a narrow screen; a matrix is small and has upright column names."""
     head = element("tr", *(_head(entry, i in data.plain) for i, entry in enumerate(data.head)))
     bodies = (element("tbody", *_rows(data, block.title, block.rows)) for block in data.blocks)
-    caption = [element("caption", data.caption)] if visible_caption else []
-    whole = element("table", *caption, element("thead", head), *bodies, aria_label=data.caption)
+    caption = [element("caption", data.caption)] if matrix else []
+    kind = "matrix" if matrix else None
+    whole = element("table", *caption, element("thead", head), *bodies, aria_label=data.caption, class_=kind)
     wrapped = element("div", whole, class_="scroll", tabindex="0", role="region", aria_label=data.caption)
-    return wrapped if visible_caption else join([element("p", data.caption, class_="caption"), wrapped])
+    return wrapped if matrix else join([element("p", data.caption, class_="caption"), wrapped])
 
 
 def _rows(data: Table, title: str, rows: Sequence[Sequence[Entry]]) -> Iterable[Html]:
@@ -57,8 +58,9 @@ def _rows(data: Table, title: str, rows: Sequence[Sequence[Entry]]) -> Iterable[
 
 def _head(entry: Entry, plain: bool) -> Html:
     if not entry.text:
-        return element("td")
-    return element("th", *_content(entry), class_=_classes(entry, plain=plain), scope="col")
+        return element("td", class_="plot")
+    name = element("span", *_content(entry), class_="name")
+    return element("th", name, class_=_classes(entry, plain=plain), scope="col")
 
 
 def _cell(entry: Entry, plain: bool) -> Html:
@@ -82,7 +84,8 @@ def _classes(entry: Entry, *, plain: bool) -> str | None:
 def _content(entry: Entry) -> Iterable[str]:
     if entry.swatch is not None:
         yield swatch(entry.swatch)
-    yield entry.text
+    yield from (swatch(colour, title=name) for name, colour in entry.swatches)
+    yield element("span", entry.text, class_="spoken") if entry.swatches else entry.text
     if entry.note:
         yield element("span", entry.note, class_="note")
 
@@ -104,12 +107,12 @@ def marks_legend(titles: Sequence[str]) -> Html:
     return element("ul", *items, class_="legend")
 
 
-def swatch(colour: tuple[int, int, int]) -> Html:
+def swatch(colour: Colour, title: str | None = None) -> Html:
     """A small square in a class's colour."""
-    return element("i", class_="swatch", style="background:rgb({},{},{})".format(*colour))
+    return element("i", class_="swatch", style="background:rgb({},{},{})".format(*colour), title=title)
 
 
-def class_legend(palette: Mapping[str, tuple[int, int, int]]) -> Html:
+def class_legend(palette: Mapping[str, Colour]) -> Html:
     """Names and colours of the classes."""
     items = (element("li", swatch(colour), name) for name, colour in palette.items())
     return element("ul", *items, class_="legend")
@@ -127,6 +130,22 @@ def tile(label: str, value: str, detail: str, *, main: bool = False) -> Html:
     """One number worth reading first."""
     parts = (("label", label), ("value", value), ("detail", detail))
     return element("div", *(element("div", t, class_=c) for c, t in parts), class_="tile main" if main else "tile")
+
+
+def teaser(evaluations: Mapping[str, Evaluation]) -> Html:
+    """The first example of every domain side by side: image above truth above prediction."""
+    columns = []
+    for title, evaluation in evaluations.items():
+        sources = (
+            ("image", figures.photograph(evaluation.images[0])),
+            ("truth", figures.class_map(evaluation.labels[0], evaluation.palette)),
+            ("prediction", figures.class_map(evaluation.predictions[0], evaluation.palette)),
+        )
+        pictures = (element("img", src=uri, alt=f"{title}, first example: {name}") for name, uri in sources)
+        columns.append(element("figure", element("figcaption", title), *pictures))
+    names = (element("span", name) for name in ("image", "truth", "prediction"))
+    rows = element("div", element("b"), *names, class_="rows", aria_hidden="true")
+    return element("div", element("div", rows, *columns, class_="teaser"), class_="scroll")
 
 
 def examples(evaluation: Evaluation, domain: str) -> Html:

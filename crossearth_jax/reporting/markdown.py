@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from crossearth_jax.reporting.tables import Entry, Table
+from crossearth_jax.reporting.tables import NOTHING, Entry, Table
 
 
 def escape(text: str) -> str:
-    """Text that neither ends a table cell nor starts markup."""
-    for character in "\\|<>*_`[]":
+    """Text that neither ends a table cell nor starts markup; underscores inside words are harmless."""
+    for character in "\\|<>*`[]":
         text = text.replace(character, f"\\{character}")
     return text.replace("\n", " ")
 
@@ -32,4 +32,5 @@ def _row(texts: Sequence[str]) -> str:
 
 def _text(entry: Entry) -> str:
     text = f"{escape(entry.text)} ({escape(entry.note)})" if entry.note else escape(entry.text)
-    return f"**{text}**" if entry.bold and text else text
+    mark = "**" if entry.bold else "*" if entry.muted and text != NOTHING else ""
+    return f"{mark}{text}{mark}" if text else ""

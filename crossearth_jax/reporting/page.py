@@ -25,6 +25,7 @@ def run_page(run: Run) -> str:
         element("p", _lead(run), class_="lead"),
         html.facts(header_facts(run)),
         _tiles(run),
+        *_teaser(run),
         element("nav", *links, aria_label="Sections"),
     )
     content = (html.section(part.anchor, part.title, *part.content) for part in parts)
@@ -51,18 +52,20 @@ def comparison_page(runs: Mapping[str, Run]) -> str:
         element("h1", f"{len(runs)} runs compared"),
         element("p", AVERAGES, class_="lead"),
         html.section("results", "Results", html.table(tables.comparison_table(runs))),
-        html.section("configuration", "Configuration", html.table(tables.difference_table(runs))),
     ]
+    differences = tables.difference_table(runs)
+    if differences is not None:
+        content.append(html.section("configuration", "Configuration", html.table(differences)))
     if losses:
         curve = figures.curves("Training loss", dict(list(losses.items())[:8]))
-        content.append(html.section("training", "Training", element("div", curve, class_="grid")))
+        content.append(html.section("training", "Training", element("div", curve, class_="grid wide")))
     return html.document(f"{len(runs)} runs compared", [*content, _footer()])
 
 
 def comparison_markdown(runs: Mapping[str, Run]) -> str:
     """The numbers of the comparison as Markdown."""
     found = (tables.comparison_table(runs), tables.difference_table(runs))
-    parts = [f"# {len(runs)} runs compared", AVERAGES, *(markdown.table(data) for data in found)]
+    parts = [f"# {len(runs)} runs compared", AVERAGES, *(markdown.table(data) for data in found if data)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -101,7 +104,9 @@ def _lead(run: Run) -> str:
 def _tiles(run: Run) -> Html:
     unseen = summary.unseen(run.cells)
     tiles = [
-        html.tile("In-domain mIoU", f"{cell.miou:.1f}", f"{tables.domain_title(cell.target)}, held-out split")
+        html.tile(
+            "In-domain mIoU", tables.number(cell.miou).text, f"{tables.domain_title(cell.target)}, held-out split"
+        )
         for cell in run.cells
         if not cell.cross_domain
     ]
@@ -115,6 +120,13 @@ def _tiles(run: Run) -> Html:
                 difference = f"{mean - value:+.1f}".replace("-", "\u2212")
                 tiles.append(html.tile(f"{title}, unseen domains", f"{value:.1f}", f"this model {difference} points"))
     return element("div", *tiles, class_="tiles")
+
+
+def _teaser(run: Run) -> Iterator[Html]:
+    shown = {tables.domain_title(c.target): evaluation for c, evaluation in _evaluated(run) if len(evaluation.images)}
+    if shown:
+        yield html.teaser(shown)
+        yield html.class_legend(run.palette)
 
 
 class Section(NamedTuple):
@@ -143,7 +155,7 @@ def _sections(run: Run) -> Iterator[Section | None]:
 
 def _confusion(run: Run) -> Section | None:
     matrices = [
-        html.table(tables.confusion_table(evaluation, tables.domain_title(cell.target)), visible_caption=True)
+        html.table(tables.confusion_table(evaluation, tables.domain_title(cell.target)), matrix=True)
         for cell, evaluation in _evaluated(run)
     ]
     intro = "Where the pixels of each true class go, in percent of the row. The diagonal is what is right."
@@ -156,12 +168,12 @@ def _training(run: Run) -> Section | None:
         figures.curves(title, series, logarithmic=title.startswith("Loss terms"))
         for title, series in curve_groups(run.metrics).items()
     ]
-    body = [element("div", *diagrams, class_="grid")]
+    body = [element("div", *diagrams, class_="grid wide")]
     return Section("training", "Training", body) if diagrams else None
 
 
 def curve_groups(metrics: Mapping[str, Series]) -> dict[str, dict[str, Series]]:
-    """Diagram title -> its curves: loss terms together, every other quantity alone.
+    """Diagram title -> its curves: loss terms together, every other quantity alone, none that is always 0.
 
     Of the mask decoder's losses only those of the last layer are drawn; the auxiliary ones look alike.
     """
@@ -175,7 +187,7 @@ def curve_groups(metrics: Mapping[str, Series]) -> dict[str, dict[str, Series]]:
             if items[8 * i : 8 * (i + 1)]:
                 diagrams[title] = dict(items[8 * i : 8 * (i + 1)])
     for name, values in metrics.items():
-        if name != "loss" and not name.startswith("loss/"):
+        if name != "loss" and not name.startswith("loss/") and values.values.any():
             diagrams[_quantity(name)] = {name: values}
     return diagrams
 

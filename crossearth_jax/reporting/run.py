@@ -18,9 +18,9 @@ from crossearth_jax.config import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Score:
-    """mIoU and per-class IoU in percent; None where a class has no pixel in truth or prediction."""
+    """mIoU and per-class IoU in percent; None where there is no pixel to count."""
 
-    miou: float
+    miou: float | None
     iou: Mapping[str, float | None]
 
 
@@ -55,6 +55,12 @@ class Evaluation:
     labels: UInt8[np.ndarray, "n h w"]
     predictions: UInt8[np.ndarray, "n h w"]
 
+    @property
+    def colours(self) -> dict[str, tuple[int, int, int]]:
+        """Class -> RGB, in the order of the class ids."""
+        colours = ((int(r), int(g), int(b)) for r, g, b in self.palette)
+        return dict(zip(self.classes, colours, strict=True))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Series:
@@ -87,17 +93,17 @@ class Run:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Every class that some setting reports, in the order of the taxonomy."""
-        return tuple(dict.fromkeys(name for cell in self.cells for name in cell.iou))
+        """Every class that some setting reports, in the order of the taxonomy as far as the evaluations tell."""
+        reported = dict.fromkeys(name for cell in self.cells for name in cell.iou)
+        return tuple(dict.fromkeys([*(name for name in self.palette if name in reported), *reported]))
 
     @property
     def palette(self) -> Mapping[str, tuple[int, int, int]]:
         """Class -> RGB, as far as the evaluations tell."""
-        return {
-            name: (int(r), int(g), int(b))
-            for evaluation in self.evaluations.values()
-            for name, (r, g, b) in zip(evaluation.classes, evaluation.palette, strict=True)
-        }
+        colours: dict[str, tuple[int, int, int]] = {}
+        for evaluation in self.evaluations.values():
+            colours |= evaluation.colours
+        return colours
 
 
 def read_run(workdir: Path) -> Run:
@@ -181,7 +187,7 @@ def _cell(name: str, values: Any, path: Path) -> Cell:
 def _score(values: Any, where: str) -> Score:
     iou = _get(values, "iou", dict, where)
     return Score(
-        miou=float(_get(values, "miou", (int, float), where)),
+        miou=_optional(_get(values, "miou", (int, float, type(None)), where)),
         iou={str(name): _optional(value) for name, value in iou.items()},
     )
 

@@ -13,6 +13,8 @@ from crossearth_jax.reporting.run import Cell, Evaluation, Run
 BASELINE_TITLES = {"colour": "Colour only", "majority": "Majority class"}
 NOTHING = "\u2013"
 
+type Colour = tuple[int, int, int]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -22,7 +24,8 @@ class Entry:
     note: str = ""  # second, smaller line
     heat: float | None = None  # -1 … 1: strength of the background, negative in the colour of loss
     marks: tuple[tuple[str, float], ...] = ()  # (series, percent) on a line from 0 to 100
-    swatch: tuple[int, int, int] | None = None
+    swatch: Colour | None = None
+    swatches: tuple[tuple[str, Colour], ...] = ()  # shown in place of the text, which then only is spoken
     bold: bool = False
     muted: bool = False
 
@@ -71,7 +74,7 @@ def main_table(run: Run) -> Table:
         columns.append(("Published", summary.published))
     blocks = []
     for group in summary.groups(cells):
-        rows = [_setting_row(cell, columns) for cell in group.cells]
+        rows = [_setting_row(cell, columns, run.palette) for cell in group.cells]
         if group.cross_domain and len(group.cells) > 1:
             rows.append(_mean_row(f"Mean of {len(rows)}", group.cells, columns))
         blocks.append(Block(title=group.title, rows=tuple(rows)))
@@ -92,15 +95,18 @@ def _title(baseline: str) -> str:
     return BASELINE_TITLES.get(baseline, baseline.replace("_", " ").capitalize())
 
 
-def _setting_row(cell: Cell, columns: Sequence[tuple[str, summary.Value]]) -> tuple[Entry, ...]:
+def _setting_row(
+    cell: Cell, columns: Sequence[tuple[str, summary.Value]], palette: Mapping[str, Colour]
+) -> tuple[Entry, ...]:
     numbers = [number(value(cell), bold=value is summary.model) for _, value in columns]
     if cell.published is not None:
         numbers[-1] = number(cell.published, note=cell.published_source)
+    known = tuple((name, palette[name]) for name in cell.classes if name in palette)
     return (
         Entry(text=domain_title(cell.target), note=cell.name),
         _marks(columns, [value(cell) for _, value in columns]),
         *numbers,
-        Entry(text=", ".join(cell.classes), note=f"{len(cell.classes)} of {len(cell.iou)}"),
+        Entry(text=", ".join(cell.classes), swatches=known if len(known) == len(cell.classes) else ()),
     )
 
 
@@ -116,7 +122,7 @@ def _marks(columns: Sequence[tuple[str, summary.Value]], values: Sequence[float 
 
 
 def class_table(run: Run) -> Table:
-    """IoU of every class in every setting; classes a setting does not score are shown muted."""
+    """IoU of every class in every setting; classes a setting does not score are muted."""
     blocks = []
     for group in summary.groups(run.cells):
         rows = []
@@ -128,7 +134,7 @@ def class_table(run: Run) -> Table:
         blocks.append(Block(title=group.title, rows=tuple(rows)))
     heads = (Entry(text=name, swatch=run.palette.get(name)) for name in run.classes)
     return Table(
-        caption="IoU in percent. Muted numbers belong to classes that the setting's mIoU leaves out.",
+        caption="IoU in percent. Slanted numbers belong to classes that the setting's mIoU leaves out.",
         head=(Entry(text="Target"), *heads, Entry(text="mIoU"), Entry(text="Pixel accuracy")),
         blocks=tuple(blocks),
     )
@@ -181,7 +187,7 @@ def confusion_table(evaluation: Evaluation, title: str) -> Table:
     )
     return Table(
         caption=title,
-        head=(Entry(text="truth ↓ prediction →", muted=True), *labels),
+        head=(Entry(text="truth \u2193  prediction \u2192", muted=True), *labels),
         blocks=(Block(title="", rows=rows),),
     )
 
@@ -227,14 +233,16 @@ def _best_bold(values: Sequence[float | None]) -> list[Entry]:
     return [number(value, bold=value is not None and value == best) for value in values]
 
 
-def difference_table(runs: Mapping[str, Run]) -> Table:
-    """Configuration fields on which the runs differ."""
+def difference_table(runs: Mapping[str, Run]) -> Table | None:
+    """Configuration fields on which the runs differ; None if they agree."""
     keys = dict.fromkeys(key for run in runs.values() for key in run.config)
     rows = []
     for key in keys:
         values = [run.config.get(key, NOTHING) for run in runs.values()]
         if len(set(values)) > 1:
             rows.append((Entry(text=key), *(Entry(text=value) for value in values)))
+    if not rows:
+        return None
     return Table(
         caption="Configuration fields on which the runs differ.",
         head=(Entry(text="Field"), *(Entry(text=title) for title in runs)),

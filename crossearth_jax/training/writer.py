@@ -22,7 +22,9 @@ FILE_NAME = "metrics.jsonl"
 class MetricsWriter:
     """Appends one record per logged step; the context manager closes the files."""
 
-    def __init__(self, workdir: str | os.PathLike[str], restored_step: int = 0, *, active: bool = True):
+    def __init__(
+        self, workdir: str | os.PathLike[str], restored_step: int = 0, *, images_per_step: int = 0, active: bool = True
+    ):
         """Opens the files of `workdir`, continuing after `restored_step`.
 
         Records past that step belong to a stretch that the resumed run repeats; they are dropped, as is a last
@@ -31,11 +33,14 @@ class MetricsWriter:
         Args:
           workdir: the run's folder, made if missing.
           restored_step: step of the checkpoint that training continues from.
+          images_per_step: if given, every record but the first also holds `images_per_second` since the one before.
           active: False makes every call a no-op, for all but the first process of a run.
         """
         self._active = active
         if not active:
             return
+        self._images_per_step = images_per_step
+        self._previous: tuple[int, float] | None = None  # step and time of the last record
         self._path = Path(workdir) / FILE_NAME
         self._path.parent.mkdir(parents=True, exist_ok=True)
         _truncate(self._path, restored_step)
@@ -56,8 +61,8 @@ class MetricsWriter:
         """
         if not self._active:
             return
-        numbers = {name: float(value) for name, value in values.items()}
         now = time.time()
+        numbers = {name: float(value) for name, value in values.items()} | self._speed(step, now)
         record = {"step": step, "time": round(now, 3)} | {
             name: number if math.isfinite(number) else None for name, number in numbers.items()
         }
@@ -71,6 +76,13 @@ class MetricsWriter:
             ) from None
         for name, number in numbers.items():
             self._events.add_scalar(name, number, step, walltime=now)
+
+    def _speed(self, step: int, now: float) -> dict[str, float]:
+        """The first interval has no speed: it would be that of the compiler."""
+        previous, self._previous = self._previous, (step, now)
+        if previous is None or not self._images_per_step:
+            return {}
+        return {"images_per_second": self._images_per_step * (step - previous[0]) / max(now - previous[1], 1e-9)}
 
     def close(self) -> None:
         """Closes both files."""

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -82,6 +83,16 @@ def test_full_disk_is_named(tmp_path):
         writer._file.close()
         writer._file = open("/dev/full", "a")
         writer.write(1, {"loss": 1.0})
+
+
+def test_speed_is_of_the_interval_between_records(tmp_path, monkeypatch):
+    times = iter([1060.0, 1064.0, 1066.0])
+    clock = SimpleNamespace(time=lambda: next(times))
+    monkeypatch.setattr("crossearth_jax.training.writer.time", clock)
+    with MetricsWriter(tmp_path, images_per_step=8) as writer:
+        for step in (10, 20, 30):
+            writer.write(step, {"loss": 1.0})
+    assert [record.get("images_per_second") for record in records(tmp_path)] == [None, 20.0, 40.0]
 
 
 def test_other_processes_write_nothing(tmp_path):
