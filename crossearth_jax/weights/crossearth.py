@@ -1,100 +1,64 @@
 """Names and layouts of the reference's checkpoints against ours, readable in both directions.
 
-`RULES` is the whole knowledge: each rule says under which names the reference keeps a parameter, under which we do,
-and how to turn one array into the other. "{i}" stands for a layer number; where only the reference's name has it,
-we stack the layers on a leading axis. A rule with several of our names splits one reference tensor into that many
-parts along its first axis.
+`RULES` is the whole knowledge of what the reference computes with (see `mapping` for how a rule reads). Published
+checkpoints hold more: the reconstruction head and the pixel mask token become our `mim/…`, convolutions below
+`backbone.reins.high_extractor` become `gse/…`, and what has no counterpart among our parameters is carried verbatim
+under `extra/<reference name>`, so that the way back is exact.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from crossearth_jax.config import UserError
+from crossearth_jax.weights import mapping
+from crossearth_jax.weights.mapping import (
+    CONV,
+    LINEAR,
+    PIXELS,
+    SAME,
+    TABLE,
+    TOKEN,
+    Rule,
+    Tensors,
+    affine,
+    rule,
+)
 
-Tensors = dict[str, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """A change of memory layout and its inverse."""
-
-    to_ours: Callable[[np.ndarray], np.ndarray]
-    to_reference: Callable[[np.ndarray], np.ndarray]
-
-
-SAME = Layout(lambda x: x, lambda x: x)
-LINEAR = Layout(np.transpose, np.transpose)  # (out, in) -> (in, out)
-CONV = Layout(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))  # OIHW -> HWIO
-TOKEN = Layout(lambda x: x[0, 0], lambda x: x[None, None])
-TABLE = Layout(lambda x: x[0], lambda x: x[None])
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """One kind of parameter in both worlds."""
-
-    reference: str
-    ours: tuple[str, ...]
-    layout: Layout
-
-    @property
-    def stacked(self) -> bool:
-        """Whether our parameter holds all the layers."""
-        return "{i}" in self.reference and "{i}" not in self.ours[0]
-
-    def layers(self, names: Iterable[str]) -> list[str]:
-        """Layer numbers for which `names` holds a tensor of this rule, ascending; [""] if it has no layers."""
-        pattern = re.compile(re.escape(self.reference).replace(r"\{i\}", r"(\d+)"))
-        found = [match for name in names if (match := pattern.fullmatch(name))]
-        return sorted((match[1] for match in found), key=int) if "{i}" in self.reference else [""] * len(found)
-
-
-def _rule(reference: str, ours: str | tuple[str, ...], layout: Layout) -> Rule:
-    return Rule(reference, (ours,) if isinstance(ours, str) else ours, layout)
-
-
-def _affine(reference: str, ours: str, kernel: Layout | None = None) -> list[Rule]:
-    """Weight and bias of a linear layer or convolution; of a norm where no kernel layout is given."""
-    name = "kernel" if kernel else "scale"
-    return [
-        _rule(f"{reference}.weight", f"{ours}/{name}", kernel or SAME),
-        _rule(f"{reference}.bias", f"{ours}/bias", SAME),
-    ]
+EXTRA = "extra/"  # followed by the reference's name
 
 
 def _backbone() -> list[Rule]:
     block, ours = "backbone.blocks.{i}", "backbone/blocks"
     return [
-        _rule("backbone.cls_token", "backbone/class_token", TOKEN),
-        _rule("backbone.pos_embed", "backbone/position", TABLE),
-        *_affine("backbone.patch_embed.proj", "backbone/patch_embed", CONV),
-        *_affine(f"{block}.norm1", f"{ours}/norm1"),
-        *_affine(f"{block}.attn.qkv", f"{ours}/attention/qkv", LINEAR),
-        *_affine(f"{block}.attn.proj", f"{ours}/attention/proj", LINEAR),
-        _rule(f"{block}.ls1.gamma", f"{ours}/gain1", SAME),
-        *_affine(f"{block}.norm2", f"{ours}/norm2"),
-        *_affine(f"{block}.mlp.fc1", f"{ours}/mlp/fc1", LINEAR),
-        *_affine(f"{block}.mlp.fc2", f"{ours}/mlp/fc2", LINEAR),
-        *_affine(f"{block}.mlp.w12", f"{ours}/mlp/w12", LINEAR),
-        *_affine(f"{block}.mlp.w3", f"{ours}/mlp/w3", LINEAR),
-        _rule(f"{block}.ls2.gamma", f"{ours}/gain2", SAME),
+        rule("backbone.cls_token", "backbone/class_token", TOKEN),
+        rule("backbone.pos_embed", "backbone/position", TABLE),
+        *affine("backbone.patch_embed.proj", "backbone/patch_embed", CONV),
+        *affine(f"{block}.norm1", f"{ours}/norm1"),
+        *affine(f"{block}.attn.qkv", f"{ours}/attention/qkv", LINEAR),
+        *affine(f"{block}.attn.proj", f"{ours}/attention/proj", LINEAR),
+        rule(f"{block}.ls1.gamma", f"{ours}/gain1", SAME),
+        *affine(f"{block}.norm2", f"{ours}/norm2"),
+        *affine(f"{block}.mlp.fc1", f"{ours}/mlp/fc1", LINEAR),
+        *affine(f"{block}.mlp.fc2", f"{ours}/mlp/fc2", LINEAR),
+        *affine(f"{block}.mlp.w12", f"{ours}/mlp/w12", LINEAR),
+        *affine(f"{block}.mlp.w3", f"{ours}/mlp/w3", LINEAR),
+        rule(f"{block}.ls2.gamma", f"{ours}/gain2", SAME),
     ]
 
 
 def _reins() -> list[Rule]:
     return [
-        _rule("backbone.reins.learnable_tokens_a", "reins/tokens_a", SAME),
-        _rule("backbone.reins.learnable_tokens_b", "reins/tokens_b", SAME),
-        _rule("backbone.reins.scale", "reins/scale", SAME),
-        *_affine("backbone.reins.mlp_token2feat", "reins/token_to_feature", LINEAR),
-        *_affine("backbone.reins.mlp_delta_f", "reins/delta", LINEAR),
-        *_affine("backbone.reins.transform", "reins/transform", LINEAR),
-        *_affine("backbone.reins.merge", "reins/merge", LINEAR),
+        rule("backbone.reins.learnable_tokens_a", "reins/tokens_a", SAME),
+        rule("backbone.reins.learnable_tokens_b", "reins/tokens_b", SAME),
+        rule("backbone.reins.scale", "reins/scale", SAME),
+        *affine("backbone.reins.mlp_token2feat", "reins/token_to_feature", LINEAR),
+        *affine("backbone.reins.mlp_delta_f", "reins/delta", LINEAR),
+        *affine("backbone.reins.transform", "reins/transform", LINEAR),
+        *affine("backbone.reins.merge", "reins/merge", LINEAR),
     ]
 
 
@@ -103,19 +67,19 @@ def _pixel_decoder() -> list[Rule]:
     layer, stack = f"{reference}.encoder.layers.{{i}}", f"{ours}/encoder"
     attention = ("sampling_offsets", "attention_weights", "value_proj", "output_proj")
     return [
-        *_affine(f"{reference}.input_convs.{{i}}.conv", f"{ours}/input_convs/{{i}}/conv", CONV),
-        *_affine(f"{reference}.input_convs.{{i}}.gn", f"{ours}/input_convs/{{i}}/norm"),
-        _rule(f"{reference}.level_encoding.weight", f"{ours}/level_encoding", SAME),
-        *(r for n in attention for r in _affine(f"{layer}.self_attn.{n}", f"{stack}/attention/{n}", LINEAR)),
-        *_affine(f"{layer}.norms.0", f"{stack}/norm1"),
-        *_affine(f"{layer}.ffn.layers.0.0", f"{stack}/mlp/fc1", LINEAR),
-        *_affine(f"{layer}.ffn.layers.1", f"{stack}/mlp/fc2", LINEAR),
-        *_affine(f"{layer}.norms.1", f"{stack}/norm2"),
-        _rule(f"{reference}.lateral_convs.0.conv.weight", f"{ours}/lateral_conv/conv/kernel", CONV),
-        *_affine(f"{reference}.lateral_convs.0.gn", f"{ours}/lateral_conv/norm"),
-        _rule(f"{reference}.output_convs.0.conv.weight", f"{ours}/output_conv/conv/kernel", CONV),
-        *_affine(f"{reference}.output_convs.0.gn", f"{ours}/output_conv/norm"),
-        *_affine(f"{reference}.mask_feature", f"{ours}/mask_feature", CONV),
+        *affine(f"{reference}.input_convs.{{i}}.conv", f"{ours}/input_convs/{{i}}/conv", CONV),
+        *affine(f"{reference}.input_convs.{{i}}.gn", f"{ours}/input_convs/{{i}}/norm"),
+        rule(f"{reference}.level_encoding.weight", f"{ours}/level_encoding", SAME),
+        *(r for n in attention for r in affine(f"{layer}.self_attn.{n}", f"{stack}/attention/{n}", LINEAR)),
+        *affine(f"{layer}.norms.0", f"{stack}/norm1"),
+        *affine(f"{layer}.ffn.layers.0.0", f"{stack}/mlp/fc1", LINEAR),
+        *affine(f"{layer}.ffn.layers.1", f"{stack}/mlp/fc2", LINEAR),
+        *affine(f"{layer}.norms.1", f"{stack}/norm2"),
+        rule(f"{reference}.lateral_convs.0.conv.weight", f"{ours}/lateral_conv/conv/kernel", CONV),
+        *affine(f"{reference}.lateral_convs.0.gn", f"{ours}/lateral_conv/norm"),
+        rule(f"{reference}.output_convs.0.conv.weight", f"{ours}/output_conv/conv/kernel", CONV),
+        *affine(f"{reference}.output_convs.0.gn", f"{ours}/output_conv/norm"),
+        *affine(f"{reference}.mask_feature", f"{ours}/mask_feature", CONV),
     ]
 
 
@@ -123,9 +87,9 @@ def _attention(reference: str, ours: str) -> list[Rule]:
     """Attention whose reference packs the projections of queries, keys and values into one."""
     parts = ("query", "key", "value")
     return [
-        _rule(f"{reference}.in_proj_weight", tuple(f"{ours}/{part}/kernel" for part in parts), LINEAR),
-        _rule(f"{reference}.in_proj_bias", tuple(f"{ours}/{part}/bias" for part in parts), SAME),
-        *_affine(f"{reference}.out_proj", f"{ours}/out", LINEAR),
+        rule(f"{reference}.in_proj_weight", tuple(f"{ours}/{part}/kernel" for part in parts), LINEAR),
+        rule(f"{reference}.in_proj_bias", tuple(f"{ours}/{part}/bias" for part in parts), SAME),
+        *affine(f"{reference}.out_proj", f"{ours}/out", LINEAR),
     ]
 
 
@@ -134,24 +98,45 @@ def _mask_decoder() -> list[Rule]:
     layer, our_layer = "decode_head.transformer_decoder.layers.{i}", f"{ours}/layers/{{i}}"
     return [
         *_attention(f"{layer}.cross_attn.attn", f"{our_layer}/cross_attention"),
-        *_affine(f"{layer}.norms.0", f"{our_layer}/norm1"),
+        *affine(f"{layer}.norms.0", f"{our_layer}/norm1"),
         *_attention(f"{layer}.self_attn.attn", f"{our_layer}/self_attention"),
-        *_affine(f"{layer}.norms.1", f"{our_layer}/norm2"),
-        *_affine(f"{layer}.ffn.layers.0.0", f"{our_layer}/mlp/fc1", LINEAR),
-        *_affine(f"{layer}.ffn.layers.1", f"{our_layer}/mlp/fc2", LINEAR),
-        *_affine(f"{layer}.norms.2", f"{our_layer}/norm3"),
-        *_affine("decode_head.transformer_decoder.post_norm", f"{ours}/norm"),
-        _rule("decode_head.level_embed.weight", f"{ours}/level_embed", SAME),
-        *_affine("decode_head.querys2feat", f"{ours}/query_projection", LINEAR),
-        *_affine("decode_head.cls_embed", f"{ours}/class_head", LINEAR),
-        *(r for k in range(3) for r in _affine(f"decode_head.mask_embed.{2 * k}", f"{ours}/mask_head/{k}", LINEAR)),
+        *affine(f"{layer}.norms.1", f"{our_layer}/norm2"),
+        *affine(f"{layer}.ffn.layers.0.0", f"{our_layer}/mlp/fc1", LINEAR),
+        *affine(f"{layer}.ffn.layers.1", f"{our_layer}/mlp/fc2", LINEAR),
+        *affine(f"{layer}.norms.2", f"{our_layer}/norm3"),
+        *affine("decode_head.transformer_decoder.post_norm", f"{ours}/norm"),
+        rule("decode_head.level_embed.weight", f"{ours}/level_embed", SAME),
+        *affine("decode_head.querys2feat", f"{ours}/query_projection", LINEAR),
+        *affine("decode_head.cls_embed", f"{ours}/class_head", LINEAR),
+        *(r for k in range(3) for r in affine(f"decode_head.mask_embed.{2 * k}", f"{ours}/mask_head/{k}", LINEAR)),
     ]
 
 
-RULES: tuple[Rule, ...] = (*_backbone(), *_reins(), *_pixel_decoder(), *_mask_decoder())
+def _mim() -> list[Rule]:
+    reference = "task_head"
+    return [
+        rule("mask_token", "mim/mask_token", PIXELS),
+        *affine(f"{reference}.aspp_head.conv_1x1", "mim/input_conv", CONV),
+        *affine(f"{reference}.aspp_head.Convs.{{i}}", "mim/dilated/{i}", CONV),
+        *affine(f"{reference}.aspp_head.conv_1x1_2", "mim/merge_conv", CONV),
+        *affine(f"{reference}.feature_refine_256.0", "mim/refine", CONV),
+        *affine(f"{reference}.final_conv", "mim/output_conv", CONV),
+    ]
 
-# Tensors of the reference without effect on its outputs: there is no final norm on the features.
-UNUSED = frozenset({"backbone.mask_token", "backbone.norm.weight", "backbone.norm.bias"})
+
+RULES: tuple[Rule, ...] = (*_backbone(), *_reins(), *_pixel_decoder(), *_mask_decoder(), *_mim())
+
+# Why a tensor is carried along but not computed with; whatever no line and no rule knows is refused.
+CARRIED: tuple[tuple[str, str], ...] = (
+    (r"backbone\.mask_token", "without effect: DINOv2's token for its own pre-training"),
+    (r"backbone\.norm\.(weight|bias)", "without effect: there is no final norm on the features"),
+    (r"task_head\.(LN|MLP)\.(weight|bias)", "without effect: never used by the reconstruction head"),
+    (r"augmentor\..+", "the style network of the training code; style.weights can name this file"),
+    (r"backbone\.reins\.high_extractor\..+", "a layer of the extractor that is no convolution"),
+)
+
+_EXTRACTOR = "backbone.reins.high_extractor"
+_GSE = re.compile(rf"{re.escape(_EXTRACTOR)}\.(.+)\.(weight|bias)")
 
 
 def from_reference(tensors: Mapping[str, np.ndarray]) -> Tensors:
@@ -160,67 +145,80 @@ def from_reference(tensors: Mapping[str, np.ndarray]) -> Tensors:
     A part of a checkpoint gives a part of the parameters; whether they are complete for a model is for the caller
     to check against `SegmentationModel.shapes`.
 
+    Returns:
+      `backbone/…`, `reins/…`, `head/…`, `mim/…`, `gse/…` in float32, and `extra/<reference name>` as they were.
+
     Raises:
       UserError: a tensor has no place in the table, or one layer of a stack is missing.
     """
-    params: Tensors = {}
-    used = set(UNUSED)
-    for rule in RULES:
-        layers = rule.layers(tensors)
-        names = [rule.reference.replace("{i}", i) for i in layers]
-        used.update(names)
-        parts = [_to_ours(rule, tensors[name]) for name in names]
-        if rule.stacked and parts:
-            _check_stack(rule, layers)
-            params[rule.ours[0]] = np.stack([part[0] for part in parts])
-        elif not rule.stacked:
-            for i, arrays in zip(layers, parts, strict=True):
-                params |= {name.replace("{i}", i): x for name, x in zip(rule.ours, arrays, strict=True)}
-    if unknown := sorted(set(tensors) - used):
+    tensors = canonical(tensors)
+    params, used = mapping.to_ours((*RULES, *_gse(_convolutions(tensors))), tensors)
+    unknown = []
+    for name in sorted(set(tensors) - used):
+        if any(re.fullmatch(pattern, name) for pattern, _ in CARRIED):
+            params[EXTRA + name] = tensors[name]
+        else:
+            unknown.append(name)
+    if unknown:
         raise UserError(
-            f"{len(unknown)} of {len(tensors)} tensors are no parameters of CrossEarth, e.g. {', '.join(unknown[:3])}; "
-            "is this a checkpoint of another model?"
+            f"{len(unknown)} of {len(tensors)} tensors are no parameters of CrossEarth: {', '.join(unknown[:3])}"
+            f"{' …' if len(unknown) > 3 else ''}; is this a checkpoint of another model? If it is right without them, "
+            "name them to be ignored"
         )
     return params
 
 
 def to_reference(params: Mapping[str, np.ndarray]) -> Tensors:
-    """Inverse of `from_reference`; tensors without effect are not made up.
+    """Inverse of `from_reference`; tensors without effect are there if they were carried along.
 
     Raises:
       UserError: a parameter has no name in the reference, or a part of a packed tensor is missing.
     """
-    tensors: Tensors = {}
-    used: set[str] = set()
-    for rule in RULES:
-        layers = Rule(rule.ours[0], rule.ours, rule.layout).layers(params)
-        for i in layers:
-            names = [name.replace("{i}", i) for name in rule.ours]
-            if missing := [name for name in names if name not in params]:
-                raise UserError(f"parameter {missing[0]} is missing beside {names[0]}")
-            used.update(names)
-            tensors |= _to_reference(rule, i, [np.asarray(params[name]) for name in names])
-    if unknown := sorted(set(params) - used):
+    carried = {name.removeprefix(EXTRA): np.asarray(x) for name, x in params.items() if name.startswith(EXTRA)}
+    own = {name: x for name, x in params.items() if not name.startswith(EXTRA)}
+    gse = {name.removeprefix("gse/").rsplit("/", 1)[0].replace("/", ".") for name in own if name.startswith("gse/")}
+    tensors, used = mapping.to_reference((*RULES, *_gse(gse)), own)
+    if unknown := sorted(set(own) - used):
         raise UserError(f"{len(unknown)} parameters have no name in the reference, e.g. {', '.join(unknown[:3])}")
-    return tensors
+    return tensors | carried
 
 
-def _to_ours(rule: Rule, tensor: np.ndarray) -> list[np.ndarray]:
-    parts = np.split(tensor, len(rule.ours)) if len(rule.ours) > 1 else [tensor]
-    return [np.asarray(rule.layout.to_ours(part), order="C") for part in parts]
+def canonical(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors under the names of the table.
+
+    A data-parallel wrapper puts "module." before every name. The training-only modules are known by what they
+    contain, since the attributes that hold them are known from compiled files only.
+    """
+    if all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): x for name, x in tensors.items()}
+    prefixes = {
+        _prefix(tensors, r"(?:.*\.)?(?=aspp_head\.conv_1x1\.weight)"): "task_head.",
+        _prefix(tensors, r"(?:.*\.)?(?=ghiasi\.layers\.0\.conv\.weight)"): "augmentor.",
+        _prefix(tensors, r"(?:.*\.)?(?=stylePredictor\.fc\.weight)"): "augmentor.",
+    }
+    return {_renamed(name, prefixes): tensor for name, tensor in tensors.items()}
 
 
-def _to_reference(rule: Rule, layer: str, arrays: list[np.ndarray]) -> Tensors:
-    if rule.stacked:
-        return {
-            rule.reference.replace("{i}", str(k)): np.asarray(rule.layout.to_reference(x), order="C")
-            for k, x in enumerate(arrays[0])
-        }
-    parts = [rule.layout.to_reference(x) for x in arrays]
-    tensor = np.concatenate(parts) if len(parts) > 1 else parts[0]
-    return {rule.reference.replace("{i}", layer): np.asarray(tensor, order="C")}
+def _prefix(tensors: Mapping[str, np.ndarray], pattern: str) -> str | None:
+    """What stands before the module that the pattern looks for; None if it is not there."""
+    return next((match[0] for name in tensors if (match := re.match(pattern, name))), None)
 
 
-def _check_stack(rule: Rule, layers: list[str]) -> None:
-    if [int(i) for i in layers] != list(range(len(layers))):
-        raise UserError(f"{rule.reference} has layers {', '.join(layers)}; expected 0, 1, 2 … without a gap")
+def _renamed(name: str, prefixes: Mapping[str | None, str]) -> str:
+    for prefix, replacement in prefixes.items():
+        if prefix and name.startswith(prefix):
+            return replacement + name.removeprefix(prefix)
+    return name
+
+
+def _convolutions(tensors: Mapping[str, np.ndarray]) -> set[str]:
+    """The extractor's modules that are convolutions."""
+    modules = {match[1] for name in tensors if (match := _GSE.fullmatch(name))}
+    kernels = {module: tensors.get(f"{_EXTRACTOR}.{module}.weight") for module in modules}
+    return {module for module, kernel in kernels.items() if kernel is not None and kernel.ndim == 4}
+
+
+def _gse(modules: Iterable[str]) -> list[Rule]:
+    """Rules for convolutions of the extractor, whatever the file calls them."""
+    pairs = ((f"{_EXTRACTOR}.{module}", f"gse/{module.replace('.', '/')}") for module in sorted(modules))
+    return [one for reference, ours in pairs for one in affine(reference, ours, CONV)]
