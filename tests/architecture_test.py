@@ -30,6 +30,8 @@ HOMES = {
     "flax": ("crossearth_jax/models/",),
     "optax": ("crossearth_jax/training/", "crossearth_jax/ops/matching.py"),
     "rasterio": ("crossearth_jax/mapping/", "crossearth_jax/estimate_style.py", "data/"),
+    "pyogrio": ("crossearth_jax/mapping/",),
+    "shapely": ("crossearth_jax/mapping/",),
     "tensorflow_datasets": ("crossearth_jax/inputs/sources.py", "crossearth_jax/prepare.py", "data/"),
     "sklearn": ("crossearth_jax/baselines.py",),
     "matplotlib": ("crossearth_jax/reporting/",),

@@ -1,0 +1,175 @@
+"""One scene from file to finished map."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from absl import logging
+from rasterio.errors import RasterioError
+
+from crossearth_jax.config import UserError
+from crossearth_jax.mapping import mosaic, scoring
+from crossearth_jax.mapping.layers import Layer, Legend, class_layer, confidence_layer, score_layer
+from crossearth_jax.mapping.mosaic import Block, Plan
+from crossearth_jax.mapping.polygons import write_polygons
+from crossearth_jax.mapping.preview import write_preview
+from crossearth_jax.mapping.rasters import layer_writer, write_cog
+from crossearth_jax.mapping.scene import Scene, SceneOptions, open_scene
+from crossearth_jax.mapping.scoring import Scorer
+from crossearth_jax.progress import Progress
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MapOptions:
+    """How scenes are scored and what is written."""
+
+    stride: int | None = None  # distance of windows in pixels; None: two thirds of the window
+    batch_size: int = 4  # windows that go through the model together
+    flips: bool = False  # average the scores over the mirror images of a window
+    scores: bool = False  # also write the scores
+    confidence: bool = False  # also write margin and entropy
+    polygons: bool = False  # also write the map as polygons
+    preview: bool = False  # also write a picture
+
+
+def map_scene(
+    scorer: Scorer,
+    path: str,
+    out: Path,
+    scene_options: SceneOptions = SceneOptions(),  # noqa: B008  # frozen
+    options: MapOptions = MapOptions(),  # frozen
+    tags: Mapping[str, str] | None = None,
+) -> None:
+    """Maps the classes of one scene.
+
+    Args:
+      scorer: the model.
+      path: a raster GDAL reads.
+      out: the class map to write (.tif); other products are named after it (`<stem>_scores.tif`,
+        `<stem>_confidence.tif`, `<stem>.gpkg`, `<stem>.png`). All appear when all are whole, the class map last.
+      scene_options: how the scene is read.
+      options: how it is scored and what is written.
+      tags: recorded in the class map's metadata besides bands, stretch, window and stride.
+
+    Raises:
+      UserError: the scene cannot be read, has no valid pixel, or the output cannot be written.
+    """
+    legend = Legend(scorer.class_names, scorer.palette)
+    with open_scene(path, scene_options) as scene:
+        _hint_at_resolution(scene, scorer)
+        plan = mosaic.make_plan(
+            (scene.grid.height, scene.grid.width),
+            scorer.window,
+            options.stride or scorer.window * 2 // 3,
+            multiple=scorer.multiple,
+            classes=len(legend.names),
+        )
+        logging.info("%s: values %s; %d windows of %d x %d", path, scene.stretch, len(plan), *plan.window)
+        with staged(out) as (work, done):
+            sources = _write_blocks(work, scorer, scene, plan, legend, options, _tags(scene, plan, tags or {}))
+            for layer, source in sources:
+                write_cog(source, done / f"{out.stem}{layer.suffix}{out.suffix}", layer, legend)
+                source.unlink()
+            if options.polygons:
+                write_polygons(done / out.name, done / f"{out.stem}.gpkg", legend)
+            if options.preview:
+                write_preview(scene, done / out.name, done / f"{out.stem}.png", legend)
+
+
+def _write_blocks(
+    work: Path,
+    scorer: Scorer,
+    scene: Scene,
+    plan: Plan,
+    legend: Legend,
+    options: MapOptions,
+    tags: Mapping[str, str],
+) -> list[tuple[Layer, Path]]:
+    layers = [class_layer()]
+    layers += [score_layer(legend)] if options.scores else []
+    layers += [confidence_layer()] if options.confidence else []
+    sources = [(layer, work / f"blocks{layer.suffix}.tif") for layer in layers]
+    with contextlib.ExitStack() as stack:
+        writers = [stack.enter_context(layer_writer(file, layer, legend, scene.grid, tags)) for layer, file in sources]
+        blocks = _blocks(scorer, scene, plan, options)
+        for block in blocks:
+            for writer in writers:
+                writer.write(block)
+    return sources
+
+
+def _blocks(scorer: Scorer, scene: Scene, plan: Plan, options: MapOptions) -> Iterator[Block]:
+    classes = len(scorer.class_names)
+    score = scoring.with_flips(scorer.score) if options.flips else scorer.score
+    windows = scoring.tiles(plan, scoring.ahead(scoring.strips(scene, plan)))
+    scored = scoring.score_tiles(score, classes, windows, options.batch_size)
+    empty = True
+    for block in mosaic.blend(plan, _counted(scored, len(plan)), classes):
+        empty = False
+        yield block
+    if empty:
+        raise UserError(f"{scene.path} has no valid pixel to map: all is nodata, masked or transparent")
+
+
+def _counted[T](scored: Iterator[tuple[mosaic.Tile, T, T]], total: int) -> Iterator[tuple[mosaic.Tile, T, T]]:
+    progress, done = Progress(total, "windows"), 0
+    for item in scored:
+        progress.advance(item[0].number + 1 - done)
+        done = item[0].number + 1
+        yield item
+    if done < total:
+        progress.advance(total - done)
+
+
+@contextlib.contextmanager
+def staged(out: Path) -> Iterator[tuple[Path, Path]]:
+    """Lets several files appear beside `out` together, or none.
+
+    Yields:
+      A folder for intermediate files and one for finished files. At the end the finished files are moved beside
+      `out`, `out` itself last. What a killed run left behind is removed by the next one for the same `out`.
+
+    Raises:
+      UserError: the files cannot be written.
+    """
+    work = out.parent / f".{out.name}.partial"
+    done = work / "done"
+    try:
+        shutil.rmtree(work, ignore_errors=True)
+        done.mkdir(parents=True)
+        yield work, done
+        for file in sorted(done.iterdir(), key=lambda file: file.name == out.name):
+            os.replace(file, out.parent / file.name)
+    except (OSError, RasterioError) as error:
+        raise UserError(f"cannot write {out}: {error.__cause__ or error}") from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _tags(scene: Scene, plan: Plan, tags: Mapping[str, str]) -> dict[str, str]:
+    return {
+        **tags,
+        "AREA_OR_POINT": "Point" if scene.pixel_is_point else "Area",
+        "SCENE": scene.path,
+        "BANDS": ",".join(scene.band_names),
+        "STRETCH": str(scene.stretch),
+        "WINDOW": "{}x{}".format(*plan.window),
+        "STRIDE": str(plan.stride),
+    }
+
+
+def _hint_at_resolution(scene: Scene, scorer: Scorer) -> None:
+    size = scene.grid.pixel_size()
+    if scorer.gsd and size and not 0.5 < max(size) / scorer.gsd < 2:
+        logging.warning(
+            "%s has pixels of %.3g m, the model was trained on %.3g m; consider --gsd=%g",
+            scene.path,
+            max(size),
+            scorer.gsd,
+            scorer.gsd,
+        )

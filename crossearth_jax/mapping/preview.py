@@ -1,0 +1,51 @@
+"""A picture of a scene beside its map."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from PIL import Image, ImageDraw, ImageFont
+
+from crossearth_jax.mapping.layers import NODATA, Legend
+from crossearth_jax.mapping.scene import Scene
+
+LONGEST = 1024  # pixels of the scene's longer side
+GAP = 8
+LINE = 20  # height of one line of the legend
+WHITE = (255, 255, 255)
+
+
+def write_preview(scene: Scene, class_map: Path, target: Path, legend: Legend) -> None:
+    """Writes the scene as the model saw it, its map and the legend as PNG; pixels without data are white."""
+    image, valid = scene.thumbnail(LONGEST)
+    with rasterio.open(class_map) as dataset:
+        ids = dataset.read(1, out_shape=valid.shape)
+    colours = np.full((NODATA + 1, 3), WHITE, np.uint8)
+    colours[: len(legend.palette)] = legend.palette
+    panels = [np.where(valid[..., None], image, np.uint8(255)), colours[ids]]
+    height, width = valid.shape
+    font = ImageFont.load_default(12)
+    lines = _lines(legend, font, 2 * width + GAP)
+    sheet = Image.new("RGB", (2 * width + GAP, height + GAP + LINE * (1 + max(line for line, _ in lines))), WHITE)
+    for i, panel in enumerate(panels):
+        sheet.paste(Image.fromarray(panel), (i * (width + GAP), 0))
+    draw = ImageDraw.Draw(sheet)
+    for (line, left), name, colour in zip(lines, legend.names, legend.palette, strict=True):
+        top = height + GAP + line * LINE
+        draw.rectangle((left, top, left + 12, top + 12), fill=colour, outline=(0, 0, 0))
+        draw.text((left + 18, top + 6), name, fill=(0, 0, 0), font=font, anchor="lm")
+    sheet.save(target, format="PNG", optimize=True)
+
+
+def _lines(legend: Legend, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[tuple[int, int]]:
+    """Line and first column of every entry of the legend."""
+    places, line, left = [], 0, 0
+    for name in legend.names:
+        needed = 18 + round(font.getlength(name)) + 16
+        if left and left + needed > width:
+            line, left = line + 1, 0
+        places.append((line, left))
+        left += needed
+    return places

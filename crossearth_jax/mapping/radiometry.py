@@ -1,0 +1,51 @@
+"""From the numbers in a scene's file to 8-bit RGB: one linear stretch per band, fixed for the whole scene."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Bool, Num, UInt8
+
+from crossearth_jax.config import UserError
+
+PERCENTILES = (2.0, 98.0)
+SAMPLE_SIDE = 1024  # the percentiles come from a copy of the scene thinned to at most this many pixels a side
+
+
+@dataclasses.dataclass(frozen=True)
+class Stretch:
+    """Maps each band's range (low, high) to 0..255 and clips beyond."""
+
+    ranges: tuple[tuple[float, float], ...]
+    origin: str  # where they come from, for people
+
+    def __call__(self, values: Num[np.ndarray, "*h 3"]) -> UInt8[np.ndarray, "*h 3"]:
+        """Rounds to the nearest of the 256 steps; NaN, and everything in a band of one value, becomes 0."""
+        low, high = np.array(self.ranges, np.float32).T
+        gain = np.divide(255, high - low, where=high > low, out=np.zeros_like(low))
+        return np.clip(np.rint(np.nan_to_num((values.astype(np.float32) - low) * gain)), 0, 255).astype(np.uint8)
+
+    def __str__(self) -> str:
+        return f"{', '.join(f'{low:g}..{high:g}' for low, high in self.ranges)} to 0..255 ({self.origin})"
+
+
+AS_IS = Stretch(((0.0, 255.0),) * 3, "8 bit, as they are")
+
+
+def fixed(low: float, high: float) -> Stretch:
+    """The same range for all bands.
+
+    Raises:
+      UserError: the range is empty.
+    """
+    if not low < high:
+        raise UserError(f"the value range is {low:g} to {high:g}, expected low < high")
+    return Stretch(((low, high),) * 3, "given range")
+
+
+def percentile(values: Num[np.ndarray, "h w 3"], valid: Bool[np.ndarray, "h w 3"]) -> Stretch:
+    """The range between two percentiles of each band's valid values; a band without any gets 0..1."""
+    known = [values[..., band][valid[..., band]].astype(np.float64) for band in range(3)]
+    found = [np.percentile(band, PERCENTILES).tolist() if band.size else (0.0, 1.0) for band in known]
+    return Stretch(tuple((low, high) for low, high in found), "percentiles {:g} and {:g}".format(*PERCENTILES))
