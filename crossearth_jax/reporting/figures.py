@@ -91,7 +91,7 @@ def _inline(svg: str, title: str) -> Html:
     """The bare <svg> element: no prologue, metadata, global style or fixed size; colours and font of the page."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)  # the same names in every diagram
+    svg = re.sub(r'(<g\b[^>]*?) id="[^"]*"', r"\1", svg)  # the same names in every diagram
     svg = re.sub(r"'DejaVu Sans'(, ('[^']*'|[\w-]+))*", "inherit", svg)
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, variable)

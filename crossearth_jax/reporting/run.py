@@ -228,8 +228,9 @@ def _read_styles(path: Path) -> StyleExamples | None:
 
 def _read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in names}
+        # Opened here because np.load leaves a broken archive open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in names}
     except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read ({error}); evaluate the run again (--mode=evaluate)") from None
 
