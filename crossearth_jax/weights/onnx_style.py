@@ -97,8 +97,8 @@ def _translate(name: str, path: str | Path) -> str:
 
 
 def _leaf(name: str, values: np.ndarray, steps: np.ndarray, zero: np.ndarray) -> dict[str, np.ndarray]:
-    """One constant laid out our way. Its zero point is zero; bias constants may stand in for it (both are zeros)."""
-    if zero.any() and zero is not values:
+    """One constant laid out our way."""
+    if zero.any():
         raise UserError(f"{name} has a zero point other than 0; expected symmetric quantisation")
     if values.ndim == 4:
         values = _kernel(values, name)
@@ -120,7 +120,7 @@ def main(argv: list[str]) -> None:
     tensors: dict[str, Any] = read_graph(argv[0]) | read_graph(argv[1])
     checked(StyleNetwork("mobile"), dequantise(tensors), f"{argv[0]} with {argv[1]}")
     with replacing(argv[2]) as temporary:
-        safetensors.numpy.save_file(tensors, temporary, METADATA)
+        temporary.write_bytes(safetensors.numpy.save(tensors, METADATA))
     logging.info("wrote %d tensors to %s", len(tensors), argv[2])
 
 
