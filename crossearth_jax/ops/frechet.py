@@ -1,0 +1,31 @@
+"""Fréchet distance between Gaussians (Dowson and Landau 1982), as used on features by Heusel et al. 2017."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+
+
+def frechet_distance(
+    mean_a: Float[np.ndarray, " k"],
+    covariance_a: Float[np.ndarray, "k k"],
+    mean_b: Float[np.ndarray, " k"],
+    covariance_b: Float[np.ndarray, "k k"],
+) -> float:
+    """Squared 2-Wasserstein distance: |mean_a - mean_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2).
+
+    The symmetric form needs only eigenvalues of positive semidefinite matrices, so covariances of fewer samples than
+    dimensions are no special case. Float64; at least 0.
+    """
+    root = _square_root(covariance_a)
+    eigenvalues = np.linalg.eigvalsh(root @ covariance_b.astype(np.float64) @ root)
+    cross = np.sqrt(np.clip(eigenvalues, 0, None)).sum()
+    difference = mean_a.astype(np.float64) - mean_b.astype(np.float64)
+    distance = difference @ difference + np.trace(covariance_a) + np.trace(covariance_b) - 2 * cross
+    return max(float(distance), 0.0)
+
+
+def _square_root(covariance: np.ndarray) -> np.ndarray:
+    """Symmetric square root of a positive semidefinite matrix."""
+    eigenvalues, vectors = np.linalg.eigh(covariance.astype(np.float64))
+    return (vectors * np.sqrt(np.clip(eigenvalues, 0, None))) @ vectors.T

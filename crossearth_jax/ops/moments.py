@@ -1,0 +1,59 @@
+"""Mean and covariance of a stream of vectors, and the factor that samples from them."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+
+
+class Moments:
+    """Streaming mean and sample covariance in float64 (Chan, Golub and LeVeque's update).
+
+    Every batch is centred on its own mean before it is added, so nothing is lost to cancellation however large the
+    mean is beside the spread. Two accumulators of parts of the data merge into that of the whole.
+    """
+
+    def __init__(self, size: int):
+        self.count = 0
+        self.mean = np.zeros(size)
+        self._scatter = np.zeros((size, size))  # sum of outer products of deviations from the mean
+
+    def add(self, vectors: Float[np.ndarray, "n k"]) -> None:
+        """Adds a batch of vectors."""
+        if len(vectors):
+            vectors = vectors.astype(np.float64)
+            mean = vectors.mean(axis=0)
+            self._merge(len(vectors), mean, (vectors - mean).T @ (vectors - mean))
+
+    def merge(self, other: Moments) -> None:
+        """Adds what another accumulator has seen."""
+        if other.count:
+            self._merge(other.count, other.mean, other._scatter)
+
+    def _merge(self, count: int, mean: np.ndarray, scatter: np.ndarray) -> None:
+        total = self.count + count
+        difference = mean - self.mean
+        self.mean = self.mean + difference * (count / total)
+        self._scatter = self._scatter + scatter + np.outer(difference, difference) * (self.count * count / total)
+        self.count = total
+
+    @property
+    def covariance(self) -> Float[np.ndarray, "k k"]:
+        """Sample covariance (divided by count - 1); zero until two vectors have been seen."""
+        return self._scatter / max(self.count - 1, 1)
+
+
+def covariance_factor(covariance: Float[np.ndarray, "k k"]) -> Float[np.ndarray, "k k"]:
+    """A = U sqrt(S) of the covariance's singular value decomposition: z A^T + mean has this covariance for normal z.
+
+    Float64 throughout, as the reference does; columns fall in variance, their signs are arbitrary.
+    """
+    u, s, _ = np.linalg.svd(covariance.astype(np.float64))
+    return u * np.sqrt(s)
+
+
+def effective_dimension(covariance: Float[np.ndarray, "k k"]) -> float:
+    """Exponential of the entropy of the normalised eigenvalues: k for a sphere, 1 for a line, 0 without any spread."""
+    eigenvalues = np.clip(np.linalg.eigvalsh(covariance), 0, None)
+    shares = eigenvalues[eigenvalues > 0] / max(eigenvalues.sum(), np.finfo(float).tiny)
+    return float(np.exp(-(shares * np.log(shares)).sum())) if len(shares) else 0.0
