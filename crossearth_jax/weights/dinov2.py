@@ -1,0 +1,141 @@
+"""DINOv2 backbones: the original `.pth` files and Hugging Face's, brought to the reference's names and patch size.
+
+Both keep a patch size of 14 and 37 x 37 positions. The reference's converter resizes the patch kernel to 16 x 16 and
+the positions to the grid of its image size, bicubically, without changing amplitudes; so do we.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from einops import rearrange
+from jaxtyping import Float
+
+from crossearth_jax.config import UserError
+from crossearth_jax.ops.resize import apply_matrices, cubic_kernel, interpolation_matrix
+from crossearth_jax.weights.mapping import Tensors
+
+PATCH = 16  # of the backbone that CrossEarth uses
+IMAGE_SIZE = 512  # to which positions are fitted unless another one is asked for
+
+# Hugging Face's name -> the original one; below, the three projections that it keeps apart.
+_HUGGING_FACE = (
+    (r"embeddings\.cls_token", r"cls_token"),
+    (r"embeddings\.mask_token", r"mask_token"),
+    (r"embeddings\.register_tokens", r"register_tokens"),
+    (r"embeddings\.position_embeddings", r"pos_embed"),
+    (r"embeddings\.patch_embeddings\.projection\.(\w+)", r"patch_embed.proj.\1"),
+    (r"encoder\.layer\.(\d+)\.(norm[12])\.(\w+)", r"blocks.\1.\2.\3"),
+    (r"encoder\.layer\.(\d+)\.attention\.output\.dense\.(\w+)", r"blocks.\1.attn.proj.\2"),
+    (r"encoder\.layer\.(\d+)\.layer_scale([12])\.lambda1", r"blocks.\1.ls\2.gamma"),
+    (r"encoder\.layer\.(\d+)\.mlp\.(fc[12])\.(\w+)", r"blocks.\1.mlp.\2.\3"),
+    (r"encoder\.layer\.(\d+)\.mlp\.weights_in\.(\w+)", r"blocks.\1.mlp.w12.\2"),
+    (r"encoder\.layer\.(\d+)\.mlp\.weights_out\.(\w+)", r"blocks.\1.mlp.w3.\2"),
+    (r"layernorm\.(\w+)", r"norm.\1"),
+)
+_PROJECTION = r"encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(\w+)"
+
+
+def is_dinov2(tensors: Mapping[str, np.ndarray]) -> bool:
+    """Whether these are the tensors of a plain backbone, under any of the names it goes by."""
+    return any(re.fullmatch(r"(.+\.)?(patch_embed\.proj|patch_embeddings\.projection)\.weight", n) for n in tensors)
+
+
+def to_backbone(tensors: Mapping[str, np.ndarray], image_size: int | None = None) -> Tensors:
+    """The tensors under the reference's names (`backbone.…`), with patches of 16 x 16 pixels.
+
+    Args:
+      tensors: of an original DINOv2 file, one the reference's converter has made, or one of Hugging Face.
+      image_size: side of the square images that positions are fitted to; None means 512, or what a converted file
+        was made for.
+
+    Raises:
+      UserError: the model has registers, is none of DINOv2's, or a converted file is for another image size.
+    """
+    tensors = original_names(tensors)
+    if "register_tokens" in tensors:
+        raise UserError("this DINOv2 has registers (register_tokens), which CrossEarth does not; use the one without")
+    kernel, positions = (_need(tensors, name) for name in ("patch_embed.proj.weight", "pos_embed"))
+    if kernel.ndim != 4 or positions.ndim != 3 or math.isqrt(positions.shape[1] - 1) ** 2 != positions.shape[1] - 1:
+        raise UserError(f"patch_embed.proj.weight {kernel.shape} and pos_embed {positions.shape} are not DINOv2's")
+    if kernel.shape[-1] == PATCH:
+        check_converted(positions, image_size)
+    else:
+        side = _patches(image_size or IMAGE_SIZE)
+        logging.info("resizing the patch kernel %s -> 16 x 16 and positions to %d x %d", kernel.shape[2:], side, side)
+        tensors |= {
+            "patch_embed.proj.weight": resize_kernel(np.asarray(kernel, np.float32), PATCH),
+            "pos_embed": resize_positions(np.asarray(positions, np.float32), side),
+        }
+    return {f"backbone.{name}": tensor for name, tensor in tensors.items()}
+
+
+def original_names(tensors: Mapping[str, np.ndarray]) -> Tensors:
+    """The tensors under the names of the original repository, query, key and value packed, blocks not in chunks."""
+    matches = (re.fullmatch(r"(.*?)(embeddings\.)?cls_token", name) for name in tensors)
+    prefix = next((match[1] for match in matches if match), "")
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    names: Tensors = {}
+    for name, tensor in tensors.items():
+        if match := re.fullmatch(_PROJECTION, name):
+            packed = f"blocks.{match[1]}.attn.qkv.{match[3]}"
+            parts = (name.replace(f".{match[2]}.", f".{part}.") for part in ("query", "key", "value"))
+            names.setdefault(packed, np.concatenate([_need(tensors, part) for part in parts]))
+        else:
+            names[_original_name(name)] = tensor
+    return names
+
+
+def _original_name(name: str) -> str:
+    if match := re.fullmatch(r"blocks\.\d+\.(\d+\..+)", name):  # a chunk of blocks, then the block's own number
+        return f"blocks.{match[1]}"
+    for pattern, replacement in _HUGGING_FACE:
+        if match := re.fullmatch(pattern, name):
+            return match.expand(replacement)
+    return name
+
+
+def resize_kernel(kernel: Float[np.ndarray, "o i h w"], size: int) -> Float[np.ndarray, "o i n m"]:
+    """Resizes the patch embedding's kernel to `size` x `size`, bicubically."""
+    rows, columns = (interpolation_matrix(n, size, kernel=cubic_kernel) for n in kernel.shape[2:])
+    return np.asarray(apply_matrices(jnp.asarray(kernel), rows, columns, axes=(-2, -1)))
+
+
+def resize_positions(table: Float[np.ndarray, "1 n c"], side: int) -> Float[np.ndarray, "1 m c"]:
+    """Resizes the patches' part of a position table to a grid of `side` x `side`; the class position stays."""
+    old = math.isqrt(table.shape[1] - 1)
+    matrix = interpolation_matrix(old, side, kernel=cubic_kernel)
+    grid = rearrange(table[0, 1:], "(h w) c -> h w c", h=old)
+    patches = rearrange(np.asarray(apply_matrices(jnp.asarray(grid), matrix, matrix)), "h w c -> 1 (h w) c")
+    return np.concatenate([table[:, :1], patches], axis=1)
+
+
+def check_converted(positions: Float[np.ndarray, "1 n c"], image_size: int | None) -> None:
+    """Refuses to fit the positions of an already converted backbone to another image size.
+
+    Raises:
+      UserError: they belong to another size than the one asked for.
+    """
+    found = PATCH * math.isqrt(positions.shape[1] - 1)
+    if image_size is not None and image_size != found:
+        raise UserError(
+            f"this backbone was converted for images of {found} x {found}, not {image_size} x {image_size}; leave "
+            f"it at {found} (positions are interpolated when images have another size), or take the original file"
+        )
+
+
+def _patches(image_size: int) -> int:
+    if image_size < PATCH or image_size % PATCH:
+        raise UserError(f"image size {image_size} is no multiple of the patch size, {PATCH}")
+    return image_size // PATCH
+
+
+def _need(tensors: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    if name not in tensors:
+        raise UserError(f"{name} is missing; expected a whole DINOv2 backbone")
+    return tensors[name]

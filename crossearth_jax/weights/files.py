@@ -1,0 +1,58 @@
+"""Tensors by name from any file of weights; what it is, is found by looking inside, not by its name."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import safetensors
+
+from crossearth_jax.config import UserError
+from crossearth_jax.weights.torch_file import map_file, read_torch
+from crossearth_jax.weights.torch_types import Tensor
+
+# Where checkpoints keep their weights, beside logs and optimizer state.
+_STATE_KEYS = ("state_dict", "model", "teacher")
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorFile:
+    """Arrays by the names they have in the file, and what else it says."""
+
+    tensors: dict[str, np.ndarray]
+    metadata: Mapping[str, Any]  # safetensors: text by key; torch: the checkpoint's "meta"
+
+
+def read_tensors(path: str | os.PathLike[str]) -> TensorFile:
+    """Reads a torch or safetensors file.
+
+    Arrays of a torch file are read-only views of the mapped file.
+
+    Raises:
+      UserError: the file is missing, damaged, or holds no tensors.
+    """
+    header = map_file(path)
+    file = _read_safetensors(path) if header[8:9] == b"{" and header[:2] != b"PK" else _read_torch(path)
+    if not file.tensors:
+        raise UserError(f"{os.fspath(path)} holds no tensors; expected weights")
+    return file
+
+
+def _read_safetensors(path: str | os.PathLike[str]) -> TensorFile:
+    try:
+        with safetensors.safe_open(path, "numpy") as file:  # pyright: ignore[reportPrivateImportUsage]
+            return TensorFile({name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {})
+    except (safetensors.SafetensorError, TypeError) as error:
+        raise UserError(f"cannot read {os.fspath(path)}: {error}; expected a complete safetensors file") from None
+
+
+def _read_torch(path: str | os.PathLike[str]) -> TensorFile:
+    file = read_torch(path)
+    content = file.content if isinstance(file.content, dict) else {}
+    state = next((content[key] for key in _STATE_KEYS if isinstance(content.get(key), dict)), content)
+    meta = content.get("meta")
+    tensors = {str(name): file.array(value) for name, value in state.items() if isinstance(value, Tensor)}
+    return TensorFile(tensors, meta if isinstance(meta, dict) else {})

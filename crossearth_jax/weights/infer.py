@@ -1,0 +1,128 @@
+"""The model that a set of parameters belongs to, read from their shapes.
+
+Shapes do not tell numbers of heads, of normalisation groups and which blocks give features: these are taken from
+DINOv2 (64 channels per head) and from CrossEarth's head, or from a configuration that the user gives.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from crossearth_jax.config import HeadConfig, MimConfig, ModelConfig, ReinsConfig, UserError, ViTConfig
+from crossearth_jax.models.segmentor import SegmentationModel
+
+HEAD_WIDTH = 64  # of every DINOv2
+DINOV2_WIDTHS = (384, 768, 1024, 1536)  # S, B, L, g
+LEVELS = 3
+# Features are taken after a third, half, two thirds and all of the blocks: 7, 11, 15, 23 of ViT-L.
+_FEATURE_DEPTHS = (1 / 3, 1 / 2, 2 / 3, 1)
+
+_GIVE = "give the model's configuration (config=, --config)"
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def shapes_of(params: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shapes of arrays by name."""
+    return {name: tuple(value.shape) for name, value in params.items()}
+
+
+def infer_config(shapes: Shapes) -> ModelConfig:
+    """The configuration of the released model whose parameters have these shapes.
+
+    Parts that are not there keep their defaults, except Reins and the reconstruction head, which are then None if
+    there is a mask decoder.
+
+    Raises:
+      UserError: the shapes are of no such model.
+    """
+    try:
+        classes = shapes.get("head/mask_decoder/class_head/bias", (7,))[0] - 1
+        has_head = "head/mask_decoder/class_head/bias" in shapes
+        reins = _reins(shapes) if "reins/tokens_a" in shapes else None if has_head else ReinsConfig()
+        return ModelConfig(
+            classes=classes,
+            vit=_vit(shapes) if "backbone/position" in shapes else ViTConfig(),
+            reins=reins,
+            head=_head(shapes) if has_head else HeadConfig(),
+            mim=_mim(shapes) if "mim/input_conv/kernel" in shapes else None,
+        )
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+        raise UserError(f"the parameters are of no complete model ({error!r}); {_GIVE}") from None
+
+
+def _vit(shapes: Shapes) -> ViTConfig:
+    depth, width, _ = shapes["backbone/blocks/attention/qkv/kernel"]
+    if width not in DINOV2_WIDTHS:
+        raise UserError(
+            f"a backbone of width {width} is none of DINOv2's, so that shapes do not tell its heads; {_GIVE}"
+        )
+    patch = shapes["backbone/patch_embed/kernel"][0]
+    swiglu = "backbone/blocks/mlp/w3/kernel" in shapes
+    return ViTConfig(
+        image_size=patch * math.isqrt(shapes["backbone/position"][0] - 1),
+        patch_size=patch,
+        width=width,
+        depth=depth,
+        heads=width // HEAD_WIDTH,
+        mlp_width=shapes[f"backbone/blocks/mlp/{'w3' if swiglu else 'fc2'}/kernel"][1],
+        swiglu=swiglu,
+        feature_blocks=feature_blocks(depth),
+    )
+
+
+def feature_blocks(depth: int) -> tuple[int, int, int, int]:
+    """The blocks whose output becomes a feature level, for a transformer of this depth."""
+    first, second, third, last = (max(round(depth * share), 1) - 1 for share in _FEATURE_DEPTHS)
+    return first, second, third, last
+
+
+def _reins(shapes: Shapes) -> ReinsConfig:
+    _, tokens, rank = shapes["reins/tokens_a"]
+    return ReinsConfig(tokens=tokens, rank=rank)
+
+
+def _head(shapes: Shapes) -> HeadConfig:
+    default = HeadConfig()
+    encoder, decoder = "head/pixel_decoder/encoder", "head/mask_decoder/layers"
+    layers, width, samples = shapes[f"{encoder}/attention/attention_weights/kernel"]
+    if (width, samples) != (default.width, LEVELS * default.heads * default.points):
+        raise UserError(f"a head of width {width} is not CrossEarth's, so that shapes do not tell its heads; {_GIVE}")
+    decoder_layers = len({name.split("/")[3] for name in shapes if name.startswith(f"{decoder}/")})
+    return HeadConfig(
+        encoder_layers=layers,
+        encoder_mlp_width=shapes[f"{encoder}/mlp/fc1/kernel"][2],
+        decoder_layers=decoder_layers,
+        decoder_mlp_width=shapes[f"{decoder}/0/mlp/fc1/kernel"][1],
+        queries=shapes.get("head/mask_decoder/queries", (default.queries,))[0],
+    )
+
+
+def _mim(shapes: Shapes) -> MimConfig:
+    default = MimConfig()
+    return MimConfig(
+        width=shapes["mim/input_conv/kernel"][3],
+        token_size=shapes.get("mim/mask_token", (default.token_size,))[0],
+    )
+
+
+def check(shapes: Shapes, config: ModelConfig) -> None:
+    """Compares parameters with a model, part by part; a part that is wholly absent is not asked for.
+
+    Raises:
+      UserError: a parameter is missing beside others of its part, too many, or of another shape.
+    """
+    expected = {name: spec.shape for name, spec in SegmentationModel(config).shapes().items()}
+    parts = {name.split("/")[0] for name in shapes} & {name.split("/")[0] for name in expected}
+    wanted = {name: shape for name, shape in expected.items() if name.split("/")[0] in parts}
+    missing = sorted(set(wanted) - set(shapes))
+    unused = sorted(name for name in shapes if name.split("/")[0] in parts and name not in wanted)
+    wrong = [name for name, shape in wanted.items() if shapes.get(name, shape) != shape]
+    if missing or unused:
+        kind, names = ("missing", missing) if missing else ("not the model's", unused)
+        raise UserError(f"{len(names)} parameters are {kind}: {', '.join(names[:3])}{' …' * (len(names) > 3)}")
+    if wrong:
+        name = wrong[0]
+        raise UserError(f"{name} has shape {shapes[name]}, the model's configuration expects {wanted[name]}")

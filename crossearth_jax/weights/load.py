@@ -1,0 +1,155 @@
+"""From a file of weights to our parameters: CrossEarth and DINOv2 `.pth`, safetensors of either, and our own."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from absl import logging
+
+from crossearth_jax.config import ModelConfig, UserError
+from crossearth_jax.weights import crossearth, dinov2, infer, native
+from crossearth_jax.weights.files import TensorFile, read_tensors
+from crossearth_jax.weights.mapping import Tensors
+from crossearth_jax.weights.native import Description, Palette
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Parameters under our names, in host memory, and what they are."""
+
+    params: Tensors
+    description: Description
+
+    def parts(self) -> Counter[str]:
+        """Number of arrays per part: "backbone", "reins", "head", "mim", "gse", and "extra" (carried along)."""
+        return Counter(name.split("/")[0] for name in self.params)
+
+
+def load_weights(
+    path: str | os.PathLike[str],
+    *,
+    config: ModelConfig | None = None,
+    backbone: str | os.PathLike[str] | None = None,
+    image_size: int | None = None,
+    ignore: str | None = None,
+) -> Weights:
+    """Reads a file of weights, whatever it is, and checks it against the model it is of.
+
+    Args:
+      path: a CrossEarth checkpoint, a DINOv2 backbone (original names or Hugging Face's), or a file of ours.
+      config: the model; None infers it from shapes, which works for every released size. The number of classes and
+        the size of the mask token are the file's in any case.
+      backbone: file with the frozen backbone, for checkpoints that hold only Reins and head.
+      image_size: side of the images that an original DINOv2's positions are fitted to (512 if None).
+      ignore: regular expression of names in the file to leave out, against the rule that none may be left over.
+
+    Raises:
+      UserError: the file cannot be read, is incomplete, holds something unknown, or is not of this model.
+    """
+    name = pathlib.Path(path).name
+    file = read_tensors(path)
+    try:
+        weights = _load(file if ignore is None else _without(file, ignore), name, config, backbone, image_size)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+    _log(weights, name)
+    return weights
+
+
+def _load(
+    file: TensorFile,
+    name: str,
+    config: ModelConfig | None,
+    backbone: str | os.PathLike[str] | None,
+    image_size: int | None,
+) -> Weights:
+    image_size = config.vit.image_size if config and not image_size else image_size
+    params = _ours(file, image_size)
+    if backbone is not None:
+        params = _with_backbone(params, backbone, image_size)
+    if native.is_native(file.metadata):
+        described = native.describe(file.metadata)
+        config = config or described.model
+    else:
+        config = config or infer.infer_config(infer.shapes_of(params))
+        described = Description(model=config, **_classes(file.metadata, params), source=name)
+    config = _as_in_file(params, config)
+    infer.check(infer.shapes_of(params), config)
+    return Weights(params, dataclasses.replace(described, model=config))
+
+
+def _ours(file: TensorFile, image_size: int | None) -> Tensors:
+    if native.is_native(file.metadata):
+        return dict(file.tensors)
+    tensors = crossearth.canonical(file.tensors)
+    if any(name.startswith(("decode_head.", "backbone.reins.")) for name in tensors):
+        if image_size is not None and "backbone.pos_embed" in tensors:
+            dinov2.check_converted(tensors["backbone.pos_embed"], image_size)
+    elif dinov2.is_dinov2(tensors):
+        tensors = dinov2.to_backbone(tensors, image_size)
+    return crossearth.from_reference(tensors)
+
+
+def _without(file: TensorFile, ignore: str) -> TensorFile:
+    left_out = {name for name in file.tensors if re.fullmatch(ignore, name)}
+    logging.warning("%d tensors are ignored as asked: %s", len(left_out), ", ".join(sorted(left_out)[:10]))
+    return dataclasses.replace(file, tensors={k: v for k, v in file.tensors.items() if k not in left_out})
+
+
+def _with_backbone(params: Tensors, backbone: str | os.PathLike[str], image_size: int | None) -> Tensors:
+    """Adds the frozen backbone of another file."""
+    if any(name.startswith("backbone/") for name in params):
+        raise UserError("it has a backbone of its own; leave out the backbone file")
+    kept = ("backbone/", f"{crossearth.EXTRA}backbone.")
+    other = {k: v for k, v in _ours(read_tensors(backbone), image_size).items() if k.startswith(kept)}
+    if not other:
+        raise UserError(f"the backbone file {os.fspath(backbone)} holds no backbone")
+    return other | params
+
+
+def _classes(meta: Mapping[str, Any], params: Tensors) -> dict[str, Any]:
+    """Names and colours that a torch checkpoint gives its classes, if they are as many as the head has."""
+    found = meta.get("dataset_meta")
+    found = found if isinstance(found, dict) else meta
+    classes = len(params.get("head/mask_decoder/class_head/bias", [])) - 1
+    names = found.get("classes", found.get("CLASSES"))
+    palette = found.get("palette", found.get("PALETTE"))
+    return {
+        "class_names": tuple(map(str, names)) if _is_list(names, classes) else (),
+        "palette": _palette(palette) if _is_list(palette, classes) else (),
+    }
+
+
+def _is_list(value: Any, length: int) -> bool:
+    return isinstance(value, list | tuple) and len(value) == length
+
+
+def _palette(colours: Any) -> Palette:
+    whole = all(_is_list(c, 3) and all(type(x) is int and 0 <= x < 256 for x in c) for c in colours)
+    return tuple((r, g, b) for r, g, b in colours) if whole else ()
+
+
+def _as_in_file(params: Tensors, config: ModelConfig) -> ModelConfig:
+    """The configuration with the file's own number of classes and size of the mask token."""
+    bias = params.get("head/mask_decoder/class_head/bias")
+    if bias is not None and bias.ndim == 1:
+        config = dataclasses.replace(config, classes=len(bias) - 1)
+    token = params.get("mim/mask_token")
+    if config.mim is not None and token is not None:
+        config = dataclasses.replace(config, mim=dataclasses.replace(config.mim, token_size=len(token)))
+    return config
+
+
+def _log(weights: Weights, name: str) -> None:
+    counts = ", ".join(f"{part} {count}" for part, count in sorted(weights.parts().items()))
+    logging.info("%s: %d arrays (%s), none missing, none left over", name, len(weights.params), counts)
+    carried = [key.removeprefix(crossearth.EXTRA) for key in weights.params if key.startswith(crossearth.EXTRA)]
+    for pattern, reason in crossearth.CARRIED:
+        if names := [key for key in carried if re.fullmatch(pattern, key)]:
+            logging.info("%s: %d carried along (%s, e.g. %s)", name, len(names), reason, names[0])

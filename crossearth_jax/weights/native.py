@@ -1,0 +1,95 @@
+"""Our own weight files: safetensors with parameters under our names, and JSON that says what they are."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from crossearth_jax.config import ModelConfig, UserError, from_config_dict, to_config_dict
+from crossearth_jax.ops.normalization import MEAN, STD
+from crossearth_jax.weights.atomic import replacing
+
+FORMAT = "crossearth_jax"  # key of the JSON in a file's metadata
+VERSION = 1
+
+Palette = tuple[tuple[int, int, int], ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Description:
+    """What a set of parameters is."""
+
+    model: ModelConfig
+    class_names: tuple[str, ...] = ()  # in the order of the scores; () if nobody said
+    palette: Palette = ()  # RGB per class; () if nobody said
+    source: str = ""  # name of the file they were read from
+
+
+def digest(params: Mapping[str, Any], prefix: str = "") -> str:
+    """sha256 over names, shapes, types and bytes of the parameters below `prefix`; "" if there are none."""
+    names = sorted(name for name in params if name.startswith(prefix))
+    total = hashlib.sha256()
+    for name in names:
+        value = np.asarray(params[name])
+        total.update(f"{name} {value.shape} {value.dtype}\n".encode())
+        total.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+    return total.hexdigest() if names else ""
+
+
+def save_native(path: str | os.PathLike[str], params: Mapping[str, Any], description: Description) -> None:
+    """Writes parameters and their description, atomically.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    arrays = {name: np.ascontiguousarray(value).reshape(np.shape(value)) for name, value in params.items()}
+    with replacing(path) as temporary:
+        safetensors.numpy.save_file(arrays, temporary, _metadata(arrays, description))
+
+
+def _metadata(params: Mapping[str, Any], description: Description) -> dict[str, str]:
+    """One entry: safetensors writes several in any order, and the same weights should give the same file."""
+    content = {
+        "version": VERSION,
+        "model": json.loads(to_config_dict(description.model).to_json()),
+        "class_names": description.class_names,
+        "palette": description.palette,
+        "normalization": {"mean": MEAN.tolist(), "std": STD.tolist(), "order": "RGB"},
+        "source": description.source,
+        "backbone_sha256": digest(params, "backbone/"),
+    }
+    return {FORMAT: json.dumps(content, sort_keys=True)}
+
+
+def is_native(metadata: Mapping[str, Any]) -> bool:
+    """Whether a safetensors file with this metadata is one of ours."""
+    return FORMAT in metadata
+
+
+def describe(metadata: Mapping[str, Any]) -> Description:
+    """The description in the metadata of one of our files.
+
+    Raises:
+      UserError: it is of a newer version, or damaged.
+    """
+    try:
+        content = json.loads(metadata[FORMAT])
+        if content["version"] > VERSION:
+            raise UserError(
+                f"the file has format version {content['version']}, this program knows {VERSION}; update crossearth_jax"
+            )
+        return Description(
+            model=from_config_dict(content["model"], ModelConfig, "model"),
+            class_names=tuple(map(str, content["class_names"])),
+            palette=tuple((int(r), int(g), int(b)) for r, g, b in content["palette"]),
+            source=str(content["source"]),
+        )
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"the file's description of itself is damaged ({error!r}); convert the weights again") from None

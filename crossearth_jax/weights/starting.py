@@ -1,0 +1,95 @@
+"""Parameters that training starts from: a released file, fitted to the run's own model."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from absl import logging
+
+from crossearth_jax.config import ModelConfig, UserError
+from crossearth_jax.models.segmentor import SegmentationModel
+from crossearth_jax.weights.load import Weights, load_weights
+from crossearth_jax.weights.mapping import Tensors
+
+CLASS_LAYER = "head/mask_decoder/class_head/"
+MASK_TOKEN = "mim/mask_token"
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What became of every parameter; names are sorted."""
+
+    restored: tuple[str, ...]  # identical to the file
+    cropped: tuple[str, ...]  # the mask token of a model for smaller images
+    reinitialised: tuple[str, ...]  # the class layer, where the number of classes has changed
+    fresh: tuple[str, ...]  # of parts that the file does not have
+    unused: tuple[str, ...]  # in the file, without a place in the model
+
+
+def starting_params(
+    path: str | os.PathLike[str], config: ModelConfig, *, backbone: str | os.PathLike[str] | None = None
+) -> tuple[Tensors, Report]:
+    """Reads what a file holds for the model of `config`.
+
+    Backbone, Reins and head are restored as they are. With another number of classes the class layer, and nothing
+    else, is left to its initial values. A pixel mask token larger than the model's (published ones are 1024 x 1024,
+    of which the reference never says what a 512 model takes) is cropped to its upper left corner.
+
+    Returns:
+      The restored parameters, and a report. Names under `reinitialised` and `fresh` are not among the parameters:
+      the caller keeps their initial values.
+
+    Raises:
+      UserError: the file cannot be read or is of another model.
+    """
+    wanted = SegmentationModel(config).shapes()
+    weights = load_weights(path, config=config, backbone=backbone)
+    reinitialised = _class_layer(weights, config)
+    params = {k: v for k, v in weights.params.items() if k in wanted and k not in reinitialised}
+    cropped = _crop_mask_token(params, wanted)
+    report = Report(
+        restored=tuple(sorted(set(params) - set(cropped))),
+        cropped=cropped,
+        reinitialised=reinitialised,
+        fresh=tuple(sorted(set(wanted) - set(params) - set(reinitialised))),
+        unused=tuple(sorted(set(weights.params) - set(wanted))),
+    )
+    _log(report, os.fspath(path))
+    return params, report
+
+
+def _class_layer(weights: Weights, config: ModelConfig) -> tuple[str, ...]:
+    """Names of the class layer's parameters if the model has another number of classes than the file."""
+    if weights.description.model.classes == config.classes:
+        return ()
+    return tuple(sorted(name for name in weights.params if name.startswith(CLASS_LAYER)))
+
+
+def _crop_mask_token(params: Tensors, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> tuple[str, ...]:
+    """Cuts the mask token to the model's size, in place."""
+    if MASK_TOKEN not in params or params[MASK_TOKEN].shape == wanted[MASK_TOKEN].shape:
+        return ()
+    side = wanted[MASK_TOKEN].shape[0]
+    found = len(params[MASK_TOKEN])
+    if found < side:
+        raise UserError(f"the file's mask token is {found} x {found}, the model's {side} x {side}; set mim.token_size")
+    params[MASK_TOKEN] = np.ascontiguousarray(params[MASK_TOKEN][:side, :side])
+    return (MASK_TOKEN,)
+
+
+def _log(report: Report, path: str) -> None:
+    logging.info("starting from %s: %d parameters restored", path, len(report.restored))
+    if report.cropped:
+        logging.warning("the pixel mask token is larger than the model's: its upper left corner is taken")
+    if report.reinitialised:
+        logging.warning("another number of classes: the class layer (%s*) starts afresh", CLASS_LAYER)
+    if report.fresh:
+        parts = sorted({name.split("/")[0] for name in report.fresh})
+        logging.info("%d parameters of %s are not in the file and start afresh", len(report.fresh), ", ".join(parts))
+    if report.unused:
+        parts = sorted({name.split("/")[0] for name in report.unused})
+        logging.info("%d arrays of %s are in the file and not in the model", len(report.unused), ", ".join(parts))
