@@ -69,7 +69,10 @@ def map_scene(
             multiple=scorer.multiple,
             classes=len(legend.names),
         )
-        logging.info("%s: values %s; %d windows of %d x %d", path, scene.stretch, len(plan), *plan.window)
+        bands = ", ".join(scene.band_names)
+        logging.info(
+            "%s: bands %s; values %s; %d windows of %d x %d", path, bands, scene.stretch, len(plan), *plan.window
+        )
         with staged(out) as (work, done):
             sources = _write_blocks(work, scorer, scene, plan, legend, options, _tags(scene, plan, tags or {}))
             for layer, source in sources:

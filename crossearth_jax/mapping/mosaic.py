@@ -129,14 +129,19 @@ def partition_of_unity(starts: list[int], window: int, size: int) -> Float[np.nd
 
 
 class _Sum:
-    """Running sum over one row of windows of a panel; its first row is grid row `top`."""
+    """Running sum over one row of windows of a panel; its first row is that of the windows."""
 
-    def __init__(self, plan: Plan, panel: int, classes: int):
-        self.plan, self.panel, self.row = plan, panel, 0
-        self.first, self.last = plan.span(panel)
-        shape = plan.window[0], self.last - self.first
-        self.scores = np.zeros((*shape, classes), np.float32)
-        self.valid = np.zeros(shape, bool)
+    def __init__(self, plan: Plan, classes: int):
+        self.plan = plan
+        self.scores = np.zeros((plan.window[0], plan.panel, classes), np.float32)
+        self.valid = np.zeros((plan.window[0], plan.panel), bool)
+        self.start(0)
+
+    def start(self, panel: int) -> None:
+        """Begins a panel."""
+        self.panel, self.row = panel, 0
+        self.first, self.last = self.plan.span(panel)
+        self.scores[:], self.valid[:] = 0, False
 
     def add(self, tile: Tile, scores: Float[np.ndarray, "h w k"], valid: Bool[np.ndarray, "h w"]) -> None:
         """Adds one window, cut to the panel."""
@@ -154,9 +159,9 @@ class _Sum:
         end = self.plan.tops[row] if row < len(self.plan.tops) else size
         done = min(end - top, self.plan.window[0], size - top)
         for start in range(0, done, CHUNK):
-            rows = slice(start, min(start + CHUNK, done))
-            if self.valid[rows].any():
-                yield Block(top + start, self.first, self.scores[rows], self.valid[rows])
+            part = np.s_[start : min(start + CHUNK, done), : self.last - self.first]
+            if self.valid[part].any():
+                yield Block(top + start, self.first, self.scores[part], self.valid[part])
         for values in (self.scores, self.valid):
             kept = len(values) - done
             values[:kept] = values[done:]
@@ -180,11 +185,11 @@ def blend(
     Yields:
       Disjoint blocks that together hold every valid pixel.
     """
-    total = _Sum(plan, 0, classes)
+    total = _Sum(plan, classes)
     for tile, scores, valid in scored:
         if tile.panel != total.panel:
             yield from total.advance(len(plan.tops))
-            total = _Sum(plan, tile.panel, classes)
+            total.start(tile.panel)
         if tile.row != total.row:
             yield from total.advance(tile.row)
         total.add(tile, scores, valid)

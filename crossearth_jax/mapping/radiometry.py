@@ -20,7 +20,7 @@ class Stretch:
     ranges: tuple[tuple[float, float], ...]
     origin: str  # where they come from, for people
 
-    def __call__(self, values: Num[np.ndarray, "*h 3"]) -> UInt8[np.ndarray, "*h 3"]:
+    def __call__(self, values: Num[np.ndarray, "*n 3"]) -> UInt8[np.ndarray, "*n 3"]:
         """Rounds to the nearest of the 256 steps; NaN, and everything in a band of one value, becomes 0."""
         low, high = np.array(self.ranges, np.float32).T
         gain = np.divide(255, high - low, where=high > low, out=np.zeros_like(low))

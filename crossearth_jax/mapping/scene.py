@@ -86,6 +86,19 @@ class Scene:
         return np.where(valid[..., None], image, FILL), valid
 
 
+def check_scene(path: str, options: SceneOptions) -> None:
+    """Makes sure that a scene can be opened with these options, without reading pixels.
+
+    Raises:
+      UserError: it cannot.
+    """
+    with _selected(path, options) as (dataset, _):
+        grid = _grid(dataset)
+        grid = grid if options.gsd is None else grid.resampled(options.gsd)
+        if options.bounds is not None:
+            grid.part(options.bounds)
+
+
 @contextlib.contextmanager
 def open_scene(path: str, options: SceneOptions) -> Iterator[Scene]:
     """Opens a raster of any kind GDAL reads.
@@ -93,19 +106,23 @@ def open_scene(path: str, options: SceneOptions) -> Iterator[Scene]:
     Raises:
       UserError: it is no raster, or the options do not fit it.
     """
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE_MEGABYTES))
-        dataset: Any = stack.enter_context(_open(path))
-        bands = select_bands(dataset, options.bands)
-        _check_values(path, dataset, bands)
+    with _selected(path, options) as (dataset, bands), contextlib.ExitStack() as stack:
         stretch = _stretch(path, dataset, bands, options.value_range)
         if options.gsd is not None:
-            dataset = stack.enter_context(_resampled(path, dataset, options.gsd))
+            dataset = stack.enter_context(_resampled(dataset, options.gsd))
         scene = Scene(path, dataset, bands, stretch, options.bounds)
         if scene.grid.crs is None:
             logging.warning("%s has no coordinate reference system, nor will its map", path)
-        logging.info("%s: %s", path, scene.band_names)
         yield scene
+
+
+@contextlib.contextmanager
+def _selected(path: str, options: SceneOptions) -> Iterator[tuple[Any, tuple[int, int, int]]]:
+    """The open dataset and the bands chosen of it."""
+    with rasterio.Env(GDAL_CACHEMAX=CACHE_MEGABYTES), _open(path) as dataset:
+        bands = select_bands(dataset, options.bands)
+        _check_values(path, dataset, bands)
+        yield dataset, bands
 
 
 def _open(path: str) -> Any:
@@ -144,7 +161,7 @@ def _stretch(path: str, dataset: Any, bands: tuple[int, int, int], given: tuple[
     return radiometry.percentile(*_read(path, dataset, bands, window, _thinned(size, radiometry.SAMPLE_SIDE)))
 
 
-def _resampled(path: str, dataset: Any, gsd: float) -> WarpedVRT:
+def _resampled(dataset: Any, gsd: float) -> WarpedVRT:
     grid, wanted = _grid(dataset), _grid(dataset).resampled(gsd)
     coarser = wanted.height * wanted.width < grid.height * grid.width
     # Without an alpha band the warper forgets a mask that is neither alpha nor nodata.
