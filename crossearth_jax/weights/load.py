@@ -8,7 +8,7 @@ import pathlib
 import re
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from absl import logging
 
@@ -126,7 +126,7 @@ def _classes(meta: Mapping[str, Any], params: Tensors) -> dict[str, Any]:
     }
 
 
-def _is_list(value: Any, length: int) -> bool:
+def _is_list(value: Any, length: int) -> TypeGuard[list[Any] | tuple[Any, ...]]:
     return isinstance(value, list | tuple) and len(value) == length
 
 

@@ -145,6 +145,6 @@ def _stack(names: Sequence[str], arrays: Sequence[np.ndarray]) -> np.ndarray:
         if array.shape != arrays[0].shape:
             raise UserError(f"{name} has another shape than {names[0]}; expected equal layers")
     stacked = np.empty((len(arrays), *arrays[0].shape), np.float32)
-    for place, array in zip(stacked, arrays, strict=True):
-        place[...] = array
+    for i, array in enumerate(arrays):
+        stacked[i] = array
     return stacked

@@ -30,24 +30,31 @@ class Report:
     unused: tuple[str, ...]  # in the file, without a place in the model
 
 
-def starting_params(
-    path: str | os.PathLike[str], config: ModelConfig, *, backbone: str | os.PathLike[str] | None = None
-) -> tuple[Tensors, Report]:
-    """Reads what a file holds for the model of `config`.
+def starting_weights(path: str | os.PathLike[str], config: ModelConfig) -> Tensors:
+    """Reads what a file holds for the model of `config`; the log says what is restored and what is not.
 
-    Backbone, Reins and head are restored as they are. With another number of classes the class layer, and nothing
-    else, is left to its initial values. A pixel mask token larger than the model's (published ones are 1024 x 1024,
-    of which the reference never says what a 512 model takes) is cropped to its upper left corner.
-
-    Returns:
-      The restored parameters, and a report. Names under `reinitialised` and `fresh` are not among the parameters:
-      the caller keeps their initial values.
+    Parameters that the file does not have, and a class layer of another number of classes, are not among the
+    result: the caller keeps their initial values.
 
     Raises:
       UserError: the file cannot be read or is of another model.
     """
+    params, report = fit(load_weights(path, config=config), config)
+    _log(report, os.fspath(path))
+    return params
+
+
+def fit(weights: Weights, config: ModelConfig) -> tuple[Tensors, Report]:
+    """Chooses what a model takes from released weights.
+
+    Backbone, Reins and head are taken as they are. With another number of classes the class layer, and nothing
+    else, is left out. A pixel mask token larger than the model's (published ones are 1024 x 1024, and the public
+    record does not say what a model for 512 takes) is cropped to its upper left corner.
+
+    Raises:
+      UserError: the mask token is smaller than the model's.
+    """
     wanted = SegmentationModel(config).shapes()
-    weights = load_weights(path, config=config, backbone=backbone)
     reinitialised = _class_layer(weights, config)
     params = {k: v for k, v in weights.params.items() if k in wanted and k not in reinitialised}
     cropped = _crop_mask_token(params, wanted)
@@ -58,7 +65,6 @@ def starting_params(
         fresh=tuple(sorted(set(wanted) - set(params) - set(reinitialised))),
         unused=tuple(sorted(set(weights.params) - set(wanted))),
     )
-    _log(report, os.fspath(path))
     return params, report
 
 
