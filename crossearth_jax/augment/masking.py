@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
-from crossearth_jax.config import UserError
+from crossearth_jax.config import MimTaskConfig, UserError
 
 FULL_CROP = 512  # crops of this side and larger use the configured block size as it is
 
@@ -53,8 +53,26 @@ def block_mask(
 
 
 def random_block_masks(
-    key: Key[Array, ""], ratio: float, block: int, batch: int, height: int, width: int
-) -> Bool[Array, "{batch} {height} {width}"]:
-    """Draws one block mask per image of a batch; True = kept."""
-    noise = jax.random.uniform(key, (batch, *grid_shape(height, width, block)))
+    key: Key[Array, ""], ratio: float, block: int, batch: tuple[int, ...], height: int, width: int
+) -> Bool[Array, "*b {height} {width}"]:
+    """Draws one block mask per image of a batch (one or more leading axes); True = kept."""
+    noise = jax.random.uniform(key, (*batch, *grid_shape(height, width, block)))
     return block_mask(noise, ratio, height, width)
+
+
+def content_mask(
+    config: MimTaskConfig, key: Key[Array, ""], images: Float[Array, "b h w 3"], token: Float[Array, "t t 3"]
+) -> Float[Array, "b h w 3"]:
+    """Replaces random blocks of normalised images by the learnable pixel token, cropped to the image.
+
+    Raises:
+      UserError: the images are larger than the token.
+    """
+    *batch, height, width, _ = images.shape
+    if max(height, width) > len(token):
+        raise UserError(
+            f"images of {height} x {width} are larger than the mask token of {len(token)}; raise model.mim.token_size"
+        )
+    block = scaled_block(config.block_size, min(height, width))
+    kept = random_block_masks(key, config.mask_ratio, block, tuple(batch), height, width)
+    return jnp.where(kept[..., None], images, token[:height, :width])

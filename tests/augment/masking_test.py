@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from crossearth_jax.augment import masking
-from crossearth_jax.config import UserError
+from crossearth_jax.config import MimTaskConfig, UserError
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden/train"
 CASES = json.loads((GOLDEN / "block_masks.json").read_text())
@@ -41,7 +41,7 @@ def test_small_crops_scale_the_block():
 
 def test_random_masks_drop_the_ratio_independently_per_image():
     draw = jax.jit(masking.random_block_masks, static_argnums=range(1, 6))
-    masks = np.asarray(draw(jax.random.key(0), 0.3, 8, 100, 64, 64))
+    masks = np.asarray(draw(jax.random.key(0), 0.3, 8, (100,), 64, 64))
     np.testing.assert_allclose(masks.mean(), 0.7, atol=0.02)
     grid = masks[:, ::8, ::8]
     np.testing.assert_array_equal(np.repeat(np.repeat(grid, 8, 1), 8, 2), masks)
@@ -52,3 +52,20 @@ def test_random_masks_drop_the_ratio_independently_per_image():
 def test_block_larger_than_the_image_is_refused():
     with pytest.raises(UserError, match="no block of 64 pixels fits into 32 x 64"):
         masking.grid_shape(32, 64, 64)
+
+
+def test_content_mask_shows_the_token_in_dropped_blocks_only():
+    images, token = jnp.zeros((50, 32, 32, 3)), jnp.arange(64 * 64 * 3.0).reshape(64, 64, 3) + 1
+
+    def masked(token):
+        return masking.content_mask(MimTaskConfig(mask_ratio=0.3), jax.random.key(0), images, token)
+
+    result, gradient = jax.jit(lambda token: (masked(token), jax.grad(lambda t: masked(t).sum())(token)))(token)
+    dropped = np.asarray(result != 0)
+    np.testing.assert_allclose(dropped.mean(), 0.3, atol=0.03)
+    expected = np.broadcast_to(token[:32, :32], result.shape)
+    np.testing.assert_array_equal(np.asarray(result)[dropped], expected[dropped])
+    np.testing.assert_array_equal(gradient[:32, :32], dropped.sum(0))
+    assert not gradient[32:].any() and not gradient[:, 32:].any()
+    with pytest.raises(UserError, match="larger than the mask token of 16"):
+        masked(token[:16, :16])
