@@ -40,7 +40,7 @@ class Layer:
     suffix: str  # added to the map's file name
     bands: tuple[str, ...]
     dtype: str
-    nodata: float
+    nodata: int | float
     values: Callable[[Block], Num[np.ndarray, "bands h w"]]
     categorical: bool = False  # class ids, with colours and names
 

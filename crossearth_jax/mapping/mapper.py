@@ -61,7 +61,6 @@ def map_scene(
     """
     legend = Legend(scorer.class_names, scorer.palette)
     with open_scene(path, scene_options) as scene:
-        _hint_at_resolution(scene, scorer)
         plan = mosaic.make_plan(
             (scene.grid.height, scene.grid.width),
             scorer.window,
@@ -164,15 +163,3 @@ def _tags(scene: Scene, plan: Plan, tags: Mapping[str, str]) -> dict[str, str]:
         "WINDOW": "{}x{}".format(*plan.window),
         "STRIDE": str(plan.stride),
     }
-
-
-def _hint_at_resolution(scene: Scene, scorer: Scorer) -> None:
-    size = scene.grid.pixel_size()
-    if scorer.gsd and size and not 0.5 < max(size) / scorer.gsd < 2:
-        logging.warning(
-            "%s has pixels of %.3g m, the model was trained on %.3g m; consider --gsd=%g",
-            scene.path,
-            max(size),
-            scorer.gsd,
-            scorer.gsd,
-        )

@@ -7,7 +7,6 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import rasterio
@@ -15,12 +14,13 @@ from absl import logging
 from jaxtyping import Bool, Num, UInt8
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import DatasetReader
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from crossearth_jax.config import UserError
 from crossearth_jax.mapping import radiometry
-from crossearth_jax.mapping.bands import band_names, select_bands
+from crossearth_jax.mapping.bands import Raster, band_names, select_bands
 from crossearth_jax.mapping.grid import Bounds, Grid
 from crossearth_jax.mapping.radiometry import Stretch
 from crossearth_jax.ops.normalization import MEAN
@@ -45,7 +45,9 @@ class SceneOptions:
 class Scene:
     """An open scene; `open_scene` makes one."""
 
-    def __init__(self, path: str, dataset: Any, bands: tuple[int, int, int], stretch: Stretch, bounds: Bounds | None):
+    def __init__(
+        self, path: str, dataset: Raster, bands: tuple[int, int, int], stretch: Stretch, bounds: Bounds | None
+    ):
         self.path, self.stretch = path, stretch
         self._dataset, self._bands = dataset, bands
         whole = _grid(dataset)
@@ -117,7 +119,7 @@ def open_scene(path: str, options: SceneOptions) -> Iterator[Scene]:
 
 
 @contextlib.contextmanager
-def _selected(path: str, options: SceneOptions) -> Iterator[tuple[Any, tuple[int, int, int]]]:
+def _selected(path: str, options: SceneOptions) -> Iterator[tuple[Raster, tuple[int, int, int]]]:
     """The open dataset and the bands chosen of it."""
     with rasterio.Env(GDAL_CACHEMAX=CACHE_MEGABYTES), _open(path) as dataset:
         bands = select_bands(dataset, options.bands)
@@ -125,7 +127,7 @@ def _selected(path: str, options: SceneOptions) -> Iterator[tuple[Any, tuple[int
         yield dataset, bands
 
 
-def _open(path: str) -> Any:
+def _open(path: str) -> DatasetReader:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # we say it in our own words
         try:
@@ -139,7 +141,7 @@ def _open(path: str) -> Any:
     return dataset
 
 
-def _check_values(path: str, dataset: Any, bands: tuple[int, int, int]) -> None:
+def _check_values(path: str, dataset: Raster, bands: tuple[int, int, int]) -> None:
     for band in bands:
         kind, colour = dataset.dtypes[band - 1], dataset.colorinterp[band - 1]
         if kind.startswith("complex"):
@@ -151,7 +153,7 @@ def _check_values(path: str, dataset: Any, bands: tuple[int, int, int]) -> None:
             )
 
 
-def _stretch(path: str, dataset: Any, bands: tuple[int, int, int], given: tuple[float, float] | None) -> Stretch:
+def _stretch(path: str, dataset: Raster, bands: tuple[int, int, int], given: tuple[float, float] | None) -> Stretch:
     if given is not None:
         return radiometry.fixed(*given)
     if {dataset.dtypes[band - 1] for band in bands} == {"uint8"}:
@@ -161,7 +163,7 @@ def _stretch(path: str, dataset: Any, bands: tuple[int, int, int], given: tuple[
     return radiometry.percentile(*_read(path, dataset, bands, window, _thinned(size, radiometry.SAMPLE_SIDE)))
 
 
-def _resampled(dataset: Any, gsd: float) -> WarpedVRT:
+def _resampled(dataset: Raster, gsd: float) -> WarpedVRT:
     grid, wanted = _grid(dataset), _grid(dataset).resampled(gsd)
     coarser = wanted.height * wanted.width < grid.height * grid.width
     # Without an alpha band the warper forgets a mask that is neither alpha nor nodata.
@@ -178,7 +180,7 @@ def _resampled(dataset: Any, gsd: float) -> WarpedVRT:
 
 
 def _read(
-    path: str, dataset: Any, bands: tuple[int, int, int], window: Window, shape: tuple[int, int]
+    path: str, dataset: Raster, bands: tuple[int, int, int], window: Window, shape: tuple[int, int]
 ) -> tuple[Num[np.ndarray, "h w 3"], Bool[np.ndarray, "h w 3"]]:
     """Values and which of them are data, thinned to `shape`."""
     try:
@@ -191,7 +193,7 @@ def _read(
     return values, known & np.isfinite(values)
 
 
-def _grid(dataset: Any) -> Grid:
+def _grid(dataset: Raster) -> Grid:
     return Grid(dataset.crs, dataset.transform, dataset.height, dataset.width)
 
 

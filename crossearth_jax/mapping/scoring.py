@@ -41,11 +41,6 @@ class Scorer(Protocol):
         """The sides of its input must be multiples of this."""
         ...
 
-    @property
-    def gsd(self) -> float | None:
-        """Ground sampling distance in metres of the images it was trained on, if known."""
-        ...
-
     def score(self, images: UInt8[np.ndarray, "b h w 3"]) -> Any:
         """Scores (b, h, w, classes) of 8-bit RGB windows, float32 >= 0, numpy or (asynchronous) JAX."""
         ...

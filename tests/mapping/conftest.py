@@ -19,7 +19,6 @@ class PixelRule:
     palette: tuple[tuple[int, int, int], ...] = ((200, 30, 30), (30, 160, 60), (40, 80, 200), (40, 40, 40))
     window: int = 48
     multiple: int = 16
-    gsd: float | None = None
     shapes: list[tuple[int, ...]] = dataclasses.field(default_factory=list)
 
     def score(self, images):

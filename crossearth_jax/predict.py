@@ -1,0 +1,221 @@
+"""Maps the classes of georeferenced scenes of any size.
+
+```
+python -m crossearth_jax.predict --checkpoint=RUN scene.tif --out=map.tif
+python -m crossearth_jax.predict --checkpoint=potsdam.pth --bands=nir,red,green --gsd=0.3 *.tif --out=maps/
+```
+
+A map is a Cloud Optimized GeoTIFF on the grid of its scene (with --gsd: on one of that pixel size with the same
+origin and orientation), with the classes' names and colours, and nodata where the scene has none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, UInt8
+
+from crossearth_jax import command, parallel
+from crossearth_jax.config import MeshConfig, UserError
+from crossearth_jax.mapping.mapper import MapOptions, map_scene
+from crossearth_jax.mapping.scene import SceneOptions, check_scene
+from crossearth_jax.predictor import Segmentor, load
+
+WINDOWS_PER_DEVICE = 4  # in a batch; more gains nothing for the published model on any device tried
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceScorer:
+    """A model on all local devices, each of which takes its share of a batch of windows."""
+
+    segmentor: Segmentor  # with its parameters on every device
+    mesh: Mesh
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names in the order of the scores, made up if the checkpoint has none."""
+        return self.segmentor.names or tuple(f"class {i}" for i in range(self.segmentor.classes))
+
+    @property
+    def palette(self) -> tuple[tuple[int, int, int], ...]:
+        """RGB colour of each class."""
+        return self.segmentor.palette
+
+    @property
+    def window(self) -> int:
+        """Side of the windows, in pixels."""
+        return self.segmentor.window
+
+    @property
+    def multiple(self) -> int:
+        """The sides of a window are multiples of this."""
+        return self.segmentor.multiple
+
+    def score(self, images: UInt8[np.ndarray, "b h w 3"]) -> Float[Array, "b h w k"]:
+        """Scores 8-bit RGB windows; their number must be a multiple of the number of devices."""
+        return self.segmentor.score(jax.device_put(images, parallel.batch_sharding(self.mesh)))
+
+
+def device_scorer(segmentor: Segmentor) -> DeviceScorer:
+    """Copies a model to every local device."""
+    mesh = parallel.make_mesh(MeshConfig(), jax.local_devices())
+    params = jax.device_put(segmentor.params, parallel.replicated(mesh))
+    return DeviceScorer(dataclasses.replace(segmentor, params=params), mesh)
+
+
+def main(argv: list[str]) -> None:
+    """Maps what the command line names."""
+    arguments = _parser().parse_args(argv)
+    scene_options = SceneOptions(
+        bands=arguments.bands, value_range=arguments.range, gsd=arguments.gsd, bounds=arguments.bounds
+    )
+    outputs = output_paths(arguments.scenes, arguments.out)
+    if arguments.skip_existing:
+        outputs = {scene: out for scene, out in outputs.items() if not out.exists()}
+        logging.info("%d of %d maps exist", len(arguments.scenes) - len(outputs), len(arguments.scenes))
+    for scene in outputs:
+        check_scene(scene, scene_options)
+    if not outputs:
+        return
+    scorer = device_scorer(_model(arguments))
+    devices = len(jax.local_devices())
+    batch_size = arguments.batch_size or WINDOWS_PER_DEVICE * devices
+    options = MapOptions(
+        stride=arguments.stride or scorer.segmentor.stride,
+        batch_size=-(-batch_size // devices) * devices,
+        flips=arguments.flips,
+        scores=arguments.scores,
+        confidence=arguments.confidence,
+        polygons=arguments.polygons,
+        preview=arguments.preview,
+    )
+    for scene, out in outputs.items():
+        map_scene(scorer, scene, out, scene_options, options, {"CHECKPOINT": arguments.checkpoint})
+        logging.info("wrote %s", out)
+
+
+def output_paths(scenes: Sequence[str], out: str) -> dict[str, Path]:
+    """Where the map of each scene goes: to `out` if that names a .tif file, else to `out`/<scene>_map.tif.
+
+    Raises:
+      UserError: `out` does not fit the scenes, or two maps or a map and a scene would share a file.
+    """
+    target = Path(out)
+    if target.suffix.lower() in (".tif", ".tiff"):
+        if target.is_dir():
+            raise UserError(f"--out={out} is a folder, expected a file; name a file in it or another folder")
+        if len(scenes) > 1:
+            raise UserError(f"--out={out} is one file for {len(scenes)} scenes; name a folder")
+        outputs = {scenes[0]: target}
+    else:
+        if target.exists() and not target.is_dir():
+            raise UserError(f"--out={out} is a file but no .tif; name a .tif file or a folder")
+        outputs = {scene: target / f"{Path(scene).stem}_map.tif" for scene in scenes}
+    if len(set(outputs.values())) < len(scenes):
+        raise UserError("two scenes have the same name, so would their maps; map them to different folders")
+    for scene, path in outputs.items():
+        if path.resolve() == Path(scene).resolve():
+            raise UserError(f"the map of {scene} would replace it; choose another --out")
+    return outputs
+
+
+def _model(arguments: argparse.Namespace) -> Segmentor:
+    classes = arguments.classes
+    return load(
+        arguments.checkpoint,
+        class_names=classes.split(",") if classes and "," in classes else classes,
+        backbone=arguments.backbone,
+        window=arguments.window,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m crossearth_jax.predict",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("scenes", nargs="+", metavar="SCENE", help="GeoTIFF, COG, VRT or whatever else GDAL reads")
+    add("--out", required=True, help="a .tif file, or a folder in which each map is named <scene>_map.tif")
+    add("--checkpoint", required=True, help="folder of a run, .safetensors or .pth")
+    add("--backbone", help="file of the frozen backbone, for checkpoints without it")
+    add("--classes", metavar="NAMES", help="names of the classes (a,b,c) or of a taxonomy; default: the checkpoint's")
+    _add_reading(parser.add_argument_group("reading").add_argument)
+    _add_scoring(parser.add_argument_group("scoring").add_argument)
+    _add_writing(parser.add_argument_group("writing").add_argument)
+    return parser
+
+
+def _add_reading(add: Callable[..., Any]) -> None:
+    add(
+        "--bands", metavar="R,G,B", help="three bands by name or number from 1 (nir,red,green); default: red,green,blue"
+    )
+    add(
+        "--range",
+        type=_numbers(2),
+        metavar="LOW,HIGH",
+        help="values that become 0 and 255; default: 8-bit scenes as they are, others by the percentiles 2 and 98 of "
+        "each band over the whole scene",
+    )
+    add("--gsd", type=_positive(float), metavar="METRES", help="resample to this ground sampling distance first")
+    add(
+        "--bounds",
+        type=_numbers(4),
+        metavar="LEFT,BOTTOM,RIGHT,TOP",
+        help="map only this box, in the coordinates of the scene",
+    )
+
+
+def _add_scoring(add: Callable[..., Any]) -> None:
+    add("--window", type=_positive(int), metavar="PIXELS", help="side of the windows; default: the model's")
+    add(
+        "--stride", type=_positive(int), metavar="PIXELS", help="distance of windows; default: two thirds of the window"
+    )
+    add("--batch_size", type=_positive(int), metavar="N", help=f"default: {WINDOWS_PER_DEVICE} windows per device")
+    add("--flips", action="store_true", help="average over mirrored windows: four times the work")
+
+
+def _add_writing(add: Callable[..., Any]) -> None:
+    add("--scores", action="store_true", help="also <map>_scores.tif, a band per class")
+    add("--confidence", action="store_true", help="also <map>_confidence.tif with bands margin and entropy")
+    add("--polygons", action="store_true", help="also <map>.gpkg, a GeoPackage")
+    add("--preview", action="store_true", help="also <map>.png, the scene beside its map")
+    add(
+        "--skip_existing",
+        action="store_true",
+        help="leave scenes alone whose map exists, to go on after an interruption",
+    )
+
+
+def _numbers(count: int) -> Callable[[str], tuple[float, ...]]:
+    def parse(text: str) -> tuple[float, ...]:
+        values = tuple(map(float, text.split(",")))
+        if len(values) != count:
+            raise argparse.ArgumentTypeError(f"found {len(values)} numbers, expected {count}")
+        return values
+
+    return parse
+
+
+def _positive[T: (int, float)](kind: type[T]) -> Callable[[str], T]:
+    def parse(text: str) -> T:
+        value = kind(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"{text} is not positive")
+        return value
+
+    return parse
+
+
+if __name__ == "__main__":
+    command.run(main)
