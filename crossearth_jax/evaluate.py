@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from crossearth_jax import baselines, benchmark, metrics, parallel
-from crossearth_jax.benchmark import Domain, Setting
+from crossearth_jax.benchmark import Setting, Taxonomy
 from crossearth_jax.config import Config, EvaluateConfig
 from crossearth_jax.inputs.pipeline import evaluation_batches
 from crossearth_jax.models.segmentor import SegmentationModel
@@ -65,7 +65,7 @@ class Evaluator:
         return self._accumulate(params, name, batches)
 
     def _accumulate(self, params: Params, name: str, batches: Iterable[Mapping[str, np.ndarray]]) -> DomainResult:
-        classes = len(benchmark.DOMAINS[name].taxonomy.names)
+        classes = len(taxonomy(name).classes)
         confusion = np.zeros((classes, classes), np.int64)
         examples: list[tuple[Any, Any, Any]] = []
         progress = Progress(None, "batches")
@@ -116,6 +116,11 @@ def _examples(batch: Mapping[str, np.ndarray], predicted: jax.Array, count: int)
     return list(zip(*columns, strict=True))
 
 
+def taxonomy(domain: str) -> Taxonomy:
+    """The classes of a labelled domain."""
+    return benchmark.TAXONOMIES[str(benchmark.DOMAINS[domain].taxonomy)]
+
+
 def evaluate(config: Config, workdir: Path, mesh: Mesh, params: Params, step: int) -> dict[str, Any]:
     """Evaluates every setting that starts at the config's source and writes `results.json` and `evaluation/`.
 
@@ -136,7 +141,7 @@ def evaluate(config: Config, workdir: Path, mesh: Mesh, params: Params, step: in
         results[setting.name] = row(setting, result.confusion, step) | {
             "baselines": {name: score(setting, matrices[setting.target]) for name, matrices in reference.items()}
         }
-        write_domain(workdir, setting, benchmark.DOMAINS[setting.target], result)
+        write_domain(workdir, setting, result)
         logging.info("%s: mIoU %.2f", setting.name, results[setting.name]["miou"])
     write_json(workdir / "results.json", results)
     return results
@@ -144,7 +149,7 @@ def evaluate(config: Config, workdir: Path, mesh: Mesh, params: Params, step: in
 
 def score(setting: Setting, confusion: Int[np.ndarray, "k k"]) -> dict[str, Any]:
     """mIoU over the setting's scored classes and IoU per class, in percent; predictions of any class count."""
-    names = benchmark.DOMAINS[setting.target].taxonomy.names
+    names = taxonomy(setting.target).classes
     iou = metrics.iou(confusion) * 100
     scored = [iou[names.index(name)] for name in setting.classes]
     return {
@@ -166,7 +171,7 @@ def row(setting: Setting, confusion: Int[np.ndarray, "k k"], step: int) -> dict[
         "pixels": int(confusion.sum()),
         "checkpoint_step": step,
         "protocol": PROTOCOL_LAST,
-        "published": None,
+        "published": setting.published and dataclasses.asdict(setting.published),
     }
 
 
@@ -174,16 +179,16 @@ def _number(value: Any) -> float | None:
     return None if np.isnan(value) else round(float(value), 4)
 
 
-def write_domain(workdir: Path, setting: Setting, domain: Domain, result: DomainResult) -> None:
+def write_domain(workdir: Path, setting: Setting, result: DomainResult) -> None:
     """Writes a setting's confusion matrix and examples to `evaluation/<setting>.npz`, atomically."""
-    path = workdir / "evaluation" / f"{setting.file_name}.npz"
+    path = workdir / "evaluation" / f"{setting.name}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp.npz")
     np.savez_compressed(
         temporary,
         **dataclasses.asdict(result),
-        classes=np.asarray(domain.taxonomy.names),
-        palette=np.asarray(domain.taxonomy.palette, np.uint8),
+        classes=np.asarray(taxonomy(setting.target).classes),
+        palette=np.asarray(taxonomy(setting.target).palette, np.uint8),
     )
     os.replace(temporary, path)
 

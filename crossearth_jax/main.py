@@ -33,7 +33,8 @@ def main(argv: list[str]) -> int:
     from crossearth_jax.train import Stopped, restore, train
 
     write_json(workdir / "config.json", json.loads(to_config_dict(config).to_json()))
-    prepare_domains(benchmark.domains_of(config.data.source), config.data.data_dir)
+    targets = [setting.target for setting in benchmark.settings_from(config.data.source)]
+    prepare_domains(dict.fromkeys([config.data.source, *targets]), config.data.data_dir)
     try:
         run = restore(config, workdir) if _MODE.value == "evaluate" else train(config, workdir)
     except Stopped as stopped:

@@ -20,14 +20,14 @@ from jax.sharding import Mesh
 
 from crossearth_jax import parallel
 from crossearth_jax.config import Config, UserError
+from crossearth_jax.initialise import initial_params, style_parts
 from crossearth_jax.inputs.pipeline import train_iterator
 from crossearth_jax.progress import Progress
-from crossearth_jax.training.checkpoint import Checkpoints, RunIdentity, digest
-from crossearth_jax.training.initialise import initial_params
+from crossearth_jax.training.checkpoint import Checkpoints, RunIdentity
 from crossearth_jax.training.program import Program, build_program
 from crossearth_jax.training.state import Params, TrainState
-from crossearth_jax.training.style import style_program
 from crossearth_jax.training.writer import MetricsWriter
+from crossearth_jax.weights.native import digest
 
 
 class Run(NamedTuple):
@@ -80,7 +80,7 @@ def _start(
     config: Config, workdir: Path, mesh: Mesh, iterator: grain.DatasetIterator | None
 ) -> tuple[Run, Checkpoints]:
     """Builds the program and its first state: fresh, or from the newest checkpoint together with the iterator."""
-    program = build_program(config, mesh, style_program(config))
+    program = build_program(config, mesh, *style_parts(config, parallel.batch_shards(mesh)))
     trainable, frozen = initial_params(program)
     identity = RunIdentity(config, digest(frozen))
     checkpoints = Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints, identity)

@@ -20,7 +20,7 @@ LAYERS = (
     ("ops",),
     ("inputs", "augment", "models", "losses", "metrics"),
     ("weights", "training", "reporting", "mapping"),
-    ("predictor", "baselines"),
+    ("predictor", "baselines", "initialise"),
     ("train", "evaluate", "predict", "report", "prepare", "convert", "estimate_style"),
     ("main", "__init__"),
 )

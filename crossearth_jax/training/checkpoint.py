@@ -6,7 +6,6 @@ Frozen parameters are not in them: a checkpoint names their digest, and restorin
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 
 import grain
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
@@ -39,18 +37,6 @@ class RunIdentity:
             "config": json.loads(to_config_dict(self.config).to_json()),
             "frozen_digest": self.frozen_digest,
         }
-
-
-def digest(params: Mapping[str, Any]) -> str:
-    """sha256 over names, shapes, types and bytes of parameters, independent of their order; "" for none."""
-    if not params:
-        return ""
-    total = hashlib.sha256()
-    for name in sorted(params):
-        value = np.asarray(params[name])
-        total.update(f"{name} {value.shape} {value.dtype}\n".encode())
-        total.update(np.ascontiguousarray(value).view(np.uint8).data)
-    return total.hexdigest()
 
 
 class Checkpoints:

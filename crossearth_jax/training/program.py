@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from crossearth_jax import parallel
+from crossearth_jax.augment.style import Injection
 from crossearth_jax.config import Config, UserError
 from crossearth_jax.models.segmentor import SegmentationModel
 from crossearth_jax.training.optimizer import make_optimizer
@@ -23,7 +24,7 @@ from crossearth_jax.training.state import (
     split_names,
     state_shardings,
 )
-from crossearth_jax.training.step import make_train_step
+from crossearth_jax.training.step import make_loss, make_train_step, no_injection
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +51,14 @@ def _create(config: Config, optimizer: optax.GradientTransformation) -> Any:
     return functools.partial(create_state, optimizer=optimizer, averaged=config.optimizer.ema is not None)
 
 
-def build_program(config: Config, mesh: Mesh, style: Any = None) -> Program:
+def build_program(
+    config: Config, mesh: Mesh, style_shapes: Shapes | None = None, inject: Injection = no_injection
+) -> Program:
     """Resolves the config's tables and builds the jitted training step.
 
     Args:
-      style: `(shapes, inject)` of the style networks (`training.style`), or None.
+      style_shapes: shapes of the parameters that `inject` reads; they are frozen.
+      inject: Earth-Style Injection.
 
     Raises:
       UserError: a table leaves a parameter over, or the batch does not divide over the mesh.
@@ -64,8 +68,7 @@ def build_program(config: Config, mesh: Mesh, style: Any = None) -> Program:
     shapes = model.shapes()
     trainable_names, frozen_names = split_names(config.train.frozen, shapes)
     trainable = {name: shapes[name] for name in trainable_names}
-    style_shapes, inject = style or ({}, None)
-    frozen = {name: shapes[name] for name in frozen_names} | style_shapes
+    frozen = {name: shapes[name] for name in frozen_names} | (style_shapes or {})
     optimizer = make_optimizer(config.optimizer, trainable)
     state = jax.eval_shape(_create(config, optimizer), trainable)
     shardings = state_shardings(mesh, state, parallel.param_shardings(mesh, trainable))
@@ -73,7 +76,7 @@ def build_program(config: Config, mesh: Mesh, style: Any = None) -> Program:
     log_memory(mesh, state, shardings, "training state")
     log_memory(mesh, frozen, frozen_shardings, "frozen parameters")
     step = jax.jit(
-        make_train_step(config, model, optimizer, inject),
+        make_train_step(config, model, optimizer, make_loss(config, model, parallel.batch_shards(mesh)), inject),
         in_shardings=(shardings, frozen_shardings, parallel.batch_sharding(mesh)),
         out_shardings=(shardings, parallel.replicated(mesh)),
         donate_argnums=0,

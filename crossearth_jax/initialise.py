@@ -1,0 +1,76 @@
+"""What a run starts from: drawn parameters, weights files over them, and the frozen style network beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast, get_args
+
+import jax
+import numpy as np
+from absl import logging
+
+from crossearth_jax.augment.style import Injection, style_injection
+from crossearth_jax.config import Config, UserError
+from crossearth_jax.models.style import StyleKind, StyleNetwork
+from crossearth_jax.training.program import Program
+from crossearth_jax.training.state import Params, Shapes
+from crossearth_jax.training.step import no_injection
+from crossearth_jax.weights.initialise import starting_weights
+from crossearth_jax.weights.style import load_style
+from crossearth_jax.weights.style_statistics import load_statistics
+
+
+def style_parts(config: Config, shards: int) -> tuple[Shapes, Injection]:
+    """Shapes of the style network's parameters and the injection that reads them from the frozen ones.
+
+    Args:
+      shards: pieces the batch is cut into.
+
+    Raises:
+      UserError: the statistics are missing, damaged, of another network, or hold a domain the run is scored on.
+    """
+    if config.style is None:
+        return {}, no_injection
+    network = style_network(config)
+    statistics = load_statistics(config.style.statistics, network.kind)
+    statistics.check_targets(config.data.source)
+    return network.shapes(), style_injection(config.style, network, statistics.sampler, shards)
+
+
+def style_network(config: Config) -> StyleNetwork:
+    """The style network that the config names.
+
+    Raises:
+      UserError: there is none of that name.
+    """
+    assert config.style is not None
+    if config.style.backend not in get_args(StyleKind):
+        raise UserError(f"style.backend is '{config.style.backend}', expected one of {', '.join(get_args(StyleKind))}")
+    return StyleNetwork(cast(StyleKind, config.style.backend), config.model.dtype)
+
+
+def initial_params(program: Program) -> tuple[Params, Params]:
+    """Returns (trainable, frozen), sharded; a pure function of the config's seed and files.
+
+    Raises:
+      UserError: a weights file is missing, broken or does not fit the model.
+    """
+    config, model = program.config, program.model
+    shardings = program.state_shardings.trainable | program.frozen_shardings
+    drawn = {name: shardings[name] for name in model.shapes()}
+    params = jax.jit(model.init, out_shardings=drawn)(jax.random.key(config.seed))
+    if config.train.init_from is not None:
+        params |= _put(starting_weights(Path(config.train.init_from), config.model), shardings)
+    elif any(not name.startswith("style/") for name in program.frozen):
+        logging.warning("frozen parameters are drawn at random: train.init_from names no weights file")
+    if config.style is not None:
+        network = style_network(config)
+        style = load_style(network, config.style.weights)
+        load_statistics(config.style.statistics, network.kind).check_network(style)
+        params |= _put(style, shardings)
+    return {name: params[name] for name in program.trainable}, {name: params[name] for name in program.frozen}
+
+
+def _put(values: Mapping[str, np.ndarray | jax.Array], shardings: Mapping[str, jax.sharding.Sharding]) -> Params:
+    return {name: jax.device_put(value, shardings[name]) for name, value in values.items()}

@@ -1,6 +1,0 @@
-"""Placeholder."""
-
-
-def style_program(config):
-    """None."""
-    return None
