@@ -64,13 +64,13 @@ class Evaluator:
         batches = evaluation_batches(name, split, size, data_dir, jax.process_index(), jax.process_count())
         return self._accumulate(params, name, batches)
 
-    def _accumulate(self, params: Params, name: str, batches: Iterable[Mapping[str, np.ndarray]]) -> DomainResult:
+    def _accumulate(self, params: Params, name: str, batches: Iterable[Any]) -> DomainResult:
         classes = len(taxonomy(name).classes)
         confusion = np.zeros((classes, classes), np.int64)
         examples: list[tuple[Any, Any, Any]] = []
         progress = Progress(None, "batches")
         for batch in batches:
-            arrays = parallel.global_batch({k: batch[k] for k in ("image", "label", "valid")}, self._mesh)
+            arrays = parallel.global_batch(dict(batch), self._mesh)
             matrix, predicted = self._step(params, arrays["image"], arrays["label"], arrays["valid"])
             confusion += np.asarray(matrix, np.int64)
             examples += _examples(batch, predicted, self._config.examples - len(examples))

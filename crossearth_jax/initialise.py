@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 import jax
 import numpy as np
@@ -57,7 +57,7 @@ def initial_params(program: Program) -> tuple[Params, Params]:
       UserError: a weights file is missing, broken or does not fit the model.
     """
     config, model = program.config, program.model
-    shardings = program.state_shardings.trainable | program.frozen_shardings
+    shardings: Any = program.state_shardings.trainable | program.frozen_shardings
     drawn = {name: shardings[name] for name in model.shapes()}
     params = jax.jit(model.init, out_shardings=drawn)(jax.random.key(config.seed))
     if config.train.init_from is not None:

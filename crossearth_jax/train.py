@@ -199,7 +199,7 @@ class Guard:
         step, batch, _ = self._pending
         self._pending = None
         path = self._workdir / f"nonfinite_step_{step}.npz"
-        np.savez(path, **{name: value for name, value in batch.items()})
+        np.savez(path, **dict(batch))  # pyright: ignore[reportArgumentType]
         if self._policy == "skip":
             logging.warning("step %d was not finite and was skipped; its batch is in %s", step, path)
             return

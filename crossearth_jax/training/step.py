@@ -7,7 +7,7 @@ augmentations, styles, masks and points as one that was never stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -73,10 +73,10 @@ def make_train_step(
 
 
 def no_injection(
-    frozen: Params, key: PRNGKeyArray, images: Float[Array, "b h w 3"]
+    params: Mapping[str, jax.Array], key: PRNGKeyArray, images: Float[Array, "b h w 3"]
 ) -> tuple[Float[Array, "b h w 3"], Bool[Array, " b"]]:
     """Leaves the images as they are."""
-    del frozen, key
+    del params, key
     return images, jnp.zeros(len(images), bool)
 
 
