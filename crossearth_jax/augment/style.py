@@ -151,11 +151,11 @@ def inject_literal(
     coin_key, draw_key = jax.random.split(key)
     coin = jax.random.uniform(coin_key) < config.probability
 
-    def styled_batch(params: Params, images: Float32[Array, "b h w 3"]) -> Float32[Array, "b h w 3"]:
+    def styled_batch() -> Float32[Array, "b h w 3"]:
         draws = draw_style(config, statistics, draw_key, images.shape[:1], *images.shape[1:3])
         return restyle(config.alpha, backend, params, statistics, draws, images)
 
-    shown = jax.lax.cond(coin, styled_batch, lambda _, images: images, params, images)
+    shown = jax.lax.cond(coin, styled_batch, lambda: images)
     return shown, jnp.full(len(images), coin)
 
 

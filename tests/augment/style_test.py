@@ -198,10 +198,14 @@ def test_literal_mode_styles_the_whole_batch_in_unit_range():
 
 
 def test_no_gradient_reaches_the_style_network():
-    def total(params):
-        return injection(Tint, StyleConfig(probability=1.0))(params, jax.random.key(0), batch(2))[0].sum()
+    draws = style.StyleDraws(jnp.ones((2, 100)), jnp.zeros((2, SIDE, SIDE), bool))
 
-    assert jax.grad(total)(PARAMS)["style/gain"] == 0
+    def total(params):
+        return style.restyle(0.5, Tint(), params, STATISTICS, draws, batch(2)).sum()
+
+    value, gradient = jax.jit(jax.value_and_grad(total))(PARAMS)
+    assert value > 0 and gradient["style/gain"] == 0
+    assert total({"style/gain": jnp.full((), 0.5)}) != value
 
 
 def test_mistakes_are_named():
