@@ -1,0 +1,25 @@
+"""CrossEarth in JAX: domain-generalizable semantic segmentation of remote-sensing images.
+
+```
+model = crossearth_jax.load("Potsdam(r)-source.pth", num_classes=6)
+labels = model.predict(images)  # uint8 RGB (b, h, w, 3) -> (b, h, w) uint8
+```
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from crossearth_jax.predictor import Segmentor, load
+
+__all__ = ["Segmentor", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports JAX and the model when they are first asked for, so that `import crossearth_jax` costs nothing."""
+    if name in __all__:
+        from crossearth_jax import predictor
+
+        return getattr(predictor, name)
+    raise AttributeError(f"module 'crossearth_jax' has no attribute {name!r}")

@@ -23,22 +23,29 @@ from crossearth_jax.weights.mapping import Tensors
 PATCH = 16  # of the backbone that CrossEarth uses
 IMAGE_SIZE = 512  # to which positions are fitted unless another one is asked for
 
-# Hugging Face's name -> the original one; below, the three projections that it keeps apart.
+_LAYER = r"encoder\.layer\.(\d+)"
+
+# Hugging Face's name (of the published files, or since transformers 5) -> the original one.
 _HUGGING_FACE = (
     (r"embeddings\.cls_token", r"cls_token"),
     (r"embeddings\.mask_token", r"mask_token"),
     (r"embeddings\.register_tokens", r"register_tokens"),
     (r"embeddings\.position_embeddings", r"pos_embed"),
     (r"embeddings\.patch_embeddings\.projection\.(\w+)", r"patch_embed.proj.\1"),
-    (r"encoder\.layer\.(\d+)\.(norm[12])\.(\w+)", r"blocks.\1.\2.\3"),
-    (r"encoder\.layer\.(\d+)\.attention\.output\.dense\.(\w+)", r"blocks.\1.attn.proj.\2"),
-    (r"encoder\.layer\.(\d+)\.layer_scale([12])\.lambda1", r"blocks.\1.ls\2.gamma"),
-    (r"encoder\.layer\.(\d+)\.mlp\.(fc[12])\.(\w+)", r"blocks.\1.mlp.\2.\3"),
-    (r"encoder\.layer\.(\d+)\.mlp\.weights_in\.(\w+)", r"blocks.\1.mlp.w12.\2"),
-    (r"encoder\.layer\.(\d+)\.mlp\.weights_out\.(\w+)", r"blocks.\1.mlp.w3.\2"),
+    (rf"{_LAYER}\.(norm[12])\.(\w+)", r"blocks.\1.\2.\3"),
+    (rf"{_LAYER}\.attention\.(?:output\.dense|o_proj)\.(\w+)", r"blocks.\1.attn.proj.\2"),
+    (rf"{_LAYER}\.layer_scale([12])\.lambda1", r"blocks.\1.ls\2.gamma"),
+    (rf"{_LAYER}\.mlp\.(fc[12])\.(\w+)", r"blocks.\1.mlp.\2.\3"),
+    (rf"{_LAYER}\.mlp\.weights_in\.(\w+)", r"blocks.\1.mlp.w12.\2"),
+    (rf"{_LAYER}\.mlp\.(?:weights_out|down_proj)\.(\w+)", r"blocks.\1.mlp.w3.\2"),
     (r"layernorm\.(\w+)", r"norm.\1"),
 )
-_PROJECTION = r"encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(\w+)"
+# Linear layers that Hugging Face keeps apart, in the order in which the original packs their outputs.
+_PACKED = (
+    ("attn.qkv", ("attention.attention.query", "attention.attention.key", "attention.attention.value")),
+    ("attn.qkv", ("attention.q_proj", "attention.k_proj", "attention.v_proj")),
+    ("mlp.w12", ("mlp.gate_proj", "mlp.up_proj")),
+)
 
 
 def is_dinov2(tensors: Mapping[str, np.ndarray]) -> bool:
@@ -82,13 +89,22 @@ def original_names(tensors: Mapping[str, np.ndarray]) -> Tensors:
     tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     names: Tensors = {}
     for name, tensor in tensors.items():
-        if match := re.fullmatch(_PROJECTION, name):
-            packed = f"blocks.{match[1]}.attn.qkv.{match[3]}"
-            parts = (name.replace(f".{match[2]}.", f".{part}.") for part in ("query", "key", "value"))
+        packed, parts = _packed(name)
+        if parts:
             names.setdefault(packed, np.concatenate([_need(tensors, part) for part in parts]))
         else:
             names[_original_name(name)] = tensor
     return names
+
+
+def _packed(name: str) -> tuple[str, list[str]]:
+    """The original's packed layer that `name` is a part of, and the names of all its parts; ("", []) if none."""
+    match = re.fullmatch(rf"({_LAYER})\.(.+)\.(\w+)", name)
+    for layer, parts in _PACKED:
+        if match and match[3] in parts:
+            siblings = [f"{match[1]}.{part}.{match[4]}" for part in parts]
+            return f"blocks.{match[2]}.{layer}.{match[4]}", siblings
+    return "", []
 
 
 def _original_name(name: str) -> str:

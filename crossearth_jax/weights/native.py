@@ -49,9 +49,19 @@ def save_native(path: str | os.PathLike[str], params: Mapping[str, Any], descrip
     Raises:
       UserError: the file cannot be written.
     """
-    arrays = {name: np.ascontiguousarray(value).reshape(np.shape(value)) for name, value in params.items()}
+    save_tensors(path, params, _metadata(params, description))
+
+
+def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    """Writes any arrays to a safetensors file, atomically.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    # The library writes memory as it lies, so views have to be made dense (0-dimensional ones stay so).
+    arrays = {name: np.ascontiguousarray(value).reshape(np.shape(value)) for name, value in tensors.items()}
     with replacing(path) as temporary:
-        safetensors.numpy.save_file(arrays, temporary, _metadata(arrays, description))
+        safetensors.numpy.save_file(arrays, temporary, dict(metadata) or None)
 
 
 def _metadata(params: Mapping[str, Any], description: Description) -> dict[str, str]:

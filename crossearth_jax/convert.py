@@ -1,0 +1,104 @@
+"""Converts weights: published files to ours, and ours back to what the reference's tools load.
+
+`python -m crossearth_jax.convert SRC OUT.safetensors [--image_size=512] [--backbone=FILE]`
+`python -m crossearth_jax.convert SRC OUT.pth --to=torch`
+
+SRC is a CrossEarth checkpoint, a DINOv2 backbone (original `.pth` or Hugging Face safetensors), a file of ours, or a
+CrossEarth-style file of the style network. Nothing in a `.pth` is run, and torch is not needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from crossearth_jax import command
+from crossearth_jax.config import ModelConfig, UserError, from_config_dict
+from crossearth_jax.weights import crossearth
+from crossearth_jax.weights.load import Weights, load_weights
+from crossearth_jax.weights.native import digest, save_native, save_tensors
+from crossearth_jax.weights.torch_writer import write_torch_zip
+
+
+def main(argv: list[str]) -> None:
+    """Converts what the command line names."""
+    arguments = _parser().parse_args(argv)
+    source, out = Path(arguments.source), Path(arguments.out)
+    _check_out(source, out, arguments.to)
+    weights = load_weights(
+        source,
+        config=None if arguments.config is None else read_config(arguments.config),
+        backbone=arguments.backbone,
+        image_size=arguments.image_size,
+        ignore=arguments.ignore,
+    )
+    if arguments.to == "torch":
+        write_reference(out, weights)
+    else:
+        save_native(out, weights.params, weights.description)
+    numbers = sum(np.size(value) for value in weights.params.values())
+    print(f"{out}: {len(weights.params)} arrays, {numbers:,} numbers, sha256 {digest(weights.params)}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m crossearth_jax.convert", description=__doc__)
+    parser.add_argument("source", metavar="SRC", help="file to read")
+    parser.add_argument("out", metavar="OUT", help="file to write")
+    parser.add_argument("--to", choices=("native", "torch"), default="native", help="names and layout of OUT")
+    parser.add_argument("--image_size", type=int, help="images that an original DINOv2's positions are fitted to (512)")
+    parser.add_argument("--backbone", help="file with the frozen backbone, if SRC holds only Reins and head")
+    parser.add_argument("--config", help="JSON of the model (or a run's config.json), if shapes do not tell it")
+    parser.add_argument("--ignore", help="regular expression of names in SRC to leave out")
+    return parser
+
+
+def _check_out(source: Path, out: Path, to: str) -> None:
+    suffixes = (".pth", ".safetensors") if to == "torch" else (".safetensors",)
+    if out.suffix not in suffixes:
+        raise UserError(f"{out} ends in {out.suffix!r}, expected {' or '.join(suffixes)} for --to={to}")
+    if out.exists() and source.exists() and out.samefile(source):
+        raise UserError(f"{out} is the file to read; name another one to write")
+
+
+def read_config(path: str | os.PathLike[str]) -> ModelConfig:
+    """Reads a model's configuration: its own JSON, or that of a run, which holds it under "model".
+
+    Raises:
+      UserError: the file is missing or no such JSON.
+    """
+    try:
+        values: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the configuration {path}: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no JSON object, expected the fields of the model's configuration")
+    return from_config_dict(values.get("model", values), ModelConfig)
+
+
+def write_reference(path: Path, weights: Weights) -> None:
+    """Writes weights with the reference's names and layout, as its test tool loads them.
+
+    A `.pth` is a torch zip file with the weights under `state_dict`; a `.safetensors` holds them directly.
+
+    Raises:
+      UserError: a parameter has no place in the reference, or the file cannot be written.
+    """
+    tensors = crossearth.to_reference(weights.params)
+    logging.info("writing %d tensors under the reference's names", len(tensors))
+    if path.suffix == ".safetensors":
+        save_tensors(path, tensors, {})
+        return
+    described = weights.description
+    classes = {"classes": described.class_names, "palette": [list(colour) for colour in described.palette]}
+    meta = {"dataset_meta": {key: value for key, value in classes.items() if value}}
+    write_torch_zip(path, {"meta": meta, "state_dict": tensors})
+
+
+if __name__ == "__main__":
+    command.run(main)
