@@ -16,6 +16,10 @@ from crossearth_jax.ops.attention import attention
 
 Initializer = Callable[..., Any]
 
+# Factors that make a pyramid of a plain ViT's feature maps: strides 4, 8, 16, 32 of 16-pixel patches. A 1x1
+# convolution and a resize commute, so the heads project first and enlarge a quarter of the channels.
+PYRAMID = (4.0, 2.0, 1.0, 0.5)
+
 
 def uniform(limit: float) -> Initializer:
     """Initial values uniform in +-limit."""
@@ -119,5 +123,5 @@ class MultiHeadAttention(nnx.Module):
     ) -> Float[Array, "b q c"]:
         """Attends from queries to keys; mask is True where a query may look."""
         projected = self.query(query), self.key(key), self.value(value)
-        heads = (rearrange(x, "b t (n d) -> b t n d", n=self.heads) for x in projected)
-        return self.out(rearrange(attention(*heads, mask), "b q n d -> b q (n d)"))
+        query, key, value = (rearrange(x, "b t (n d) -> b t n d", n=self.heads) for x in projected)
+        return self.out(rearrange(attention(query, key, value, mask), "b q n d -> b q (n d)"))

@@ -12,11 +12,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from crossearth_jax.config import MimConfig
-from crossearth_jax.models.layers import conv
+from crossearth_jax.models.layers import PYRAMID, conv
 from crossearth_jax.ops.resize import resize_bilinear, scale_bilinear
-
-# As in the pixel decoder: from the patch grid to strides 4, 8, 16, 32.
-PYRAMID = (4, 2, 1, 0.5)
 
 
 class MimHead(nnx.Module):
@@ -45,7 +42,7 @@ class MimHead(nnx.Module):
         """Gathers surroundings at several dilations."""
         return nnx.relu(self.merge_conv(jnp.concatenate([dilated(x) for dilated in self.dilated], axis=-1)))
 
-    def assemble(self, maps: list[Float[Array, "b h w d"]]) -> Float[Array, "b s s 3"]:
+    def assemble(self, maps: list[Float[Array, "b _ _ d"]]) -> Float[Array, "b s s 3"]:
         """Enlarges the maps, mixes them and projects to pixels.
 
         The reference concatenates the enlarged maps, then mixes them by a 1x1 convolution. Mixing each map before

@@ -7,6 +7,7 @@ low to high resolution: strides 32, 16, 8. Stride 4 joins only after the encoder
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -17,29 +18,54 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from crossearth_jax.config import HeadConfig
-from crossearth_jax.models.layers import Mlp, conv, group_norm, layer_norm, linear, stack, uniform
+from crossearth_jax.models.layers import PYRAMID, Initializer, Mlp, conv, group_norm, layer_norm, linear, stack, uniform
 from crossearth_jax.ops.deformable_attention import deformable_attention
 from crossearth_jax.ops.resize import resize_bilinear, scale_bilinear
 from crossearth_jax.ops.sine_encoding import sine_encoding
 
 LEVELS = 3
-# Enlargement of a plain ViT's patch grid that gives the pyramid: strides 4, 8, 16, 32 of a 16-pixel patch.
-PYRAMID = (4, 2, 1, 0.5)
+
+# (height, width) of every level.
+Sizes = Sequence[Sequence[int]]
 
 
 class PixelFeatures(NamedTuple):
     """What the mask decoder looks at."""
 
-    memories: tuple[Float[Array, "b h w d"], ...]  # strides 32, 16, 8
+    memories: tuple[Float[Array, "b _ _ d"], ...]  # strides 32, 16, 8
     masks: Float[Array, "b h w d"]  # stride 4; a query's mask is its dot product with them
 
 
 class ConvNorm(nnx.Module):
     """Convolution and group norm, which the pixel decoder calls apart."""
 
-    def __init__(self, convolution: nnx.Conv, config: HeadConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
-        self.conv = convolution
+    def __init__(
+        self,
+        inputs: int,
+        config: HeadConfig,
+        dtype: jnp.dtype,
+        *,
+        kernel: int = 1,
+        use_bias: bool = False,
+        kernel_init: Initializer | None = None,
+        rngs: nnx.Rngs,
+    ):
+        self.conv = conv(
+            inputs,
+            config.width,
+            kernel,
+            dtype,
+            use_bias=use_bias,
+            kernel_init=kernel_init or caffe_uniform(inputs * kernel**2),
+            bias_init=nnx.initializers.zeros_init(),
+            rngs=rngs,
+        )
         self.norm = group_norm(config.width, config.groups, dtype, rngs=rngs)
+
+
+def caffe_uniform(fan_in: int) -> Initializer:
+    """Caffe's "Xavier" filler, which Mask2Former's convolutions start from."""
+    return uniform(math.sqrt(3 / fan_in))
 
 
 class DeformableAttention(nnx.Module):
@@ -56,9 +82,7 @@ class DeformableAttention(nnx.Module):
         self.value_proj = linear(width, width, dtype, kernel_init=xavier, bias_init=zeros, rngs=rngs)
         self.output_proj = linear(width, width, dtype, kernel_init=xavier, bias_init=zeros, rngs=rngs)
 
-    def __call__(
-        self, x: Float[Array, "b n d"], position: Float[Array, "n d"], sizes: tuple[tuple[int, int], ...]
-    ) -> Float[Array, "b n d"]:
+    def __call__(self, x: Float[Array, "b n d"], position: Float[Array, "n d"], sizes: Sizes) -> Float[Array, "b n d"]:
         """Averages values around each token; positions steer where it looks but are not averaged."""
         query = x + position.astype(x.dtype)
         value = rearrange(self.value_proj(x), "b n (k d) -> b n k d", k=self.heads)
@@ -66,7 +90,7 @@ class DeformableAttention(nnx.Module):
         offsets = rearrange(self.sampling_offsets(query), "b n (k l p xy) -> b n k l p xy", xy=2, **axes)
         # Offsets are in pixels of the level looked into.
         extents = np.array(sizes, np.float32)[:, None, ::-1]
-        locations = _reference_points(sizes)[:, None, None, None] + offsets.astype(jnp.float32) / extents
+        locations = offsets.astype(jnp.float32) / extents + _reference_points(sizes)[:, None, None, None]
         weights = jax.nn.softmax(
             rearrange(self.attention_weights(query), "b n (k s) -> b n k s", k=self.heads).astype(jnp.float32)
         )
@@ -75,7 +99,7 @@ class DeformableAttention(nnx.Module):
         return self.output_proj(rearrange(sampled, "b n k d -> b n (k d)"))
 
 
-def _ray_offsets(config: HeadConfig):
+def _ray_offsets(config: HeadConfig) -> Initializer:
     """Initial offsets: each head looks along its own ray, point i at distance i (in the larger coordinate)."""
     angles = 2 * math.pi * np.arange(config.heads) / config.heads
     rays = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
@@ -86,7 +110,7 @@ def _ray_offsets(config: HeadConfig):
     return lambda key, shape, dtype: jnp.asarray(offsets.reshape(shape), dtype)
 
 
-def _reference_points(sizes: tuple[tuple[int, int], ...]) -> Float[np.ndarray, "n 2"]:
+def _reference_points(sizes: Sizes) -> Float[np.ndarray, "n 2"]:
     """Relative (x, y) of every token's own pixel centre."""
     grids = []
     for height, width in sizes:
@@ -104,9 +128,7 @@ class EncoderLayer(nnx.Module):
         self.mlp = Mlp(config.width, config.encoder_mlp_width, dtype, rngs=rngs)
         self.norm2 = layer_norm(config.width, 1e-5, dtype, rngs=rngs)
 
-    def __call__(
-        self, x: Float[Array, "b n d"], position: Float[Array, "n d"], sizes: tuple[tuple[int, int], ...]
-    ) -> Float[Array, "b n d"]:
+    def __call__(self, x: Float[Array, "b n d"], position: Float[Array, "n d"], sizes: Sizes) -> Float[Array, "b n d"]:
         """Transforms the tokens of all levels."""
         x = self.norm1(x + self.attention(x, position, sizes))
         return self.norm2(x + self.mlp(x))
@@ -118,34 +140,14 @@ class PixelDecoder(nnx.Module):
     def __init__(self, config: HeadConfig, inputs: int, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         width = config.width
         xavier, zeros = nnx.initializers.glorot_uniform(), nnx.initializers.zeros_init()
-
-        def conv_norm(inputs: int, kernel: int) -> ConvNorm:
-            caffe = uniform(math.sqrt(3 / (inputs * kernel**2)))
-            return ConvNorm(
-                conv(inputs, width, kernel, dtype, use_bias=False, kernel_init=caffe, rngs=rngs),
-                config,
-                dtype,
-                rngs=rngs,
-            )
-
         self.input_convs = nnx.List(
-            [
-                ConvNorm(
-                    conv(inputs, width, 1, dtype, kernel_init=xavier, bias_init=zeros, rngs=rngs),
-                    config,
-                    dtype,
-                    rngs=rngs,
-                )
-                for _ in range(LEVELS)
-            ]
+            [ConvNorm(inputs, config, dtype, use_bias=True, kernel_init=xavier, rngs=rngs) for _ in range(LEVELS)]
         )
         self.level_encoding = nnx.Param(jax.random.normal(rngs.params(), (LEVELS, width)))
         self.encoder = stack(lambda rngs: EncoderLayer(config, dtype, rngs=rngs), config.encoder_layers, rngs=rngs)
-        self.lateral_conv = conv_norm(inputs, 1)
-        self.output_conv = conv_norm(width, 3)
-        self.mask_feature = conv(
-            width, width, 1, dtype, kernel_init=uniform(math.sqrt(3 / width)), bias_init=zeros, rngs=rngs
-        )
+        self.lateral_conv = ConvNorm(inputs, config, dtype, rngs=rngs)
+        self.output_conv = ConvNorm(width, config, dtype, kernel=3, rngs=rngs)
+        self.mask_feature = conv(width, width, 1, dtype, kernel_init=caffe_uniform(width), bias_init=zeros, rngs=rngs)
 
     def __call__(self, levels: tuple[Float[Array, "b h w c"], ...]) -> PixelFeatures:
         """Fuses the levels.
@@ -166,7 +168,7 @@ class PixelDecoder(nnx.Module):
         fused = nnx.relu(self.output_conv.norm(self.output_conv.conv(lateral + enlarged)))
         return PixelFeatures(memories, self.mask_feature(fused))
 
-    def encode(self, maps: list[Float[Array, "b h w d"]]) -> tuple[Float[Array, "b h w d"], ...]:
+    def encode(self, maps: list[Float[Array, "b _ _ d"]]) -> tuple[Float[Array, "b _ _ d"], ...]:
         """Lets the tokens of all levels look at each other."""
         sizes = tuple(x.shape[1:3] for x in maps)
         tokens = jnp.concatenate([rearrange(x, "b h w d -> b (h w) d") for x in maps], axis=1)
@@ -175,11 +177,11 @@ class PixelDecoder(nnx.Module):
         parts = jnp.split(tokens, np.cumsum([h * w for h, w in sizes])[:-1], axis=1)
         return tuple(rearrange(x, "b (h w) d -> b h w d", h=h) for x, (h, _) in zip(parts, sizes, strict=True))
 
-    def positions(self, sizes: tuple[tuple[int, int], ...]) -> Float[Array, "n d"]:
+    def positions(self, sizes: Sizes) -> Float[Array, "n d"]:
         """Sine encoding plus the learnt vector of the level, for the tokens of all levels."""
-        width = self.level_encoding.shape[-1]
+        features = self.level_encoding.shape[-1]
         encodings = [
-            rearrange(sine_encoding(*size, width), "h w d -> (h w) d") + self.level_encoding[level]
-            for level, size in enumerate(sizes)
+            rearrange(sine_encoding(height, width, features), "h w d -> (h w) d") + self.level_encoding[level]
+            for level, (height, width) in enumerate(sizes)
         ]
         return jnp.concatenate(encodings)

@@ -39,6 +39,7 @@ class Head(nnx.Module):
     """Mask2Former head."""
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+        assert config.head is not None
         self.pixel_decoder = PixelDecoder(config.head, config.vit.width, dtype, rngs=rngs)
         self.mask_decoder = MaskDecoder(config.head, config.classes, config.reins is None, dtype, rngs=rngs)
 
@@ -51,10 +52,10 @@ class Network(nnx.Module):
         self.backbone = VisionTransformer(config.vit, dtype, rngs=rngs)
         self.reins = (
             Rein(config.reins, config.vit.depth, config.vit.width, config.head.width, dtype, rngs=rngs)
-            if config.reins
+            if config.reins and config.head
             else None
         )
-        self.head = Head(config, dtype, rngs=rngs)
+        self.head = Head(config, dtype, rngs=rngs) if config.head else None
         self.mim = MimHead(config.mim, config.vit.width, dtype, rngs=rngs) if config.mim else None
 
 
@@ -93,13 +94,21 @@ class SegmentationModel:
         """Runs the backbone on normalised images, whose sides are multiples of the patch size."""
         network = self.network(params)
         levels = network.backbone(images, network.reins)
-        return Features(levels, network.reins.queries() if network.reins else network.head.mask_decoder.queries[...])
+        if network.reins:
+            return Features(levels, network.reins.queries())
+        return Features(levels, network.head.mask_decoder.queries[...] if network.head else jnp.zeros((0, 0)))
 
     def decode(self, params: Mapping[str, jax.Array], features: Features) -> Predictions:
         """Predicts classes and masks, once before the first decoder layer and once after each."""
-        head = self.network(params).head
+        head = self._head(params)
         pixels = head.pixel_decoder(features.levels)
         return head.mask_decoder.predict(head.mask_decoder.states(pixels, features.queries), pixels.masks)
+
+    def _head(self, params: Mapping[str, jax.Array]) -> Head:
+        head = self.network(params).head
+        if head is None:
+            raise UserError("config.model.head is None: the model was built for pretraining and cannot segment")
+        return head
 
     def reconstruct(
         self, params: Mapping[str, jax.Array], levels: tuple[Float[Array, "b h w c"], ...]
@@ -121,7 +130,7 @@ class SegmentationModel:
         probability nor a logit. Mask logits are enlarged before the sigmoid.
         """
         features = self.features(params, images)
-        head = self.network(params).head
+        head = self._head(params)
         pixels = head.pixel_decoder(features.levels)
         last = head.mask_decoder.states(pixels, features.queries)[-1:]
         class_logits, masks = (x[0] for x in head.mask_decoder.predict(last, pixels.masks))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from crossearth_jax.ops.attention import attention
 from crossearth_jax.ops.resize import apply_matrices, cubic_kernel, interpolation_matrix
 
 
+@runtime_checkable
 class Adapter(Protocol):
     """Something that refines the tokens after every block, such as `rein.Rein`."""
 
@@ -113,9 +114,8 @@ class VisionTransformer(nnx.Module):
     """Image to the patch features of `feature_blocks`. There is no final norm on them."""
 
     def __init__(self, config: ViTConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
-        if config.feature_blocks[-1] != config.depth - 1 or list(config.feature_blocks) != sorted(
-            config.feature_blocks
-        ):
+        blocks = list(config.feature_blocks)
+        if blocks != sorted(set(blocks)) or blocks[-1] != config.depth - 1:
             raise UserError(
                 f"vit.feature_blocks are {config.feature_blocks}; they must rise and end with the last block, "
                 f"{config.depth - 1} (blocks after it would be computed in vain)"

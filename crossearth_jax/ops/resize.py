@@ -9,7 +9,7 @@ are small constants, so that a resize is two matrix products, whose gradient nee
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +23,12 @@ _PRODUCTS = {
 }
 
 
-def linear_kernel(distance: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+def linear_kernel(distance: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
     """Weight of a neighbour at this distance in linear interpolation."""
     return np.maximum(0, 1 - np.abs(distance))
 
 
-def cubic_kernel(distance: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+def cubic_kernel(distance: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
     """Weight of a neighbour at this distance in cubic convolution (Keys 1981) with a = -0.75, PyTorch's choice."""
     a, x = -0.75, np.abs(distance)
     near = ((a + 2) * x - (a + 3)) * x * x + 1
@@ -64,11 +64,11 @@ def interpolation_matrix(
 
 
 def apply_matrices(
-    images: Float[Array, "..."],
+    images: Float[Array, "*old"],
     rows: Float[np.ndarray, "n h"],
     columns: Float[np.ndarray, "m w"],
     axes: tuple[int, int] = (-3, -2),
-) -> Float[Array, "..."]:
+) -> Float[Array, "*new"]:
     """Resizes height with `rows` and width with `columns`, in the precision of `images`."""
     # The default precision of a TPU would round both images and weights to bfloat16.
     precision = jax.lax.Precision.HIGHEST if images.dtype == jnp.float32 else None
@@ -78,8 +78,8 @@ def apply_matrices(
 
 
 def resize_bilinear(
-    images: Float[Array, "..."], size: tuple[int, int], axes: tuple[int, int] = (-3, -2)
-) -> Float[Array, "..."]:
+    images: Float[Array, "*old"], size: Sequence[int], axes: tuple[int, int] = (-3, -2)
+) -> Float[Array, "*new"]:
     """Resizes bilinearly to a given size.
 
     Args:
@@ -100,5 +100,5 @@ def scale_bilinear(images: Float[Array, "*b h w c"], factor: float) -> Float[Arr
     """
     if factor == 1:
         return images
-    matrices = [interpolation_matrix(n, math.floor(n * factor), factor) for n in images.shape[-3:-1]]
-    return apply_matrices(images, *matrices)
+    rows, columns = (interpolation_matrix(n, math.floor(n * factor), factor) for n in images.shape[-3:-1])
+    return apply_matrices(images, rows, columns)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def window_starts(size: int, window: int, stride: int) -> list[int]:
     return [max(min(i * stride, size - window), 0) for i in range(count)]
 
 
-def windows(size: tuple[int, int], window: int, stride: int) -> list[tuple[int, int]]:
+def windows(size: Sequence[int], window: int, stride: int) -> list[tuple[int, int]]:
     """(top, left) of all windows over an image of (height, width), row by row."""
     return [(y, x) for y in window_starts(size[0], window, stride) for x in window_starts(size[1], window, stride)]
 
@@ -49,6 +49,7 @@ def sliding_scores(
     # The last group is filled up with repetitions that are not added.
     groups = np.resize(starts, (-(-len(starts) // batch), batch, 2))
     valid = np.arange(groups.size // 2).reshape(-1, batch) < len(starts)
+    xs = jnp.asarray(groups), jnp.asarray(valid)
 
     def add_group(total: jax.Array, group: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         crops = [jax.lax.dynamic_slice(images, (0, y, x, 0), (len(images), *extent, 3)) for y, x in group[0]]
@@ -63,5 +64,5 @@ def sliding_scores(
 
     crop = jax.ShapeDtypeStruct((1, *extent, 3), images.dtype)
     classes = jax.eval_shape(score_fn, crop).shape[-1]
-    total, _ = jax.lax.scan(add_group, jnp.zeros((*images.shape[:3], classes), jnp.float32), (groups, valid))
+    total, _ = jax.lax.scan(add_group, jnp.zeros((*images.shape[:3], classes), jnp.float32), xs)
     return total / counts

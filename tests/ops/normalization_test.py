@@ -1,0 +1,21 @@
+"""Normalisation against the reference's preprocessor."""
+
+from pathlib import Path
+
+import numpy as np
+from einops import rearrange
+
+from crossearth_jax.ops.normalization import denormalize, normalize
+
+GOLDEN = Path(__file__).parent.parent / "golden/tiny/preprocess.npz"
+
+
+def test_equals_the_reference_and_inverts():
+    with np.load(GOLDEN) as file:
+        golden = dict(file)
+    for i, expected in enumerate(golden["inputs"]):
+        image = rearrange(golden[f"img{i}_bgr"][::-1], "c h w -> h w c")
+        height, width = image.shape[:2]
+        normalised = normalize(image)
+        np.testing.assert_allclose(rearrange(normalised, "h w c -> c h w"), expected[:, :height, :width], atol=1e-6)
+        np.testing.assert_allclose(denormalize(normalised), image, atol=1e-4)
