@@ -1,0 +1,297 @@
+"""Estimates the distribution of styles that Earth-Style Injection draws from.
+
+`python -m crossearth_jax.estimate_style PATHS... --out=style_statistics.npz [--backend=mobile|inception]`
+
+PATHS are folders of images, single images, rasters (cut into tiles; "scene.tif:nir,red,green" or "scene.tif:5,4,3"
+chooses bands) and prepared domains ("blue_marble/temperate_green", of which only the train split is read). Every image
+is resized to 256 x 256, its style code is read, and mean and covariance of all codes are written with the network
+they belong to and what they were made from.
+
+Styles of a domain that a model is scored on must not reach its training. So domains need --source, the domain the
+model will be trained on, and its targets are refused unless --allow_target is given, which the file then records.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from absl import logging
+from jaxtyping import UInt8
+from PIL import Image, UnidentifiedImageError
+
+from crossearth_jax import command
+from crossearth_jax.benchmark import DOMAINS
+from crossearth_jax.config import DataConfig, UserError
+from crossearth_jax.inputs.sources import PreparedSplit, find_domain
+from crossearth_jax.models.style import StyleNetwork
+from crossearth_jax.ops.moments import Moments, effective_dimension
+from crossearth_jax.progress import Progress
+from crossearth_jax.style_codes import code_moments
+from crossearth_jax.weights.style import load_style, style_digest
+from crossearth_jax.weights.style_statistics import (
+    CodeStatistics,
+    Provenance,
+    from_moments,
+    save_statistics,
+    targets_among,
+)
+
+PHOTOS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+RASTERS = (".tif", ".tiff", ".jp2", ".img", ".vrt")
+
+VALID_SHARE = 0.99  # of a tile; where white is "no data", a few saturated pixels are not worth losing it
+FEW_IMAGES = 1000  # below this the covariance of 100 numbers is known to no better than about a third
+
+
+class Images(Protocol):
+    """Images from one of the command's PATHS."""
+
+    @property
+    def name(self) -> str:
+        """What the file will say it was estimated from."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[UInt8[np.ndarray, "h w 3"]]: ...
+
+
+def main(argv: list[str]) -> None:
+    """Estimates, writes and reports what the command line asks for."""
+    arguments = _parser().parse_args(argv)
+    domains = tuple(path for path in arguments.paths if path in DOMAINS)
+    allowed = allowed_targets(domains, arguments.source, arguments.allow_target)
+    tiling = Tiling(tuple(arguments.tile_size), arguments.overlap)
+    corpora = [corpus for path in arguments.paths for corpus in open_images(path, tiling, arguments.data_dir)]
+    network = StyleNetwork(arguments.backend)
+    params = load_style(network, arguments.weights)
+    moments = estimate(network, params, corpora, arguments.batch_size)
+    provenance = Provenance(
+        network=network.kind,
+        digest=style_digest(params),
+        count=moments.count,
+        sources=tuple(corpus.name for corpus in corpora),
+        domains=domains,
+        allowed_targets=allowed,
+    )
+    statistics = from_moments(moments.mean, moments.covariance, provenance)
+    save_statistics(arguments.out, statistics)
+    print(summary(statistics))
+    logging.info("wrote %s", arguments.out)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m crossearth_jax.estimate_style",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="image, folder, raster or prepared domain")
+    parser.add_argument("--out", required=True, help="file to write (.npz)")
+    parser.add_argument("--backend", choices=["mobile", "inception"], default="mobile", help="style network")
+    parser.add_argument("--weights", help="its weights, needed for inception")
+    parser.add_argument("--source", help="domain the model will be trained on; needed if PATHS names domains")
+    parser.add_argument("--allow_target", action="store_true", help="accept domains that the model is scored on")
+    parser.add_argument("--tile_size", type=int, nargs="+", default=[256], help="sides of the tiles of rasters, pixels")
+    parser.add_argument("--overlap", type=float, default=0.0, help="share of a tile's side that the next one repeats")
+    parser.add_argument("--data_dir", default=DataConfig().data_dir, help="where prepared datasets are kept")
+    parser.add_argument("--batch_size", type=int, default=16)
+    return parser
+
+
+def allowed_targets(domains: Sequence[str], source: str | None, allow: bool) -> tuple[str, ...]:
+    """Targets of `source` among `domains`, if they are allowed.
+
+    Raises:
+      UserError: they are not, or it is unknown what the targets are.
+    """
+    if source is not None:
+        find_domain(source)
+    elif domains:
+        raise UserError(
+            f"{domains[0]} is a benchmark domain; say which domain the model will be trained on, e.g. "
+            f"--source={domains[0]}, so that no style of a domain it is scored on gets into its training"
+        )
+    targets = targets_among(domains, source) if source else ()
+    if targets and not allow:
+        raise UserError(
+            f"a model trained on {source} is scored on {', '.join(targets)} or images of it; leave it out, or give "
+            "--allow_target to accept (and record) that the model is no longer blind to its target"
+        )
+    return targets
+
+
+def estimate(
+    network: StyleNetwork, params: dict[str, jax.Array], corpora: Sequence[Images], batch_size: int
+) -> Moments:
+    """Reads the styles of all images.
+
+    Raises:
+      UserError: there are fewer than two.
+    """
+    total = sum(map(len, corpora))
+    progress = Progress(total, "images")
+    logging.info("reading the styles of up to %d images with the '%s' network", total, network.kind)
+    moments, seen = None, 0
+    for moments in code_moments(network, params, itertools.chain.from_iterable(corpora), batch_size):
+        progress.advance(moments.count - seen)
+        seen = moments.count
+    if moments is None or seen < 2:
+        raise UserError(f"found {seen} usable images in {len(corpora)} places, expected at least two")
+    if seen < total:
+        logging.warning(
+            "%d of %d images were of no use (unreadable, or tiles with many missing pixels)", total - seen, total
+        )
+    return moments
+
+
+def summary(statistics: CodeStatistics) -> str:
+    """What somebody should know before using the statistics, in a few lines."""
+    size, count = len(statistics.mean), statistics.provenance.count
+    rank = int(np.linalg.matrix_rank(statistics.covariance, hermitian=True))
+    lines = [
+        f"images               {count}",
+        f"rank                 {rank} of {size}",
+        f"effective dimension  {effective_dimension(statistics.covariance):.1f}",
+        f"total variance       {np.trace(statistics.covariance):.4g}",
+    ]
+    if count <= size:
+        lines.append(
+            f"warning: {count} images span at most {count - 1} of {size} directions; the others will never vary "
+            "(use more than a hundred images, better a thousand)"
+        )
+    elif count < FEW_IMAGES:
+        lines.append(
+            f"warning: the covariance of {size} numbers is poorly known from {count} images; better a thousand"
+        )
+    if statistics.provenance.allowed_targets:
+        lines.append(f"warning: not blind to the targets {', '.join(statistics.provenance.allowed_targets)}")
+    return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """How rasters are cut."""
+
+    sizes: tuple[int, ...] = (256,)
+    overlap: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(self.sizes) < 8 or not 0 <= self.overlap < 1:
+            raise UserError(
+                f"tiles of {self.sizes} pixels with an overlap of {self.overlap}; expected sides of at least 8 pixels "
+                "and an overlap of 0 or more but less than 1"
+            )
+
+    def boxes(self, height: int, width: int) -> list[tuple[int, int, int]]:
+        """(top, left, side) of every tile; an image smaller than a tile gets one of its own smaller side."""
+        found = dict.fromkeys(
+            (top, left, side)
+            for side in (min(size, height, width) for size in self.sizes)
+            for top in range(0, height - side + 1, self._stride(side))
+            for left in range(0, width - side + 1, self._stride(side))
+        )
+        return list(found)
+
+    def _stride(self, side: int) -> int:
+        return max(1, round(side * (1 - self.overlap)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Photos:
+    """Image files, read one after the other; unreadable ones are skipped."""
+
+    name: str
+    files: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __iter__(self) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+        """Yields RGB images."""
+        for file in self.files:
+            try:
+                with Image.open(file) as image:
+                    yield np.asarray(image.convert("RGB"))
+            except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+                logging.warning("skipped %s: %s", file, error)
+
+
+@dataclasses.dataclass(frozen=True)
+class Domain:
+    """The train split of a prepared benchmark domain."""
+
+    name: str
+    data_dir: str
+
+    def __len__(self) -> int:
+        return len(PreparedSplit(self.name, "train", self.data_dir))
+
+    def __iter__(self) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+        """Yields its images."""
+        split = PreparedSplit(self.name, "train", self.data_dir)
+        return (split[index]["image"] for index in range(len(split)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    """Tiles of a raster with hardly any missing pixels, in the 8-bit RGB that prediction sees."""
+
+    name: str
+    path: str
+    bands: str | None
+    tiling: Tiling
+
+    def __len__(self) -> int:
+        with self._open() as scene:
+            return len(self.tiling.boxes(scene.grid.height, scene.grid.width))
+
+    def __iter__(self) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+        """Yields tiles, row by row for each size."""
+        with self._open() as scene:
+            for top, left, side in self.tiling.boxes(scene.grid.height, scene.grid.width):
+                image, valid = scene.read(top, left, side, side)
+                if valid.mean() >= VALID_SHARE:
+                    yield image
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[Any]:
+        try:
+            from crossearth_jax.mapping.scene import SceneOptions, open_scene
+        except ImportError:
+            raise UserError(f"{self.path} is a raster; install rasterio: pip install 'crossearth-jax[geo]'") from None
+        with open_scene(self.path, SceneOptions(bands=self.bands)) as scene:
+            yield scene
+
+
+def open_images(path: str, tiling: Tiling, data_dir: str) -> Sequence[Images]:
+    """Finds the images that one of PATHS stands for.
+
+    Raises:
+      UserError: nothing is there, or nothing that could be read.
+    """
+    if path in DOMAINS:
+        return [Domain(path, data_dir)]
+    file, bands = (path, None) if Path(path).exists() or ":" not in path else path.rsplit(":", 1)
+    if not Path(file).exists():
+        raise UserError(f"{path} does not exist; expected an image, a folder, a raster or one of {', '.join(DOMAINS)}")
+    if Path(file).is_file():
+        return [Photos(path, (Path(file),))] if file.lower().endswith(PHOTOS) else [Tiles(path, file, bands, tiling)]
+    found = sorted(entry for entry in Path(file).rglob("*") if entry.is_file())
+    photos = tuple(entry for entry in found if entry.suffix.lower() in PHOTOS)
+    rasters = [Tiles(str(entry), str(entry), bands, tiling) for entry in found if entry.suffix.lower() in RASTERS]
+    if not photos and not rasters:
+        raise UserError(f"{path} holds no images; expected files ending in {', '.join(PHOTOS + RASTERS)}")
+    return [*([Photos(path, photos)] if photos else []), *rasters]
+
+
+if __name__ == "__main__":
+    command.run(main)
