@@ -1,0 +1,178 @@
+"""DINOv2 files against PyTorch's resizes and transformers' own numbers."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from einops import rearrange
+
+from crossearth_jax.config import HeadConfig, ModelConfig, UserError, ViTConfig
+from crossearth_jax.models.segmentor import SegmentationModel
+from crossearth_jax.weights.crossearth import from_reference
+from crossearth_jax.weights.dinov2 import original_names, resize_kernel, resize_positions, to_backbone
+from crossearth_jax.weights.files import read_tensors
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+@pytest.fixture(scope="module")
+def resized():
+    with np.load(FIXTURES / "resized.npz") as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
+def hugging_face():
+    tensors = read_tensors(FIXTURES / "hugging_face.safetensors").tensors
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith("expected.")}
+
+
+def test_patch_kernel_equals_torch(resized):
+    np.testing.assert_allclose(resize_kernel(resized["kernel"], 16), resized["kernel16"], rtol=0, atol=2e-6)
+
+
+# At 20 patches PyTorch's float32 sample positions are off by up to 4e-6 of a cell.
+@pytest.mark.parametrize(("side", "atol"), [(32, 2e-6), (64, 2e-6), (20, 2e-5)])
+def test_positions_equal_torch_and_the_class_position_stays(resized, side, atol):
+    found = resize_positions(resized["positions"], side)
+    np.testing.assert_allclose(found, resized[f"positions{side}"], rtol=0, atol=atol)
+    np.testing.assert_array_equal(found[:, 0], resized["positions"][:, 0])
+
+
+def original(depth=2, width=8, hidden=12, chunked=False):
+    """A small backbone under the original names."""
+    random = np.random.default_rng(0)
+    shapes = {
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, 1370, width),
+        "mask_token": (1, width),
+        "patch_embed.proj.weight": (width, 3, 14, 14),
+        "patch_embed.proj.bias": (width,),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+    }
+    for i in range(depth):
+        block = f"blocks.{i // 2}.{i}" if chunked else f"blocks.{i}"
+        for name, shape in {
+            "norm1.weight": (width,),
+            "norm1.bias": (width,),
+            "attn.qkv.weight": (3 * width, width),
+            "attn.qkv.bias": (3 * width,),
+            "attn.proj.weight": (width, width),
+            "attn.proj.bias": (width,),
+            "ls1.gamma": (width,),
+            "norm2.weight": (width,),
+            "norm2.bias": (width,),
+            "mlp.fc1.weight": (hidden, width),
+            "mlp.fc1.bias": (hidden,),
+            "mlp.fc2.weight": (width, hidden),
+            "mlp.fc2.bias": (width,),
+            "ls2.gamma": (width,),
+        }.items():
+            shapes[f"{block}.{name}"] = shape
+    return {name: random.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(("image_size", "side"), [(None, 32), (512, 32), (1024, 64), (320, 20)])
+def test_original_file_for_any_image_size(image_size, side):
+    tensors = original()
+    found = to_backbone(tensors, image_size)
+    assert found["backbone.pos_embed"].shape == (1, 1 + side * side, 8)
+    assert found["backbone.patch_embed.proj.weight"].shape == (8, 3, 16, 16)
+    rest = [name for name in tensors if name not in ("pos_embed", "patch_embed.proj.weight")]
+    assert all(np.array_equal(found[f"backbone.{name}"], tensors[name]) for name in rest)
+    assert from_reference(found)["backbone/blocks/mlp/fc1/kernel"].shape == (2, 8, 12)
+
+
+def test_blocks_in_chunks_and_a_prefix_are_the_same_file():
+    plain, chunked = original(depth=4), original(depth=4, chunked=True)
+    assert "blocks.1.3.norm1.bias" in chunked
+    for found in (original_names(chunked), original_names({f"backbone.{k}": v for k, v in plain.items()})):
+        assert set(found) == set(plain) and all(np.array_equal(found[name], plain[name]) for name in plain)
+
+
+OLD_NAMES = {
+    "attention.q_proj": "attention.attention.query",
+    "attention.k_proj": "attention.attention.key",
+    "attention.v_proj": "attention.attention.value",
+    "attention.o_proj": "attention.output.dense",
+    "mlp.down_proj": "mlp.weights_out",
+}
+
+
+def published_names(tensors):
+    """The names of the published files: before transformers 5, the gated layer still packed."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        for new, old in OLD_NAMES.items():
+            name = name.replace(new, old)
+        if "gate_proj" in name:
+            up = tensors[name.replace("gate_proj", "up_proj")]
+            renamed["dinov2." + name.replace("gate_proj", "weights_in")] = np.concatenate([tensor, up])
+        elif "up_proj" not in name:
+            renamed["dinov2." + name] = tensor
+    return renamed
+
+
+@pytest.fixture(scope="module")
+def features():
+    config = ViTConfig(
+        image_size=32, width=16, depth=2, heads=2, mlp_width=48, swiglu=True, feature_blocks=(0, 1), remat=False
+    )
+    head = HeadConfig(width=16, heads=2, groups=2, encoder_layers=1, decoder_layers=1)
+    model = SegmentationModel(ModelConfig(vit=config, reins=None, head=head))
+    shapes = model.shapes()
+
+    @jax.jit
+    def run(params, images):
+        zeros = {name: jax.numpy.zeros(spec.shape) for name, spec in shapes.items() if name not in params}
+        return model.network(zeros | params).backbone(images)
+
+    return lambda tensors, images: run({k: v for k, v in from_reference(tensors).items() if k in shapes}, images)
+
+
+@pytest.mark.parametrize("names", [lambda tensors: tensors, published_names])
+def test_hugging_face_names_give_the_numbers_of_transformers(hugging_face, features, names):
+    expected = read_tensors(FIXTURES / "hugging_face.safetensors").tensors
+    images = rearrange(expected["expected.image"], "b c h w -> b h w c")
+    found = features(to_backbone(names(hugging_face)), images)
+    for level, state in zip(found, expected["expected.states"], strict=True):
+        np.testing.assert_allclose(level, rearrange(state[:, 1:], "b (h w) c -> b h w c", h=2), rtol=0, atol=2e-5)
+
+
+def test_registers_are_refused_by_name():
+    with pytest.raises(UserError, match="register_tokens"):
+        to_backbone(original() | {"register_tokens": np.zeros((1, 4, 8), np.float32)})
+    with pytest.raises(UserError, match="register_tokens"):
+        to_backbone({"embeddings.cls_token": np.zeros(1), "embeddings.register_tokens": np.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pos_embed": None}, "pos_embed is missing"),
+        ({"pos_embed": np.zeros((1, 1369, 8), np.float32)}, "are not DINOv2's"),
+        ({"patch_embed.proj.weight": np.zeros((8, 3), np.float32)}, "are not DINOv2's"),
+    ],
+)
+def test_other_models_are_refused(change, message):
+    tensors = {k: v for k, v in (original() | change).items() if v is not None}
+    with pytest.raises(UserError, match=message):
+        to_backbone(tensors)
+
+
+def test_a_converted_file_stays_as_it_is():
+    converted = {k.removeprefix("backbone."): v for k, v in to_backbone(original(), 512).items()}
+    again = to_backbone(converted)
+    assert all(np.array_equal(again[f"backbone.{name}"], converted[name]) for name in converted)
+    with pytest.raises(UserError, match="converted for images of 512 x 512, not 1024 x 1024"):
+        to_backbone(converted, 1024)
+    with pytest.raises(UserError, match="no multiple"):
+        to_backbone(original(), 500)
+
+
+def test_a_missing_projection_is_named(hugging_face):
+    name = "encoder.layer.1.attention.k_proj.bias"
+    with pytest.raises(UserError, match=name):
+        to_backbone({k: v for k, v in hugging_face.items() if k != name})
