@@ -29,7 +29,7 @@ from crossearth_jax.mapping.mapper import MapOptions, map_scene
 from crossearth_jax.mapping.scene import SceneOptions, check_scene
 from crossearth_jax.predictor import Segmentor, load
 
-WINDOWS_PER_DEVICE = 4  # in a batch; more gains nothing for the published model on any device tried
+WINDOWS_PER_DEVICE = 4  # in a batch by default: enough to keep a device busy, little enough to fit a small one
 
 
 @dataclasses.dataclass(frozen=True)

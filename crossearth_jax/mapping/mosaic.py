@@ -20,7 +20,6 @@ from jaxtyping import Bool, Float
 from crossearth_jax.config import UserError
 from crossearth_jax.ops.tiling import window_starts
 
-SUM_BYTES = 128 * 2**20  # budget of the running sum; a 512-pixel window and 6 classes give panels of 10,900 columns
 CHUNK = 128  # rows handed on at a time, which bounds what later stages hold
 
 
@@ -87,7 +86,7 @@ class Plan:
 
 
 def make_plan(
-    size: tuple[int, int], window: int, stride: int, *, multiple: int = 1, classes: int = 1, sum_bytes: int = SUM_BYTES
+    size: tuple[int, int], window: int, stride: int, *, multiple: int = 1, classes: int, sum_bytes: int
 ) -> Plan:
     """Lays windows over a grid.
 

@@ -20,9 +20,11 @@ class Stretch:
     ranges: tuple[tuple[float, float], ...]
     origin: str  # where they come from, for people
 
-    def __call__(self, values: Num[np.ndarray, "*n 3"]) -> UInt8[np.ndarray, "*n 3"]:
+    def __call__(self, values: Num[np.ndarray, "3 h w"]) -> UInt8[np.ndarray, "3 h w"]:
         """Rounds to the nearest of the 256 steps; NaN, and everything in a band of one value, becomes 0."""
-        low, high = np.array(self.ranges, np.float32).T
+        if values.dtype == np.uint8 and set(self.ranges) == {(0, 255)}:
+            return values
+        low, high = np.array(self.ranges, np.float32).T[..., None, None]
         gain = np.divide(255, high - low, where=high > low, out=np.zeros_like(low))
         return np.clip(np.rint(np.nan_to_num((values.astype(np.float32) - low) * gain)), 0, 255).astype(np.uint8)
 
@@ -44,8 +46,8 @@ def fixed(low: float, high: float) -> Stretch:
     return Stretch(((low, high),) * 3, "given range")
 
 
-def percentile(values: Num[np.ndarray, "h w 3"], valid: Bool[np.ndarray, "h w 3"]) -> Stretch:
+def percentile(values: Num[np.ndarray, "3 h w"], valid: Bool[np.ndarray, "3 h w"]) -> Stretch:
     """The range between two percentiles of each band's valid values; a band without any gets 0..1."""
-    known = [values[..., band][valid[..., band]].astype(np.float64) for band in range(3)]
+    known = [band[data].astype(np.float64) for band, data in zip(values, valid, strict=True)]
     found = [np.percentile(band, PERCENTILES).tolist() if band.size else (0.0, 1.0) for band in known]
     return Stretch(tuple((low, high) for low, high in found), "percentiles {:g} and {:g}".format(*PERCENTILES))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import rasterio
 from absl import logging
+from einops import rearrange
 from jaxtyping import Bool, Num, UInt8
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
@@ -83,9 +84,9 @@ class Scene:
         top, left = self._top + top, self._left + left
         window = Window.from_slices((top, top + height), (left, left + width))
         values, known = _read(self.path, self._dataset, self._bands, window, shape or (height, width))
-        valid = known.any(-1)
+        valid = known.any(0)
         image = np.where(known, self.stretch(values), np.uint8(0))
-        return np.where(valid[..., None], image, FILL), valid
+        return rearrange(np.where(valid, image, FILL[:, None, None]), "c h w -> h w c"), valid
 
 
 def check_scene(path: str, options: SceneOptions) -> None:
@@ -181,7 +182,7 @@ def _resampled(dataset: Raster, gsd: float) -> WarpedVRT:
 
 def _read(
     path: str, dataset: Raster, bands: tuple[int, int, int], window: Window, shape: tuple[int, int]
-) -> tuple[Num[np.ndarray, "h w 3"], Bool[np.ndarray, "h w 3"]]:
+) -> tuple[Num[np.ndarray, "3 h w"], Bool[np.ndarray, "3 h w"]]:
     """Values and which of them are data, thinned to `shape`."""
     try:
         values = dataset.read(bands, window=window, out_shape=(3, *shape))
@@ -189,8 +190,7 @@ def _read(
     except RasterioError as error:
         where = f"rows {window.row_off}..{window.row_off + window.height}"
         raise UserError(f"cannot read {path}, {where}: {error.__cause__ or error}") from None
-    values, known = np.moveaxis(values, 0, -1), np.moveaxis(known, 0, -1)
-    return values, known & np.isfinite(values)
+    return values, known & np.isfinite(values) if values.dtype.kind == "f" else known
 
 
 def _grid(dataset: Raster) -> Grid:

@@ -47,7 +47,7 @@ def test_weights_of_two_windows_by_hand():
 
 @pytest.mark.parametrize(("size", "window", "stride"), [(100, 32, 21), (33, 32, 32), (7, 16, 5), (97, 16, 1)])
 def test_weights_sum_to_one(size, window, stride):
-    plan = make_plan((size, size), window, stride)
+    plan = make_plan((size, size), window, stride, classes=1, sum_bytes=2**20)
     rows, _ = plan.weights
     total = np.zeros(size)
     for top, weight in zip(plan.tops, rows, strict=True):
@@ -118,8 +118,8 @@ def blended_peak(size):
 
 
 def test_memory_does_not_grow_with_the_scene():
-    small, pixels = blended_peak((300, 1500))
-    assert pixels == 300 * 1500
+    small, pixels = blended_peak((300, 1200))
+    assert pixels == 300 * 1200
     large, pixels = blended_peak((3000, 3000))
     assert pixels == 3000 * 3000
     assert large < 64 * 600 * (4 * 4 + 1) + 2**18  # the sum, its mask and small change
@@ -132,4 +132,4 @@ def test_memory_does_not_grow_with_the_scene():
 )
 def test_windows_that_cannot_work(window, stride, message):
     with pytest.raises(UserError, match=message):
-        make_plan((100, 100), window, stride, multiple=16)
+        make_plan((100, 100), window, stride, multiple=16, classes=1, sum_bytes=2**20)

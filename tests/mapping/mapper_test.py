@@ -1,0 +1,203 @@
+"""Whole maps against scoring the whole scene at once, and what is left when something goes wrong."""
+
+import os
+import tracemalloc
+
+import numpy as np
+import pytest
+import rasterio
+
+from crossearth_jax.config import UserError
+from crossearth_jax.mapping import mapper
+from crossearth_jax.mapping.layers import NODATA, confidence
+from crossearth_jax.mapping.mapper import MapOptions, map_scene
+from crossearth_jax.mapping.scene import SceneOptions, open_scene
+
+SCENES = ("landsat7_olinda", "sentinel2_virginia", "neon_osbs_029")
+
+
+def read(path):
+    with rasterio.open(path) as dataset:
+        return dataset.read()
+
+
+def at_once(rule, path, options):
+    """Scores of the whole scene in one call, and its valid pixels."""
+    with open_scene(path, options) as scene:
+        image, valid = scene.read(0, 0, scene.grid.height, scene.grid.width)
+    return rule.score(image[None])[0], valid
+
+
+def speckled(height=150, width=190, dtype=np.uint8):
+    return np.random.default_rng(0).integers(1, 255, (3, height, width)).astype(dtype)
+
+
+@pytest.mark.parametrize("name", SCENES)
+@pytest.mark.parametrize(("window", "stride", "sum_bytes"), [(48, None, 2**27), (160, 100, 0)])
+def test_map_of_a_real_scene_equals_scoring_it_at_once(rule, tmp_path, name, window, stride, sum_bytes):
+    rule.window = window
+    options = SceneOptions(bands="3,2,1" if name != "neon_osbs_029" else None)
+    path = f"data/scenes/{name}.tif"
+    products = MapOptions(stride=stride, sum_bytes=sum_bytes, scores=True, confidence=True)
+    map_scene(rule, path, tmp_path / "map.tif", options, products)
+    assert set(rule.shapes) == {(4, window, window, 3)}  # one compilation, whatever the scene
+    scores, valid = at_once(rule, path, options)
+    np.testing.assert_allclose(
+        np.moveaxis(read(tmp_path / "map_scores.tif"), 0, -1)[valid], scores[valid], rtol=2e-6, atol=1e-4
+    )
+    # Sums of weights round, so a tie of two classes may fall to either.
+    top = np.sort(scores, -1)
+    clear = valid & (top[..., -1] > top[..., -2] * 1.001)
+    classes = read(tmp_path / "map.tif")[0]
+    np.testing.assert_array_equal(classes[clear], scores.argmax(-1)[clear])
+    np.testing.assert_array_equal(classes == NODATA, ~valid)
+    np.testing.assert_allclose(read(tmp_path / "map_confidence.tif")[:, valid], confidence(scores)[:, valid], atol=2e-5)
+    with rasterio.open(path) as scene, rasterio.open(tmp_path / "map.tif") as found:
+        assert (found.crs, found.transform, found.shape) == (scene.crs, scene.transform, scene.shape)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"blockysize": 1},
+        {"tiled": True, "blockxsize": 16, "blockysize": 32, "compress": "deflate"},
+        {"tiled": True, "blockxsize": 128, "blockysize": 64, "interleave": "band"},
+    ],
+)
+def test_blocks_of_the_file_change_nothing(rule, write_scene, tmp_path, layout):
+    bands = speckled(dtype=np.uint16)
+    options = MapOptions(scores=True, stride=20)
+    map_scene(rule, write_scene(bands), tmp_path / "a.tif", options=options)
+    map_scene(rule, write_scene(bands, **layout), tmp_path / "b.tif", options=options)
+    for suffix in ("", "_scores"):
+        np.testing.assert_array_equal(read(tmp_path / f"a{suffix}.tif"), read(tmp_path / f"b{suffix}.tif"))
+
+
+def test_flips_and_batches_change_nothing_for_a_rule_of_single_pixels(rule, write_scene, tmp_path):
+    path = write_scene(speckled())
+    for name, options in (("a", MapOptions()), ("b", MapOptions(flips=True, batch_size=7))):
+        map_scene(rule, path, tmp_path / f"{name}.tif", options=options)
+    np.testing.assert_array_equal(read(tmp_path / "a.tif"), read(tmp_path / "b.tif"))
+
+
+def test_nodata_stays_and_empty_windows_are_not_scored(rule, write_scene, tmp_path):
+    valid = np.zeros((400, 300), bool)
+    valid[10:60, 200:290] = True
+    path = write_scene(speckled(400, 300), mask=valid)
+    map_scene(rule, path, tmp_path / "map.tif")
+    np.testing.assert_array_equal(read(tmp_path / "map.tif")[0] != NODATA, valid)
+    assert sum(shape[0] for shape in rule.shapes) < 20  # of 117 windows
+
+
+def test_map_of_another_resolution_and_of_a_part(rule, write_scene, tmp_path):
+    path = write_scene(np.repeat(speckled(40, 50), 6, 1).repeat(6, 2))  # pixels of 2 m in squares of 12 m
+    options = SceneOptions(gsd=12.0)
+    map_scene(rule, path, tmp_path / "map.tif", options)
+    with rasterio.open(path) as scene, rasterio.open(tmp_path / "map.tif") as found:
+        assert found.transform.almost_equals(scene.transform @ rasterio.Affine.scale(6))
+        assert found.shape == (40, 50)
+        np.testing.assert_allclose(found.bounds, scene.bounds)
+        # The centre of the turned grid: a box around it leaves a part.
+        x, y = scene.transform @ (150, 120)
+    scores, _ = at_once(rule, path, options)
+    np.testing.assert_array_equal(read(tmp_path / "map.tif")[0], scores.argmax(-1))
+    map_scene(rule, path, tmp_path / "part.tif", SceneOptions(gsd=12.0, bounds=(x - 40, y - 40, x + 40, y + 40)))
+    with rasterio.open(tmp_path / "part.tif") as part, rasterio.open(tmp_path / "map.tif") as whole:
+        column, row = map(round, ~whole.transform @ (part.transform @ (0, 0)))
+        assert 0 < column and 0 < row and part.width < 15
+        expected = whole.read(1)[row : row + part.height, column : column + part.width]
+        np.testing.assert_array_equal(part.read(1), expected)
+
+
+def test_everything_that_can_be_written(rule, write_scene, tmp_path, caplog):
+    caplog.set_level("INFO")
+    path = write_scene(speckled(dtype=np.uint16), tags={"AREA_OR_POINT": "Point"})
+    options = MapOptions(scores=True, confidence=True, polygons=True, preview=True)
+    map_scene(
+        rule, path, tmp_path / "out" / "map.tif", SceneOptions(value_range=(0.0, 300.0)), options, {"CHECKPOINT": "x"}
+    )
+    names = {"map.tif", "map.tif.aux.xml", "map_scores.tif", "map_confidence.tif", "map.gpkg", "map.png"}
+    assert set(os.listdir(tmp_path / "out")) == names
+    with rasterio.open(tmp_path / "out" / "map.tif") as dataset:
+        tags = dataset.tags()
+    assert tags["STRETCH"] == "0..300, 0..300, 0..300 to 0..255 (given range)"
+    assert (tags["CHECKPOINT"], tags["BANDS"], tags["WINDOW"]) == ("x", "1,2,3", "48x48")
+    assert (tags["STRIDE"], tags["AREA_OR_POINT"]) == ("32", "Point")
+    assert "windows in" in caplog.text
+
+
+def peak_of(rule, path, out):
+    tracemalloc.start()
+    map_scene(rule, path, out, options=MapOptions(batch_size=1, sum_bytes=96 * 300 * 4 * 4))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return peak
+
+
+def test_memory_does_not_grow_with_the_scene(rule, write_scene, tmp_path):
+    """numpy's memory; the process as a whole is measured by hand on larger scenes."""
+    rule.window = 96
+    peaks = []
+    for height, width in ((300, 900), (300, 900), (900, 1500)):  # the first one warms caches up
+        path = write_scene(speckled(height, width))
+        peaks.append(peak_of(rule, path, tmp_path / "map.tif"))
+    assert peaks[2] < peaks[1] * 1.15
+
+
+def break_after(rule, batches, error):
+    """Makes a rule fail in the middle of a scene."""
+    score = rule.score
+
+    def failing(images):
+        if len(rule.shapes) == batches:
+            raise error
+        return score(images)
+
+    rule.score = failing
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("device lost"), UserError("x")])
+def test_interruption_leaves_nothing_and_touches_nothing(rule, write_scene, tmp_path, error):
+    path = write_scene(speckled())
+    out = tmp_path / "maps" / "map.tif"
+    out.parent.mkdir()
+    out.write_text("the map of yesterday")
+    break_after(rule, 2, error)
+    with pytest.raises(type(error)):
+        map_scene(rule, path, out)
+    assert os.listdir(out.parent) == ["map.tif"] and out.read_text() == "the map of yesterday"
+
+
+def test_what_a_killed_run_left_is_removed(rule, write_scene, tmp_path):
+    path, out = write_scene(speckled()), tmp_path / "maps" / "map.tif"
+    break_after(rule, 2, SystemExit())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mapper.shutil, "rmtree", lambda *_, **__: None)  # a killed process cleans nothing up
+        with pytest.raises(SystemExit):
+            map_scene(rule, path, out)
+    assert os.listdir(out.parent) == [".map.tif.partial"]
+    map_scene(type(rule)(), path, out)
+    assert set(os.listdir(out.parent)) == {"map.tif", "map.tif.aux.xml"}
+
+
+def test_a_tile_that_cannot_be_read(rule, write_scene, tmp_path):
+    path = write_scene(speckled(400, 300), compress="deflate", blockysize=16)
+    with open(path, "r+b") as file:
+        file.truncate(os.path.getsize(path) // 2)
+    with pytest.raises(UserError, match=r"cannot read .*scene\.tif, rows \d+"):
+        map_scene(rule, path, tmp_path / "maps" / "map.tif")
+    assert os.listdir(tmp_path / "maps") == []
+
+
+def test_a_scene_without_data(rule, write_scene, tmp_path):
+    path = write_scene(np.zeros((3, 100, 100), np.uint8), nodata=0)
+    with pytest.raises(UserError, match="no valid pixel"):
+        map_scene(rule, path, tmp_path / "map.tif")
+    assert os.listdir(tmp_path) == ["scene.tif"]
+
+
+def test_output_that_cannot_be_written(rule, write_scene, tmp_path):
+    path = write_scene(speckled())
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"cannot write .*map\.tif: .*Not a directory"):
+        map_scene(rule, path, tmp_path / "file" / "map.tif")
