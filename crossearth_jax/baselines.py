@@ -81,7 +81,10 @@ def fit_colour(pixels: UInt8[np.ndarray, "n 3"], labels: UInt8[np.ndarray, " n"]
         trees.fit(pixels[chosen], labels[chosen])
 
     def classify(pixels: UInt8[np.ndarray, "n 3"]) -> UInt8[np.ndarray, " n"]:
-        colours, positions = np.unique(pixels, axis=0, return_inverse=True)  # each colour is classified once
+        # Each colour is classified once; a packed number sorts ten times faster than a row of three.
+        packed = np.einsum("nc,c->n", pixels, np.array([1 << 16, 1 << 8, 1]), dtype=np.int64)
+        colours, positions = np.unique(packed, return_inverse=True)
+        colours = np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=-1)
         with threadpool_limits(limits=1):
             return np.asarray(trees.predict(colours), np.uint8)[positions]
 

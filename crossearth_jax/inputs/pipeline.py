@@ -67,6 +67,11 @@ def train_iterator(
     if config.workers and not in_memory:
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
     iterator = iter(dataset)
+    if start_step and config.workers > 1 and not in_memory:
+        raise UserError(
+            f"cannot start at step {start_step} with {config.workers} worker processes, grain places only one;"
+            " the batches do not depend on their number: set data.workers=0"
+        )
     if start_step:
         set_next_index(iterator, start_step)
     return iterator

@@ -12,13 +12,13 @@ import difflib
 import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypedDict, cast
+from typing import Any, Protocol, TypedDict, cast, runtime_checkable
 
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from crossearth_jax.benchmark import DOMAINS, IGNORE, Domain
 from crossearth_jax.config import UserError
@@ -34,6 +34,7 @@ class Example(TypedDict):
     domain: str
 
 
+@runtime_checkable
 class Source(Protocol):
     """Examples by record number."""
 
@@ -137,10 +138,15 @@ def _decode(record: Mapping[str, Any], index: int, domain: str) -> Example:
 
 
 def _pixels(data: bytes, mode: str) -> np.ndarray:
-    with Image.open(io.BytesIO(data)) as image:
-        if image.mode != mode:  # a converted palette or 16-bit image would give other numbers silently
-            raise ValueError(f"expected an image of mode {mode}, found {image.mode}")
-        return np.asarray(image)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            pixels = np.asarray(image)
+            found = image.mode
+    except UnidentifiedImageError:
+        raise ValueError(f"its {len(data)} bytes are not an image file") from None
+    if found != mode:  # a palette or 16-bit image would give other numbers without a word
+        raise ValueError(f"expected an image of mode {mode}, found {found}")
+    return pixels
 
 
 class SkippingSource:

@@ -66,7 +66,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         del dl_manager  # the rasters are part of the repository
         # Read here and not while examples are generated, so that a damaged raster is reported at once.
-        seasons = {name: rasters.load_season(name) for name in self._config.seasons}
+        seasons = {name: rasters.load_season(name, rasters.DIRECTORY) for name in self._config.seasons}
         return {
             split: self._generate_examples(seasons, split, size)
             for split, (size, _) in benchmark.DOMAINS[self._domain].sizes.items()

@@ -46,8 +46,13 @@ class Season:
         return height, width
 
 
-def load_season(season: str, directory: pathlib.Path = DIRECTORY) -> Season:
+@functools.lru_cache(maxsize=2)  # the configurations of a season share it
+def load_season(season: str, directory: pathlib.Path) -> Season:
     """Reads the image of `season` ("green" or "brown") and puts labels and climates on its grid.
+
+    Args:
+      season: which picture.
+      directory: folder of the rasters, `DIRECTORY` unless they are elsewhere.
 
     Raises:
       UserError: a raster is missing, truncated or altered.
@@ -67,7 +72,6 @@ def nearest(raster: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     return raster[rows[:, None], columns]
 
 
-@functools.lru_cache(maxsize=4)  # every configuration of a season reads the same files
 def _read(directory: pathlib.Path, name: str) -> np.ndarray:
     path = directory / name
     if not path.is_file():
