@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging as python_logging
 import sys
 from collections.abc import Callable, Sequence
 
@@ -17,6 +18,7 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
     of ours and keeps its traceback.
     """
     logging.use_absl_handler()
+    logging.get_absl_handler().addFilter(_worth_reading)
     logging.set_verbosity(logging.INFO)
     logging.set_stderrthreshold("info")
     if not flags.FLAGS.is_parsed():
@@ -30,3 +32,8 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(code or 0)
+
+
+def _worth_reading(record: python_logging.LogRecord) -> bool:
+    """Leaves out the running commentary of orbax and jax; their warnings stay."""
+    return record.levelno >= python_logging.WARNING or not {"orbax", "jax"} & set(record.pathname.split("/"))

@@ -80,7 +80,7 @@ class ModelConfig:
     classes: int = 6  # without "no object"
     vit: ViTConfig = ViTConfig()
     reins: ReinsConfig | None = ReinsConfig()
-    head: HeadConfig = HeadConfig()
+    head: HeadConfig | None = HeadConfig()  # None for pretraining without labels
     mim: MimConfig | None = None
     dtype: str = "float32"  # of the computation: "float32" or "bfloat16"; parameters stay float32
 
@@ -222,7 +222,7 @@ class Config:
     augment: AugmentConfig = AugmentConfig()
     style: StyleConfig | None = None
     mim: MimTaskConfig | None = None
-    loss: LossConfig = LossConfig()
+    loss: LossConfig | None = LossConfig()  # of segmentation; None for pretraining without labels
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

@@ -8,6 +8,24 @@ import jax
 import numpy as np
 import pytest
 
+from crossearth_jax.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    HeadConfig,
+    LossConfig,
+    MimConfig,
+    MimTaskConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ReinsConfig,
+    StyleConfig,
+    TrainConfig,
+    ViTConfig,
+)
+from crossearth_jax.prepare import prepare_domains
+
 jax.config.update("jax_num_cpu_devices", 8)
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "train"
@@ -42,3 +60,39 @@ def _mean_and_std(name, shape):
         (leaf == "bias", (0, 0.1)),
     )
     return next(value for fits, value in rules if fits)
+
+
+@pytest.fixture(scope="session")
+def blue_marble_dir(tmp_path_factory):
+    """Prepared temperate domains of Blue Marble."""
+    directory = tmp_path_factory.mktemp("prepared")
+    prepare_domains(["blue_marble/temperate_green", "blue_marble/temperate_brown"], directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_config(blue_marble_dir):
+    """A whole run in small: frozen backbone, Reins, both tasks, style injection, averaging, two micro-batches."""
+    vit = ViTConfig(image_size=16, patch_size=4, width=16, depth=4, heads=2, mlp_width=32, feature_blocks=(0, 1, 2, 3))
+    head = HeadConfig(
+        width=16, heads=2, groups=4, encoder_layers=1, encoder_mlp_width=16, points=2, decoder_layers=1,
+        decoder_mlp_width=16,
+    )  # fmt: skip
+    return Config(
+        name="tiny",
+        data=DataConfig(source="blue_marble/temperate_green", data_dir=str(blue_marble_dir), batch_size=16),
+        model=ModelConfig(
+            classes=5,
+            vit=vit,
+            reins=ReinsConfig(tokens=6, rank=2),
+            head=head,
+            mim=MimConfig(width=8, dilations=(1, 2), image_size=16, token_size=16),
+        ),
+        augment=AugmentConfig(crop_size=16, scales=(2.0, 4.0)),
+        style=StyleConfig(probability=0.5),
+        mim=MimTaskConfig(),
+        loss=LossConfig(points=64),
+        optimizer=OptimizerConfig(learning_rate=1e-2, ema=0.9, accumulate=2),
+        train=TrainConfig(steps=4, log_every=1, checkpoint_every=2),
+        evaluate=EvaluateConfig(window=16, stride=11, batch_size=16, examples=2),
+    )

@@ -99,10 +99,10 @@ class Block(nnx.Module):
     def __init__(self, config: ViTConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         self.norm1 = layer_norm(config.width, 1e-6, dtype, rngs=rngs)
         self.attention = SelfAttention(config, dtype, rngs=rngs)
-        self.gain1 = nnx.Param(jnp.full(config.width, config.layer_scale))
+        self.gain1 = nnx.Param(jnp.full(config.width, config.layer_scale, jnp.float32))
         self.norm2 = layer_norm(config.width, 1e-6, dtype, rngs=rngs)
         self.mlp = (SwigluMlp if config.swiglu else GeluMlp)(config, dtype, rngs=rngs)
-        self.gain2 = nnx.Param(jnp.full(config.width, config.layer_scale))
+        self.gain2 = nnx.Param(jnp.full(config.width, config.layer_scale, jnp.float32))
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         """Transforms the tokens."""

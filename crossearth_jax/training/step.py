@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
 from crossearth_jax.augment.masking import content_mask
 from crossearth_jax.augment.pipeline import augment, named_key
 from crossearth_jax.augment.style import Injection
-from crossearth_jax.config import Config
+from crossearth_jax.config import Config, LossConfig, MimTaskConfig, StyleConfig, UserError
 from crossearth_jax.losses.mask_set import mask_set_loss
 from crossearth_jax.losses.mim import reconstruction_loss
 from crossearth_jax.models.segmentor import Features, SegmentationModel
@@ -89,21 +89,48 @@ def make_example(config: Config, inject: Injection, frozen: Params, key: PRNGKey
 
 
 def make_loss(config: Config, model: SegmentationModel, shards: int = 1) -> Loss:
-    """Builds the loss of the tasks that the config names: segmentation, or both tasks on one backbone pass.
+    """Builds the loss of the tasks that the config names.
+
+    Segmentation (`config.loss`), masked image modelling (`config.mim`, which alone is pretraining without labels),
+    or both on one backbone pass.
 
     Args:
       shards: number of pieces the batch is sharded into.
-    """
 
+    Raises:
+      UserError: the config names no task.
+    """
+    if config.loss is not None and config.mim is not None:
+        return _multi_task_loss(config.loss, config.mim, config.style, model, shards)
+    if config.loss is not None:
+        return _segmentation_loss(config.loss, model)
+    if config.mim is not None:
+        return _reconstruction_loss(config.mim, model)
+    raise UserError("the config names no task; set loss (segmentation), mim (masked image modelling) or both")
+
+
+def _segmentation_loss(loss: LossConfig, model: SegmentationModel) -> Loss:
     def segmentation(trainable: Params, frozen: Params, example: Example, key: PRNGKeyArray) -> Terms:
         params = trainable | frozen
         predictions = model.decode(params, model.features(params, example.shown))
-        return mask_set_loss(config.loss, named_key(key, "points"), *predictions, example.labels)
+        return mask_set_loss(loss, named_key(key, "points"), *predictions, example.labels)
 
-    mim = config.mim
-    if mim is None:
-        return segmentation
+    return segmentation
 
+
+def _reconstruction_loss(mim: MimTaskConfig, model: SegmentationModel) -> Loss:
+    def reconstruction(trainable: Params, frozen: Params, example: Example, key: PRNGKeyArray) -> Terms:
+        params = trainable | frozen
+        masked = content_mask(mim, named_key(key, "content"), example.shown, params["mim/mask_token"])
+        rebuilt = model.reconstruct(params, model.features(params, masked).levels)
+        return reconstruction_loss(mim, example.clean, rebuilt, rebuilt, jnp.zeros(len(rebuilt), bool))
+
+    return reconstruction
+
+
+def _multi_task_loss(
+    loss: LossConfig, mim: MimTaskConfig, style: StyleConfig | None, model: SegmentationModel, shards: int
+) -> Loss:
     def multi_task(trainable: Params, frozen: Params, example: Example, key: PRNGKeyArray) -> Terms:
         params = trainable | frozen
         masked = content_mask(mim, named_key(key, "content"), example.clean, params["mim/mask_token"])
@@ -111,10 +138,10 @@ def make_loss(config: Config, model: SegmentationModel, shards: int = 1) -> Loss
         features = model.features(params, rearrange([example.shown, masked], "n b h w c -> (b n) h w c"))
         shown_levels, masked_levels = _unstack(features.levels)
         predictions = model.decode(params, Features(shown_levels, features.queries))
-        terms = mask_set_loss(config.loss, named_key(key, "points"), *predictions, example.labels)
+        terms = mask_set_loss(loss, named_key(key, "points"), *predictions, example.labels)
         from_masked = model.reconstruct(params, masked_levels)
         from_styled = of_styled(
-            lambda levels: model.reconstruct(params, levels), config.style, shards, example.styled, shown_levels
+            lambda levels: model.reconstruct(params, levels), style, shards, example.styled, shown_levels
         )
         return terms | reconstruction_loss(mim, example.clean, from_masked, from_styled, example.styled)
 

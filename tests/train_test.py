@@ -1,0 +1,115 @@
+"""Properties of whole runs: exact resume, the same numbers on any mesh, and what stops a run."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from crossearth_jax import train
+from crossearth_jax.config import MeshConfig, UserError
+from crossearth_jax.parallel import make_mesh
+
+
+@pytest.fixture(scope="module")
+def whole_run(tiny_config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    return train.train(tiny_config, workdir), workdir
+
+
+def with_train(config, **changes):
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
+
+
+def assert_same(first, second, **tolerance):
+    for name in first:
+        np.testing.assert_allclose(first[name], second[name], err_msg=name, **(tolerance or {"rtol": 0, "atol": 0}))
+
+
+def test_resumed_run_is_bit_identical(tiny_config, whole_run, tmp_path):
+    train.train(with_train(tiny_config, steps=2), tmp_path)
+    resumed = train.train(tiny_config, tmp_path)
+    assert_same(whole_run[0].state._asdict()["trainable"], resumed.state.trainable)
+    assert_same(whole_run[0].state.average, resumed.state.average)
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").open()] == [1, 2, 3, 4]
+
+
+def test_restored_run_is_the_trained_one(tiny_config, whole_run):
+    run, workdir = whole_run
+    assert_same(run.params, train.restore(tiny_config, workdir).params)
+
+
+def test_step_compiles_once(whole_run):
+    assert whole_run[0].program.step._cache_size() == 1
+
+
+def test_training_moves_the_trainable_and_only_them(tiny_config, whole_run):
+    start = jax.jit(whole_run[0].program.model.init)(jax.random.key(tiny_config.seed))
+    state, frozen = whole_run[0].state, whole_run[0].frozen
+    assert all(name.startswith(("backbone/", "style/")) for name in frozen)
+    for name, value in state.trainable.items():
+        assert not np.array_equal(value, start[name]), name
+    for name in set(frozen) & set(start):
+        np.testing.assert_array_equal(frozen[name], start[name])
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(data=2, fsdp=4), MeshConfig(data=2, fsdp=2, model=2)])
+def test_mesh_does_not_change_the_numbers(tiny_config, whole_run, tmp_path, mesh):
+    # Styles are drawn per data shard, so the runs compared restyle nothing; sums in another order differ by rounding.
+    plain = dataclasses.replace(tiny_config, style=None)
+    one = train.train(with_train(plain, steps=2), tmp_path / "data")
+    other = train.train(dataclasses.replace(with_train(plain, steps=2), mesh=mesh), tmp_path / "mesh")
+    assert_same(one.state.trainable, other.state.trainable, atol=1e-5, rtol=1e-4)
+
+
+def test_step_that_is_not_finite_stops_the_run_and_keeps_its_batch(tiny_config, tmp_path, monkeypatch):
+    poisoned = dataclasses.replace(tiny_config.optimizer, learning_rate=float("nan"))
+    config = dataclasses.replace(tiny_config, optimizer=poisoned)
+    with pytest.raises(UserError, match=r"step 1 was not finite; its batch is in .*nonfinite_step_1.npz"):
+        train.train(config, tmp_path)
+    assert np.load(tmp_path / "nonfinite_step_1.npz")["image"].shape == (16, 64, 64, 3)
+
+
+def test_other_model_in_the_run_folder_is_refused(tiny_config, whole_run):
+    model = dataclasses.replace(tiny_config.model, classes=4)
+    with pytest.raises(UserError, match=r"model.classes: 5 -> 4"):
+        train.restore(dataclasses.replace(tiny_config, model=model), whole_run[1])
+
+
+def test_folder_without_checkpoint_cannot_be_evaluated(tiny_config, tmp_path):
+    with pytest.raises(UserError, match="holds no checkpoint; train first"):
+        train.restore(tiny_config, tmp_path)
+
+
+def test_signal_saves_and_the_run_continues_exactly(tiny_config, whole_run, tmp_path, monkeypatch):
+    build = train.build_program
+
+    def interrupted(*args, **kwargs):
+        program = build(*args, **kwargs)
+
+        def step(state, frozen, batch):
+            if int(state.step) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return program.step(state, frozen, batch)
+
+        return dataclasses.replace(program, step=step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "build_program", interrupted)
+        with pytest.raises(train.Stopped, match="stopped at step 3") as stopped:
+            train.train(tiny_config, tmp_path)
+    assert stopped.value.exit_code == 143
+    assert_same(whole_run[0].state.trainable, train.train(tiny_config, tmp_path).state.trainable)
+
+
+def test_batch_that_does_not_divide_is_refused(tiny_config, tmp_path):
+    config = dataclasses.replace(tiny_config, data=dataclasses.replace(tiny_config.data, batch_size=12))
+    with pytest.raises(UserError, match="choose a multiple of 16"):
+        train.train(config, tmp_path)
+
+
+def test_mesh_is_made_of_all_devices():
+    assert make_mesh(MeshConfig()).size == jax.device_count() == 8
