@@ -70,7 +70,7 @@ class Segmentor:
 
     def score(self, images: UInt8[Array, "b h w 3"] | UInt8[np.ndarray, "b h w 3"]) -> Float[Array, "b h w k"]:
         """The scores of 8-bit RGB images, each seen as one window."""
-        return _scores_of_8bit(self.model, self.params, jnp.asarray(images))
+        return _scores(self.model, self.params, normalize(jnp.asarray(images)))
 
     def predict(
         self, images: UInt8[Array, "b h w 3"] | UInt8[np.ndarray, "b h w 3"], batch_size: int = 4
@@ -91,13 +91,6 @@ class Segmentor:
 @functools.partial(jax.jit, static_argnums=0)
 def _scores(model: SegmentationModel, params: Params, images: Float[Array, "b h w 3"]) -> Float[Array, "b h w k"]:
     return model.scores(params, images)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _scores_of_8bit(
-    model: SegmentationModel, params: Params, images: UInt8[Array, "b h w 3"]
-) -> Float[Array, "b h w k"]:
-    return model.scores(params, normalize(images))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))

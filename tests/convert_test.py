@@ -1,0 +1,82 @@
+"""The convert command: there and back without a changed bit, and one line for every mistake."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from crossearth_jax import command, convert
+from crossearth_jax.config import UserError
+from crossearth_jax.weights.load import load_weights
+from crossearth_jax.weights.native import digest
+from crossearth_jax.weights.torch_file import read_torch
+from crossearth_jax.weights.torch_writer import write_torch_zip
+
+GOLDEN = Path(__file__).parent / "golden/tiny"
+MODEL = f"--config={GOLDEN / 'model.json'}"
+
+
+@pytest.fixture(scope="module")
+def reference():
+    with np.load(GOLDEN / "params.npz") as file:
+        return dict(file)
+
+
+@pytest.fixture
+def checkpoint(tmp_path, reference):
+    meta = {"dataset_meta": {"classes": tuple("abcdef"), "palette": [[i, i, i] for i in range(6)]}}
+    write_torch_zip(tmp_path / "a.pth", {"meta": meta, "state_dict": reference})
+    return tmp_path / "a.pth"
+
+
+def test_there_and_back(tmp_path, checkpoint, reference, capsys):
+    ours, back, plain = tmp_path / "a.safetensors", tmp_path / "b.pth", tmp_path / "b.safetensors"
+    convert.main([str(checkpoint), str(ours), MODEL])
+    weights = load_weights(ours)
+    assert capsys.readouterr().out == f"{ours}: 160 arrays, 350,120 numbers, sha256 {digest(weights.params)}\n"
+
+    convert.main([str(ours), str(back), "--to=torch"])
+    file = read_torch(back)
+    assert file.content["meta"] == {
+        "dataset_meta": {"classes": tuple("abcdef"), "palette": [[i, i, i] for i in range(6)]}
+    }
+    found = {name: file.array(tensor) for name, tensor in file.content["state_dict"].items()}
+    convert.main([str(ours), str(plain), "--to=torch"])
+    for tensors in (found, safetensors.numpy.load_file(plain)):
+        assert set(tensors) == set(reference)
+        for name, tensor in reference.items():
+            assert tensors[name].dtype == tensor.dtype and np.array_equal(tensors[name], tensor), name
+
+
+def test_configuration_of_a_run_will_do(tmp_path):
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"name": "x", "model": json.loads((GOLDEN / "model.json").read_text("utf-8"))}))
+    assert convert.read_config(config) == convert.read_config(GOLDEN / "model.json")
+    for text, message in (("[1]", "no JSON object"), ("{", "cannot read"), ('{"model": {"clases": 2}}', "classes")):
+        config.write_text(text)
+        with pytest.raises(UserError, match=message):
+            convert.read_config(config)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no.pth", "out.safetensors"], "no.pth does not exist"),
+        (["a.pth", "out.pth"], "out.pth ends in '.pth', expected .safetensors for --to=native"),
+        (["a.pth", "out.bin", "--to=torch"], "expected .pth or .safetensors"),
+        (["a.pth", "a.pth", "--to=torch"], "a.pth is the file to read"),
+        (["a.pth", "out.safetensors"], "configuration"),
+        (["a.pth", "out.safetensors", MODEL, "--image_size=128"], "not 128 x 128"),
+        (["a.pth", "no/out.safetensors", MODEL], "cannot write no/out.safetensors: No such file or directory"),
+    ],
+)
+def test_mistakes_end_in_one_line_and_leave_nothing(checkpoint, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(checkpoint.parent)
+    with pytest.raises(SystemExit) as stop:
+        command.run(convert.main, arguments)
+    assert stop.value.code == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and message in errors[0]
+    assert [entry.name for entry in checkpoint.parent.iterdir()] == ["a.pth"]
