@@ -17,13 +17,14 @@ from crossearth_jax.config import (
 
 VIT = ViTConfig(
     image_size=32,
-    patch_size=4,
-    width=128,
-    depth=6,
+    patch_size=2,
+    width=96,
+    depth=4,
     heads=4,
-    mlp_width=512,
+    mlp_width=384,
     layer_scale=1.0,
-    feature_blocks=(1, 3, 4, 5),
+    feature_blocks=(0, 1, 2, 3),
+    pyramid=(2.0, 1.0, 0.5, 0.25),
     remat=False,
 )
 

@@ -36,6 +36,8 @@ class ViTConfig:
     swiglu: bool = False  # DINOv2 ViT-g: gated MLP in place of GELU
     layer_scale: float = 1e-5  # initial value of the per-channel residual gains
     feature_blocks: tuple[int, ...] = (7, 11, 15, 23)  # 0-based blocks whose output becomes a feature level
+    # Enlargement of each feature level. For 16-pixel patches these make the strides 4, 8, 16 and 32.
+    pyramid: tuple[float, float, float, float] = (4.0, 2.0, 1.0, 0.5)
     remat: bool = True  # recompute a block's activations in the backward pass
 
 

@@ -16,11 +16,6 @@ from crossearth_jax.ops.attention import attention
 
 Initializer = Callable[..., Any]
 
-# Factors that make a pyramid of a plain ViT's feature maps: strides 4, 8, 16, 32 of 16-pixel patches. A 1x1
-# convolution and a resize commute, so the heads project first and enlarge a quarter of the channels.
-PYRAMID = (4.0, 2.0, 1.0, 0.5)
-
-
 def uniform(limit: float) -> Initializer:
     """Initial values uniform in +-limit."""
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)

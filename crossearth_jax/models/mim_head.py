@@ -11,22 +11,22 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from crossearth_jax.config import MimConfig
-from crossearth_jax.models.layers import PYRAMID, conv
+from crossearth_jax.config import MimConfig, ViTConfig
+from crossearth_jax.models.layers import conv
 from crossearth_jax.ops.resize import resize_bilinear, scale_bilinear
 
 
 class MimHead(nnx.Module):
     """Patch features of the four feature blocks to an image."""
 
-    def __init__(self, config: MimConfig, inputs: int, dtype: jnp.dtype, *, rngs: nnx.Rngs):
-        self.config = config
-        width = config.width
+    def __init__(self, config: MimConfig, backbone: ViTConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+        self.config, self.pyramid_factors = config, backbone.pyramid
+        width, inputs = config.width, backbone.width
         self.mask_token = nnx.Param(jnp.zeros((config.token_size, config.token_size, 3)))
         self.input_conv = conv(inputs, width, 1, dtype, rngs=rngs)
         self.dilated = nnx.List([conv(width, width, 3, dtype, dilation=d, rngs=rngs) for d in config.dilations])
         self.merge_conv = conv(len(config.dilations) * width, width, 1, dtype, rngs=rngs)
-        self.refine = conv(len(PYRAMID) * width, width, 1, dtype, rngs=rngs)
+        self.refine = conv(len(backbone.pyramid) * width, width, 1, dtype, rngs=rngs)
         self.output_conv = conv(width, 3, 1, dtype, rngs=rngs)
 
     def __call__(self, levels: tuple[Float[Array, "b h w c"], ...]) -> Float[Array, "b s s 3"]:
@@ -35,7 +35,7 @@ class MimHead(nnx.Module):
         Args:
           levels: all at the patch grid; each is enlarged after its 1x1 projection, with which a resize commutes.
         """
-        projected = (scale_bilinear(self.input_conv(x), f) for x, f in zip(levels, PYRAMID, strict=True))
+        projected = (scale_bilinear(self.input_conv(x), f) for x, f in zip(levels, self.pyramid_factors, strict=True))
         return self.assemble([self.pyramid(x) for x in projected])
 
     def pyramid(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:

@@ -17,8 +17,8 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from crossearth_jax.config import HeadConfig
-from crossearth_jax.models.layers import PYRAMID, Initializer, Mlp, conv, group_norm, layer_norm, linear, stack, uniform
+from crossearth_jax.config import HeadConfig, ViTConfig
+from crossearth_jax.models.layers import Initializer, Mlp, conv, group_norm, layer_norm, linear, stack, uniform
 from crossearth_jax.ops.deformable_attention import deformable_attention
 from crossearth_jax.ops.resize import resize_bilinear, scale_bilinear
 from crossearth_jax.ops.sine_encoding import sine_encoding
@@ -137,8 +137,9 @@ class EncoderLayer(nnx.Module):
 class PixelDecoder(nnx.Module):
     """Four maps of patch features to three memories and the mask features."""
 
-    def __init__(self, config: HeadConfig, inputs: int, dtype: jnp.dtype, *, rngs: nnx.Rngs):
-        width = config.width
+    def __init__(self, config: HeadConfig, backbone: ViTConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+        width, inputs = config.width, backbone.width
+        self.pyramid = backbone.pyramid
         xavier, zeros = nnx.initializers.glorot_uniform(), nnx.initializers.zeros_init()
         self.input_convs = nnx.List(
             [ConvNorm(inputs, config, dtype, use_bias=True, kernel_init=xavier, rngs=rngs) for _ in range(LEVELS)]
@@ -160,7 +161,7 @@ class PixelDecoder(nnx.Module):
         *maps, lateral = (
             block.norm(scale_bilinear(block.conv(level), factor))
             for block, level, factor in zip(
-                [*self.input_convs, self.lateral_conv], reversed(levels), reversed(PYRAMID), strict=True
+                [*self.input_convs, self.lateral_conv], reversed(levels), reversed(self.pyramid), strict=True
             )
         )
         memories = self.encode(maps)

@@ -40,7 +40,7 @@ class Head(nnx.Module):
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         assert config.head is not None
-        self.pixel_decoder = PixelDecoder(config.head, config.vit.width, dtype, rngs=rngs)
+        self.pixel_decoder = PixelDecoder(config.head, config.vit, dtype, rngs=rngs)
         self.mask_decoder = MaskDecoder(config.head, config.classes, config.reins is None, dtype, rngs=rngs)
 
 
@@ -56,7 +56,7 @@ class Network(nnx.Module):
             else None
         )
         self.head = Head(config, dtype, rngs=rngs) if config.head else None
-        self.mim = MimHead(config.mim, config.vit.width, dtype, rngs=rngs) if config.mim else None
+        self.mim = MimHead(config.mim, config.vit, dtype, rngs=rngs) if config.mim else None
 
 
 @dataclasses.dataclass(frozen=True)
