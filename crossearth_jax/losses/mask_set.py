@@ -1,9 +1,9 @@
 """The Mask2Former set loss: class, mask and Dice terms of every prediction after optimal matching.
 
 Masks are compared at random points, never densely. For the matching all masks share uniform points; for the loss
-each matched mask has its own, most of them chosen where its logit is nearest to 0. Pixels without a label are
-background. All sums are normalised over the global batch, so the loss does not depend on how it is split over
-devices. Source: Mask2Former (arXiv 2112.01527) section 3.3 with the numbers of CrossEarth's configuration.
+each matched mask has its own, most of them where its logit is nearest to 0. Pixels without a label are background.
+All sums are normalised over the global batch, so the loss does not depend on how it is split over devices.
+Source: Mask2Former (arXiv 2112.01527) section 3.3 with the numbers of CrossEarth's configuration.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from typing import NamedTuple
 import einops
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8, UInt32
 
 from crossearth_jax import parallel
 from crossearth_jax.config import LossConfig
 from crossearth_jax.ops import matching, sampling
+from crossearth_jax.ops.matching import Match
+from crossearth_jax.ops.selection import smallest
 
 EPSILON = float(jnp.finfo(jnp.float32).eps)
 
@@ -26,9 +28,8 @@ EPSILON = float(jnp.finfo(jnp.float32).eps)
 class Points(NamedTuple):
     """The random draws for one prediction of one image: points (x, y), uniform in [0, 1)."""
 
-    match: Float[Array, "*b n 2"]  # shared by all masks of the matching
-    candidates: Float[Array, "*b k m 2"]  # of which the most uncertain are kept for the loss
-    uniform: Float[Array, "*b k u 2"]  # kept as they are
+    matching: Float[Array, "*b n 2"]  # shared by all masks
+    loss: Float[Array, "*b k m 2"]  # of each class's mask; the candidates for uncertain points come first
 
 
 class Sums(NamedTuple):
@@ -41,20 +42,9 @@ class Sums(NamedTuple):
     masks: Float[Array, "*b"]  # matched masks, at least 1
 
 
-def draw_points(config: LossConfig, key: Key[Array, ""], classes: int) -> Points:
-    """Draws the points for one prediction of one image."""
-    match, candidates, uniform = jax.random.split(key, 3)
-    uncertain = int(config.importance * config.points)
-    return Points(
-        match=jax.random.uniform(match, (config.points, 2)),
-        candidates=jax.random.uniform(candidates, (classes, int(config.oversample * config.points), 2)),
-        uniform=jax.random.uniform(uniform, (classes, config.points - uncertain, 2)),
-    )
-
-
 def mask_set_loss(
     config: LossConfig,
-    key: Key[Array, ""],
+    key: PRNGKeyArray,
     class_logits: Float[Array, "p b q k1"],
     mask_logits: Float[Array, "p b q h w"],
     labels: UInt8[Array, "b H W"],
@@ -74,14 +64,12 @@ def mask_set_loss(
     """
     predictions, batch, _, classes = class_logits.shape
 
-    def image_sums(key: Key[Array, ""], *image: Array) -> Sums:
+    def image_sums(key: PRNGKeyArray, *image: Array) -> Sums:
         draw = functools.partial(draw_points, config, classes=classes - 1)
         return _image_sums(config, jax.vmap(draw)(jax.random.split(key, predictions)), *image)
 
-    sums = parallel.per_example(image_sums)(
-        jax.random.split(key, batch), *_batch_first(class_logits, mask_logits), labels
-    )
-    return _terms(config, sums)
+    logits = _batch_first(class_logits, mask_logits)
+    return _terms(config, parallel.per_example(image_sums)(jax.random.split(key, batch), *logits, labels))
 
 
 def loss_from_points(
@@ -91,31 +79,47 @@ def loss_from_points(
     mask_logits: Float[Array, "p b q h w"],
     labels: UInt8[Array, "b H W"],
 ) -> dict[str, Float[Array, ""]]:
-    """Computes `mask_set_loss` with given points, whose leading axes are (b, p)."""
-    image_sums = functools.partial(_image_sums, config)
-    sums = parallel.per_example(image_sums)(points, *_batch_first(class_logits, mask_logits), labels)
-    return _terms(config, sums)
+    """Computes `mask_set_loss` at given points, whose leading axes are (b, p)."""
+    image_sums = parallel.per_example(functools.partial(_image_sums, config))
+    return _terms(config, image_sums(points, *_batch_first(class_logits, mask_logits), labels))
 
 
 def _batch_first(class_logits: Array, mask_logits: Array) -> tuple[Array, Array]:
     return einops.rearrange(class_logits, "p b ... -> b p ..."), einops.rearrange(mask_logits, "p b ... -> b p ...")
 
 
+def draw_points(config: LossConfig, key: PRNGKeyArray, classes: int) -> Points:
+    """Draws the points for one prediction of one image."""
+    own = _candidates(config) + config.points - _uncertain(config)
+    # One draw for all: the generator is a large program, compiled once per draw.
+    numbers = jax.random.uniform(key, (config.points + classes * own, 2))
+    rest = einops.rearrange(numbers[config.points :], "(k m) xy -> k m xy", k=classes)
+    return Points(numbers[: config.points], rest)
+
+
+def _candidates(config: LossConfig) -> int:
+    return int(config.oversample * config.points)
+
+
+def _uncertain(config: LossConfig) -> int:
+    return int(config.importance * config.points)
+
+
 def _image_sums(config: LossConfig, points: Points, class_logits: Array, mask_logits: Array, labels: Array) -> Sums:
     """Sums of all predictions of one image. Predictions take turns, which bounds the memory."""
+    packed = sampling.pack_labels(labels)
     present = matching.present_classes(labels, class_logits.shape[-1] - 1)
 
     def cost(prediction: tuple[Array, Array, Array]) -> Array:
-        return prediction_cost(config, *prediction, labels)
+        return prediction_cost(config, *prediction, packed)
 
-    costs = jax.lax.map(cost, jax.lax.stop_gradient((points.match, class_logits, mask_logits)))
+    def sums(prediction: tuple[Array, Match, Array, Array]) -> Sums:
+        return _prediction_sums(config, *prediction, packed)
+
+    costs = jax.lax.map(cost, jax.lax.stop_gradient((points.matching, class_logits, mask_logits)))
     # Matched together: the Hungarian algorithm is a chain of small steps that batching makes no longer.
     matches = jax.vmap(matching.match, in_axes=(0, None))(costs, present)
-
-    def sums(prediction: tuple[Points, matching.Match, Array, Array]) -> Sums:
-        return _prediction_sums(config, *prediction, labels)
-
-    return jax.lax.map(sums, (points, matches, class_logits, mask_logits))
+    return jax.lax.map(sums, (points.loss, matches, class_logits, mask_logits))
 
 
 def prediction_cost(
@@ -123,55 +127,64 @@ def prediction_cost(
     points: Float[Array, "n 2"],
     class_logits: Float[Array, "q k1"],
     mask_logits: Float[Array, "q h w"],
-    labels: UInt8[Array, "H W"],
+    packed: UInt32[Array, "H1 W1"],
 ) -> Float[Array, "q k"]:
-    """Computes the matching cost of one prediction of one image at the given points, for every class."""
-    sampled = sampling.sample_points(einops.rearrange(mask_logits, "q h w -> h w q"), points)
+    """Computes the matching cost of one prediction of one image, for every class.
+
+    Args:
+      config: weights of the costs.
+      points: where the masks are compared.
+      class_logits: K + 1 per query.
+      mask_logits: one mask per query.
+      packed: `sampling.pack_labels` of the label map.
+    """
+    sampled = sampling.sample_channels(einops.rearrange(mask_logits, "q h w -> h w q"), points)
     sample = jax.vmap(sampling.sample_label, in_axes=(None, None, 0), out_axes=1)
-    targets = sample(labels, points, jnp.arange(class_logits.shape[-1] - 1))
+    targets = sample(packed, points, jnp.arange(class_logits.shape[-1] - 1))
     return matching.matching_cost(config, class_logits, sampled, targets)
 
 
-def uncertain_points(
-    logits: Float[Array, "k h w"], candidates: Float[Array, "k m 2"], count: int
-) -> Float[Array, "k c 2"]:
-    """Keeps, for each mask, the `count` candidates where its logit is nearest to 0. There is no gradient."""
-    uncertainty = -jnp.abs(jax.vmap(sampling.sample_points)(jax.lax.stop_gradient(logits), candidates))
-    _, chosen = jax.lax.top_k(uncertainty, count)
-    return jnp.take_along_axis(candidates, chosen[..., None], axis=1)
-
-
 def _prediction_sums(
-    config: LossConfig,
-    points: Points,
-    match: matching.Match,
-    class_logits: Array,
-    mask_logits: Array,
-    labels: Array,
+    config: LossConfig, points: Array, match: Match, class_logits: Array, mask_logits: Array, packed: Array
 ) -> Sums:
-    logits = mask_logits[match.query]
-    chosen = uncertain_points(logits, points.candidates, config.points - points.uniform.shape[-2])
-    chosen = jnp.concatenate([chosen, points.uniform], axis=1)
-    sampled = jax.vmap(sampling.sample_points)(logits, chosen)
-    targets = jax.vmap(sampling.sample_label, in_axes=(None, 0, 0))(labels, chosen, jnp.arange(len(chosen)))
+    logits = jax.vmap(sampling.sample_points)(mask_logits[match.query], points)
+    targets = jax.vmap(sampling.sample_label, in_axes=(None, 0, 0))(packed, points, jnp.arange(len(points)))
+    weights = point_weights(config, logits)
     cross_entropy, class_weight = _class_sums(config, match, class_logits)
     return Sums(
         cross_entropy=cross_entropy,
         class_weight=class_weight,
-        mask=(jax.nn.softplus(sampled) - sampled * targets).sum(1).sum(where=match.matched),
-        dice=_dice(sampled, targets).sum(where=match.matched),
+        mask=(weights * (jax.nn.softplus(logits) - logits * targets)).sum(1).sum(where=match.matched),
+        dice=_dice(logits, targets, weights).sum(where=match.matched),
         masks=jnp.maximum(match.matched.sum(), 1).astype(jnp.float32),
     )
 
 
-def _dice(logits: Float[Array, "k n"], targets: Float[Array, "k n"]) -> Float[Array, " k"]:
-    mask = jax.nn.sigmoid(logits)
-    return 1 - (2 * (mask * targets).sum(1) + 1) / (mask.sum(1) + targets.sum(1) + 1)
+def point_weights(config: LossConfig, logits: Float[Array, "k m"]) -> Float[Array, "k m"]:
+    """Decides which of each mask's points count, given its logits there; there is no gradient.
+
+    Of the candidates, which come first, those with the logits nearest to 0; all of the others. Weights rather than
+    a selection: gathering the chosen points costs more than carrying the rest along.
+
+    Returns:
+      0 or 1, except for ties; each mask's weights add up to `config.points`.
+    """
+    candidates = _candidates(config)
+    chosen = smallest(jnp.abs(logits[:, :candidates]), _uncertain(config))
+    return jnp.concatenate([chosen, jnp.ones_like(logits[:, candidates:])], axis=1)
+
+
+def _dice(
+    logits: Float[Array, "k m"], targets: Float[Array, "k m"], weights: Float[Array, "k m"]
+) -> Float[Array, " k"]:
+    mask = weights * jax.nn.sigmoid(logits)
+    return 1 - (2 * (mask * targets).sum(1) + 1) / (mask.sum(1) + (weights * targets).sum(1) + 1)
 
 
 def _class_sums(
-    config: LossConfig, match: matching.Match, class_logits: Float[Array, "q k1"]
+    config: LossConfig, match: Match, class_logits: Float[Array, "q k1"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Weighted cross-entropy of all queries, and the sum of the weights; an unmatched query is "no object"."""
     queries, no_object = class_logits.shape[0], class_logits.shape[1] - 1
     log_probability = jax.nn.log_softmax(class_logits.astype(jnp.float32))
     taken = (match.query == jnp.arange(queries)[:, None]) & match.matched
@@ -189,6 +202,5 @@ def _terms(config: LossConfig, sums: Sums) -> dict[str, Float[Array, ""]]:
         "mask": config.mask_weight * total.mask / (total.masks * config.points + EPSILON),
         "dice": config.dice_weight * total.dice / (total.masks + EPSILON),
     }
-    last = len(total.masks) - 1
-    names = ["last", *map(str, range(last))]
+    names = ["last", *map(str, range(len(total.masks) - 1))]
     return {f"{term}/{name}": value[i - 1] for i, name in enumerate(names) for term, value in values.items()}

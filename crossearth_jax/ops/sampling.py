@@ -3,74 +3,123 @@
 A point is (x, y) in [0, 1] of the whole map and falls on pixel coordinate (x * width - 0.5, y * height - 0.5).
 Outside the map everything is zero, so that values fade out over the outer half pixel. This is PyTorch's
 `grid_sample(align_corners=False, padding_mode="zeros")`, with [0, 1] in place of [-1, 1].
+
+A map is padded by a ring first, so that the four pixels around any point exist: its *neighbourhood*, numbered by
+the position of its top left pixel in the padded map.
 """
 
 from __future__ import annotations
 
 import functools
 import operator
+from typing import NamedTuple
 
 import einops
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt8, UInt32
+
+from crossearth_jax.ops.backend import platform
 
 
-def bilinear_corners(
-    points: Float[Array, "n 2"], height: int, width: int
-) -> tuple[Int[Array, "4 n"], Float[Array, "4 n"]]:
-    """Finds the four pixels around each point.
+class Location(NamedTuple):
+    """Where points fall in a padded map: the neighbourhood and the share of each of its four pixels."""
 
-    Args:
-      points: (x, y), relative coordinates; may lie outside [0, 1].
-      height: rows of the map.
-      width: columns of the map.
+    row: Int[Array, " n"]
+    column: Int[Array, " n"]
+    shares: tuple[Float[Array, " n"], ...]  # top left, top right, bottom left, bottom right
+
+
+def locate(points: Float[Array, "n 2"], height: int, width: int) -> Location:
+    """Finds the neighbourhoods of points (x, y), which may also lie far outside, in a map of this size."""
+    columns = jnp.clip(points[:, 0] * width - 0.5, -1, width)
+    rows = jnp.clip(points[:, 1] * height - 0.5, -1, height)
+    left, top = jnp.minimum(jnp.floor(columns), width - 1), jnp.minimum(jnp.floor(rows), height - 1)
+    right, bottom = columns - left, rows - top
+    shares = ((1 - bottom) * (1 - right), (1 - bottom) * right, bottom * (1 - right), bottom * right)
+    return Location(top.astype(int) + 1, left.astype(int) + 1, shares)
+
+
+def sample_points(values: Float[Array, "h w"], points: Float[Array, "n 2"]) -> Float[Array, " n"]:
+    """Samples one map bilinearly at points (x, y); zeros outside.
 
     Returns:
-      The pixels' row-major positions in the flattened map, and their weights. A corner outside the map has
-      weight 0 and some valid position.
+      The sampled values in the precision of `points`. The gradient reaches `values` only.
     """
-    column, row = points[..., 0] * width - 0.5, points[..., 1] * height - 0.5
-    left, top = jnp.floor(column), jnp.floor(row)
-    columns = jnp.stack([left, left + 1, left, left + 1])
-    rows = jnp.stack([top, top, top + 1, top + 1])
-    inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
-    weights = (1 - jnp.abs(column - columns)) * (1 - jnp.abs(row - rows))
-    # Clipped before the conversion: a far-away float would overflow the integer.
-    rows = jnp.clip(rows, 0, height - 1).astype(int)
-    columns = jnp.clip(columns, 0, width - 1).astype(int)
-    return rows * width + columns, jnp.where(inside, weights, 0)
+    sample = _sample_by_products if platform() == "tpu" else _sample_by_gather
+    return sample(values, jax.lax.stop_gradient(points))
 
 
-def sample_points(
-    values: Float[Array, "h w"] | Float[Array, "h w c"], points: Float[Array, "n 2"]
-) -> Float[Array, " n"] | Float[Array, "n c"]:
-    """Samples a map bilinearly at relative points (x, y); zeros outside.
+def _sample_by_gather(values: Float[Array, "h w"], points: Float[Array, "n 2"]) -> Float[Array, " n"]:
+    """One gather of whole neighbourhoods: on CPU several times faster than four of single pixels."""
+    at = locate(points, *values.shape)
+    neighbourhoods = jnp.stack(_corners(jnp.pad(values, 1)), axis=-1)
+    gathered = neighbourhoods.at[at.row, at.column].get(mode="promise_in_bounds")
+    return (gathered * jnp.stack(at.shares, axis=-1)).sum(-1)
 
-    Args:
-      values: one map, or one with channels last (a point then reads whole rows of channels).
-      points: relative coordinates.
+
+@jax.checkpoint
+def _sample_by_products(values: Float[Array, "h w"], points: Float[Array, "n 2"]) -> Float[Array, " n"]:
+    """A matrix product with each point's row weights, then one with its column weights.
+
+    A TPU fetches single numbers so slowly, and scatters them back even more so, that reading the whole map for each
+    point is many times faster. The weights are cheap to make again: keeping them would fill the memory.
+    """
+    height, width = values.shape
+    rows = jnp.maximum(0, 1 - jnp.abs(points[:, 1:] * height - 0.5 - jnp.arange(height)))
+    columns = jnp.maximum(0, 1 - jnp.abs(points[:, :1] * width - 0.5 - jnp.arange(width)))
+    lines = jnp.einsum("nh,hw->nw", rows, values.astype(points.dtype), precision="high")
+    return (lines * columns).sum(1)
+
+
+def sample_channels(values: Float[Array, "h w c"], points: Float[Array, "n 2"]) -> Float[Array, "n c"]:
+    """Samples a map with many channels bilinearly at points (x, y); zeros outside.
 
     Returns:
       The sampled values in the precision of `points`.
     """
-    height, width = values.shape[:2]
-    flat = einops.rearrange(values, "h w ... -> (h w) ...")
-    indices, weights = bilinear_corners(points, height, width)
-    weights = weights.reshape(weights.shape + (1,) * (values.ndim - 2))
-    # A sum of four gathers fuses into one loop; gathering (n, 4, c) at once is four times slower on CPU.
-    return functools.reduce(operator.add, (flat[i] * w for i, w in zip(indices, weights, strict=True)))
+    padded = jnp.pad(values, ((1, 1), (1, 1), (0, 0)))
+    at = locate(points, *values.shape[:2])
+    start = at.row * padded.shape[1] + at.column
+    flat = einops.rearrange(padded, "h w c -> (h w) c")
+    # A sum of four gathers fuses into one loop; gathering neighbourhoods is slower where a pixel is a long row.
+    return functools.reduce(
+        operator.add,
+        (
+            flat.at[start + offset].get(mode="promise_in_bounds") * share[:, None]
+            for offset, share in zip((0, 1, padded.shape[1], padded.shape[1] + 1), at.shares, strict=True)
+        ),
+    )
 
 
-def sample_label(labels: UInt8[Array, "h w"], points: Float[Array, "n 2"], label: Int[Array, ""]) -> Float[Array, " n"]:
-    """Samples the binary mask `labels == label` bilinearly, without making the mask.
+def pack_labels(labels: UInt8[Array, "h w"]) -> UInt32[Array, "h+1 w+1"]:
+    """Packs the four labels of each neighbourhood into one number, so that a point needs one read.
+
+    The ring around the map has label 255 (ignored).
+    """
+    corners = _corners(jnp.pad(labels, 1, constant_values=255).astype(jnp.uint32))
+    return functools.reduce(operator.or_, (corner << (8 * i) for i, corner in enumerate(corners)))
+
+
+def sample_label(
+    packed: UInt32[Array, "h1 w1"], points: Float[Array, "n 2"], label: Int[Array, ""]
+) -> Float[Array, " n"]:
+    """Samples the binary mask of the pixels with this label bilinearly, without making the mask.
 
     Args:
-      labels: a label map.
+      packed: `pack_labels` of the label map.
       points: relative coordinates (x, y).
-      label: the label whose mask is sampled.
+      label: below 255.
 
     Returns:
       Share of each point's surroundings that has the label, in [0, 1].
     """
-    indices, weights = bilinear_corners(points, *labels.shape)
-    return einops.einsum(labels.reshape(-1)[indices] == label, weights, "corner n, corner n -> n")
+    at = locate(points, packed.shape[0] - 1, packed.shape[1] - 1)
+    gathered = packed.at[at.row, at.column].get(mode="promise_in_bounds")
+    hits = ((gathered >> (8 * i)) & 255 == label for i in range(4))
+    return functools.reduce(operator.add, (hit * share for hit, share in zip(hits, at.shares, strict=True)))
+
+
+def _corners(padded: Array) -> tuple[Array, Array, Array, Array]:
+    """The four pixels of each neighbourhood of a padded map."""
+    return padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]

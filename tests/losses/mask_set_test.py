@@ -10,7 +10,7 @@ import pytest
 from crossearth_jax import parallel
 from crossearth_jax.config import LossConfig, MeshConfig
 from crossearth_jax.losses import mask_set
-from crossearth_jax.ops import matching
+from crossearth_jax.ops import matching, sampling
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tiny"
 CONFIG = LossConfig(points=196)
@@ -34,14 +34,12 @@ def logits():
 def golden_points(golden):
     """The stored draws; the reference draws for matched masks only, so absent classes get a filler."""
     batch = len(golden["gt"])
-    candidates = np.full((batch, 4, CLASSES, 588, 2), 0.5, np.float32)
-    uniform = np.full((batch, 4, CLASSES, 49, 2), 0.5, np.float32)
+    loss = np.full((batch, 4, CLASSES, 588 + 49, 2), 0.5, np.float32)
     for p, name in enumerate(PREDICTIONS):
         for row, (image, label) in enumerate(matched_rows(golden, name)):
-            candidates[image, p, label] = golden[f"{name}.oversample_points"][row]
-            uniform[image, p, label] = golden[f"{name}.random_points"][row]
-    match = np.stack([golden[f"{name}.match_points"] for name in PREDICTIONS], axis=1)
-    return mask_set.Points(match, candidates, uniform)
+            draws = golden[f"{name}.oversample_points"][row], golden[f"{name}.random_points"][row]
+            loss[image, p, label] = np.concatenate(draws)
+    return mask_set.Points(np.stack([golden[f"{name}.match_points"] for name in PREDICTIONS], axis=1), loss)
 
 
 def matched_rows(golden, name):
@@ -69,88 +67,93 @@ def test_costs_and_assignments_equal_the_reference(case, logits):
     golden = np.load(GOLDEN / f"{case}.npz")
     cost = jax.jit(mask_set.prediction_cost, static_argnums=0)
     match = jax.jit(matching.match)
-    for p, name in enumerate(PREDICTIONS):
-        for i, labels in enumerate(golden["gt"]):
+    for i, labels in enumerate(jnp.asarray(golden["gt"])):
+        packed = sampling.pack_labels(labels)
+        for p, name in enumerate(PREDICTIONS):
             prefix = f"{name}.img{i}"
-            found = cost(CONFIG, golden[f"{name}.match_points"][i], logits[0][p, i], logits[1][p, i], labels)
+            found = cost(CONFIG, golden[f"{name}.match_points"][i], logits[0][p, i], logits[1][p, i], packed)
             present = golden[f"{prefix}.gt_labels"]
             if len(present):
                 np.testing.assert_allclose(
                     found[:, present], golden[f"{prefix}.cost"], rtol=0, atol=COST_TOLERANCE, err_msg=prefix
                 )
-            result = match(found, matching.present_classes(jnp.asarray(labels), CLASSES))
+            result = match(found, matching.present_classes(labels, CLASSES))
             query_targets = np.full(8, CLASSES)
             query_targets[result.query[result.matched]] = np.flatnonzero(result.matched)
             np.testing.assert_array_equal(query_targets, golden[f"{prefix}.query_targets"])
 
 
-def test_uncertain_points_equal_the_reference_as_a_set(logits):
+def test_points_that_count_equal_the_reference_as_a_set(logits):
     golden = np.load(GOLDEN / "loss.npz")
-    choose = jax.jit(mask_set.uncertain_points, static_argnums=2)
+    sample = jax.jit(jax.vmap(sampling.sample_points))
     for p, name in enumerate(PREDICTIONS):
         queries = [(i, q) for i in range(2) for q in golden[f"{name}.img{i}.matched_queries"]]
         masks = np.stack([logits[1][p, i, q] for i, q in queries])
-        chosen = np.asarray(choose(masks, golden[f"{name}.oversample_points"], 147))
-        for ours, theirs in zip(chosen, golden[f"{name}.points"][:, :147], strict=True):
-            # Near ties may fall either way: one point of 147 may differ.
-            assert len({*map(tuple, ours)} & {*map(tuple, theirs)}) >= 146
+        points = np.concatenate([golden[f"{name}.oversample_points"], golden[f"{name}.random_points"]], axis=1)
+        weights = np.asarray(mask_set.point_weights(CONFIG, sample(masks, points)))
+        np.testing.assert_array_equal(weights.sum(1), CONFIG.points)
+        for place, weight, theirs in zip(points, weights, golden[f"{name}.points"], strict=True):
+            # Near ties may fall either way: one point of 196 may differ.
+            assert len({*map(tuple, place[weight > 0])} & {*map(tuple, theirs)}) >= 195
 
 
-def random_batch(batch, dtype=jnp.float32):
+def random_batch(dtype=jnp.float32):
     rng = np.random.default_rng(0)
-    class_logits = jnp.asarray(rng.normal(size=(2, batch, 5, 4)), dtype)
-    mask_logits = jnp.asarray(rng.normal(scale=3, size=(2, batch, 5, 6, 7)), dtype)
-    labels = rng.choice(np.array([0, 1, 2, 255], np.uint8), size=(batch, 12, 14))
+    class_logits = jnp.asarray(rng.normal(size=(2, 8, 5, 4)), dtype)
+    mask_logits = jnp.asarray(rng.normal(scale=3, size=(2, 8, 5, 6, 7)), dtype)
+    labels = rng.choice(np.array([0, 1, 2, 255], np.uint8), size=(8, 12, 14))
     return class_logits, mask_logits, jnp.asarray(labels)
 
 
 SMALL = LossConfig(points=40)
 
 
-@pytest.mark.parametrize("ignored", ["everything", "one image"])
-def test_gradient_is_finite_and_ignored_images_have_no_mask_gradient(ignored):
-    class_logits, mask_logits, labels = random_batch(2)
-    labels = labels.at[1 if ignored == "one image" else slice(None)].set(255)
+@jax.jit
+def gradient(class_logits, mask_logits, labels):
+    """((loss, terms), gradients); one compilation serves several tests."""
 
     def total(class_logits, mask_logits):
-        return sum(mask_set_loss(SMALL, jax.random.key(0), class_logits, mask_logits, labels).values())
+        terms = mask_set.mask_set_loss(SMALL, jax.random.key(0), class_logits, mask_logits, labels)
+        return sum(terms.values()), terms
 
-    class_gradient, mask_gradient = jax.jit(jax.grad(total, (0, 1)))(class_logits, mask_logits)
-    assert jnp.isfinite(class_gradient).all() and jnp.isfinite(mask_gradient).all()
-    assert (jnp.abs(class_gradient).sum((2, 3)) > 0).all()
-    assert not mask_gradient[:, 1].any()
-    assert bool(mask_gradient[:, 0].any()) == (ignored == "one image")
+    return jax.value_and_grad(total, (0, 1), has_aux=True)(class_logits, mask_logits)
+
+
+@pytest.mark.parametrize("ignored", ["everything", "one image"])
+def test_gradient_is_finite_and_ignored_images_have_no_mask_gradient(ignored):
+    class_logits, mask_logits, labels = random_batch()
+    labels = labels.at[1 if ignored == "one image" else slice(None)].set(255)
+    _, (of_classes, of_masks) = gradient(class_logits, mask_logits, labels)
+    assert jnp.isfinite(of_classes).all() and jnp.isfinite(of_masks).all()
+    assert (jnp.abs(of_classes).sum((2, 3)) > 0).all()
+    assert not of_masks[:, 1].any()
+    assert bool(of_masks[:, 0].any()) == (ignored == "one image")
 
 
 def test_gradient_equals_differences():
-    """The matching and the choice of points are constant nearby, so differences see the same function."""
-    class_logits, mask_logits, labels = random_batch(1)
-
-    def total(class_logits, mask_logits):
-        return sum(mask_set_loss(SMALL, jax.random.key(0), class_logits, mask_logits, labels).values())
-
-    rng = np.random.default_rng(1)
-    direction = [jnp.asarray(rng.normal(size=x.shape), jnp.float32) for x in (class_logits, mask_logits)]
-    _, slope = jax.jit(lambda *x: jax.jvp(total, x, tuple(direction)))(class_logits, mask_logits)
-    step = 1e-3
-    ahead, behind = (total(class_logits + s * direction[0], mask_logits + s * direction[1]) for s in (step, -step))
-    # 2e-2: float32 differences at this step, and points that enter or leave the chosen set.
+    class_logits, mask_logits, labels = random_batch()
+    _, (of_classes, of_masks) = gradient(class_logits, mask_logits, labels)
+    slope = (of_classes**2).sum() + (of_masks**2).sum()
+    step = 1e-2
+    ahead, behind = (
+        gradient(class_logits + s * of_classes, mask_logits + s * of_masks, labels)[0][0] for s in (step, -step)
+    )
+    # 2e-2: rounding of a loss near 20, and points that enter or leave the chosen set.
     np.testing.assert_allclose((ahead - behind) / (2 * step), slope, rtol=2e-2)
 
 
 def test_sharded_batch_equals_one_device():
-    class_logits, mask_logits, labels = random_batch(8)
-    expected = mask_set_loss(SMALL, jax.random.key(3), class_logits, mask_logits, labels)
+    batch = random_batch()
+    (_, expected), _ = gradient(*batch)
     with jax.set_mesh(parallel.make_mesh(MeshConfig(data=4, fsdp=2))):
-        sharded = mask_set_loss(SMALL, jax.random.key(3), class_logits, mask_logits, labels)
+        sharded = mask_set_loss(SMALL, jax.random.key(0), *batch)
     for name, value in expected.items():
         np.testing.assert_allclose(sharded[name], value, rtol=1e-6, err_msg=name)
 
 
 def test_low_precision_logits_give_float32_losses():
-    exact = mask_set_loss(SMALL, jax.random.key(3), *random_batch(2))
-    rounded = mask_set_loss(SMALL, jax.random.key(3), *random_batch(2, jnp.bfloat16))
-    for name, value in rounded.items():
+    (_, exact), _ = gradient(*random_batch())
+    for name, value in mask_set_loss(SMALL, jax.random.key(0), *random_batch(jnp.bfloat16)).items():
         assert value.dtype == jnp.float32
         # The logits themselves are rounded to 8 bits.
         np.testing.assert_allclose(value, exact[name], rtol=2e-2)
@@ -158,12 +161,16 @@ def test_low_precision_logits_give_float32_losses():
 
 def test_points_are_split_as_in_the_recipe_and_differ_between_keys():
     config = LossConfig()
-    points, others = (mask_set.draw_points(config, jax.random.key(seed), 3) for seed in (0, 1))
-    assert [x.shape for x in points] == [(12544, 2), (3, 37632, 2), (3, 3136, 2)]
+    draw = jax.jit(mask_set.draw_points, static_argnums=(0, 2))
+    points, others = (draw(config, jax.random.key(seed), 3) for seed in (0, 1))
+    assert points.matching.shape == (12544, 2)
+    assert points.loss.shape == (3, 37632 + 3136, 2)
     for x, y in zip(points, others, strict=True):
         assert x.min() >= 0 and x.max() < 1 and abs(x.mean() - 0.5) < 0.01
         assert not jnp.array_equal(x, y)
-    assert not jnp.array_equal(points.candidates[0], points.candidates[1])
+    assert not jnp.array_equal(points.loss[0], points.loss[1])
+    weights = mask_set.point_weights(config, jnp.asarray(np.random.default_rng(0).normal(size=(1, 40768))))
+    assert (weights[:, :37632].sum(), weights[:, 37632:].sum()) == (9408, 3136)
 
 
 def test_more_classes_than_queries_matches_every_query():
