@@ -19,7 +19,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -51,6 +51,7 @@ VALID_SHARE = 0.99  # of a tile; where white is "no data", a few saturated pixel
 FEW_IMAGES = 1000  # below this the covariance of 100 numbers is known to no better than about a third
 
 
+@runtime_checkable
 class Images(Protocol):
     """Images from one of the command's PATHS."""
 

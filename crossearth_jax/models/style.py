@@ -18,7 +18,12 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from crossearth_jax.config import UserError
-from crossearth_jax.models.style_predictor import MOBILE_SIDE, InceptionPredictor, MobilePredictor
+from crossearth_jax.models.style_predictor import (
+    INCEPTION_LEAST_SIDE,
+    MOBILE_SIDE,
+    InceptionPredictor,
+    MobilePredictor,
+)
 from crossearth_jax.models.style_transformer import StyleTransformer, StyleTransformerConfig
 
 StyleKind = Literal["mobile", "inception"]
@@ -75,8 +80,16 @@ class StyleNetwork:
         """Reads the styles of images in [0, 1]: float32 codes, k = 100.
 
         "mobile" looks at images resized to 256 x 256 (bilinear; antialiased when that shrinks them), the only
-        size its published graph takes. "inception" takes them as they are, from 75 x 75, as the reference does.
+        size its published graph takes. "inception" takes them as they are, as the reference does.
+
+        Raises:
+          UserError: the images are too small for "inception".
         """
+        if self.kind == "inception" and min(images.shape[1:3]) < INCEPTION_LEAST_SIDE:
+            raise UserError(
+                f"the 'inception' style network needs images of at least {INCEPTION_LEAST_SIDE} pixels a side, found "
+                f"{images.shape[1]} x {images.shape[2]}; use larger crops or the 'mobile' network"
+            )
         if self.kind == "mobile" and images.shape[1:3] != (MOBILE_SIDE, MOBILE_SIDE):
             shape = (len(images), MOBILE_SIDE, MOBILE_SIDE, 3)
             images = jax.image.resize(images, shape, "linear", antialias=True)

@@ -24,6 +24,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of images in [0, 1]
 STANDARDISE_STD = (0.229, 0.224, 0.255)
 RESTORE_STD = (0.229, 0.224, 0.225)
 
+INCEPTION_LEAST_SIDE = 43  # below it nothing is left after the strided layers
 MOBILE_SIDE = 256  # of the images MobilePredictor was exported for
 
 # MobileNetV2: expansion factor, output width, number of blocks, stride of the first block.
@@ -148,7 +149,7 @@ class InceptionC(nnx.Module):
 
 
 class InceptionPredictor(nnx.Module):
-    """The paper's style predictor; takes images of any size from 75 x 75."""
+    """The paper's style predictor; takes images of any size from `INCEPTION_LEAST_SIDE`."""
 
     def __init__(self, code_size: int = 100, dtype: str = "float32", *, rngs: nnx.Rngs):
         conv = functools.partial(ConvBlock, dtype=dtype, rngs=rngs)
