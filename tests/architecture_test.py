@@ -20,7 +20,9 @@ LAYERS = (
     ("ops",),
     ("inputs", "augment", "models", "losses", "metrics"),
     ("weights", "training", "reporting", "mapping"),
-    ("predictor", "baselines", "initialise"),
+    ("initialise",),
+    ("predictor", "baselines", "style_codes"),
+    ("diagnostics",),
     ("train", "evaluate", "predict", "report", "prepare", "convert", "estimate_style"),
     ("main", "__init__"),
 )

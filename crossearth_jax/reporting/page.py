@@ -70,7 +70,7 @@ def comparison_markdown(runs: Mapping[str, Run]) -> str:
 
 
 def header_facts(run: Run) -> list[tuple[str, str]]:
-    """What was trained, which checkpoint is scored and how it was chosen."""
+    """What was trained, which checkpoint is scored and, in the words of the evaluation, how it was chosen."""
     steps = sorted({cell.checkpoint_step for cell in run.cells})
     protocols = dict.fromkeys(cell.protocol for cell in run.cells if cell.protocol)
     return [
@@ -79,14 +79,7 @@ def header_facts(run: Run) -> list[tuple[str, str]]:
         ("Checkpoint", f"step {', '.join(f'{step:,}' for step in steps)}"),
         ("Evaluated", run.date.isoformat()),
         ("Protocol", "; ".join(protocols)),
-        ("Selection", _selection(run)),
     ]
-
-
-def _selection(run: Run) -> str:
-    rule = {"true": "best checkpoint on the source's validation split", "false": "last checkpoint"}
-    chosen = rule.get(run.config.get("evaluate.best_on_source", ""))
-    return f"{chosen}; nothing is chosen on a target domain" if chosen else ""
 
 
 def _title(run: Run) -> str:
