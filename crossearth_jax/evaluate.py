@@ -20,7 +20,7 @@ from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from crossearth_jax import baselines, benchmark, metrics, parallel
+from crossearth_jax import baselines, benchmark, diagnostics, metrics, parallel
 from crossearth_jax.benchmark import Setting, Taxonomy
 from crossearth_jax.config import Config, EvaluateConfig
 from crossearth_jax.inputs.pipeline import evaluation_batches
@@ -134,12 +134,17 @@ def evaluate(config: Config, workdir: Path, mesh: Mesh, params: Params, step: in
             target: evaluator.domain(params, target, benchmark.DOMAINS[target].eval_split, config.data.data_dir)
             for target in dict.fromkeys(setting.target for setting in settings)
         }
+    distances: dict[str, float] = {}
+    if config.style is not None:
+        distances = diagnostics.style_distances(config, params, found)
+        diagnostics.write_style_examples(workdir / "evaluation" / "style_examples.npz", config, params)
     reference = baselines.confusions(config.data.source, list(found), config.data.data_dir)
     results = {}
     for setting in settings:
         result = found[setting.target]
         results[setting.name] = row(setting, result.confusion, step) | {
-            "baselines": {name: score(setting, matrices[setting.target]) for name, matrices in reference.items()}
+            "style_distance": distances.get(setting.target),
+            "baselines": {name: score(setting, matrices[setting.target]) for name, matrices in reference.items()},
         }
         write_domain(workdir, setting, result)
         logging.info("%s: mIoU %.2f", setting.name, results[setting.name]["miou"])

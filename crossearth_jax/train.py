@@ -39,8 +39,8 @@ class Run(NamedTuple):
 
     @property
     def params(self) -> Params:
-        """All parameters, as evaluation uses them."""
-        return self.state.evaluated | {k: v for k, v in self.frozen.items() if not k.startswith("style/")}
+        """All parameters as evaluation uses them, those of the style network (`style/…`) included."""
+        return self.state.evaluated | self.frozen
 
 
 def train(config: Config, workdir: Path) -> Run:

@@ -23,6 +23,7 @@ LAYERS = (
     ("initialise",),
     ("predictor", "baselines", "style_codes"),
     ("diagnostics",),
+    ("diagnostics",),
     ("train", "evaluate", "predict", "report", "prepare", "convert", "estimate_style"),
     ("main", "__init__"),
 )

@@ -9,8 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from crossearth_jax import train
-from crossearth_jax.config import MeshConfig, UserError
+import crossearth_jax
+from crossearth_jax import benchmark, convert, train
+from crossearth_jax.config import MeshConfig, UserError, to_config_dict
+from crossearth_jax.evaluate import write_json
 from crossearth_jax.parallel import make_mesh
 
 
@@ -40,6 +42,24 @@ def test_resumed_run_is_bit_identical(tiny_config, whole_run, tmp_path):
 def test_restored_run_is_the_trained_one(tiny_config, whole_run):
     run, workdir = whole_run
     assert_same(run.params, train.restore(tiny_config, workdir).params)
+
+
+def test_folder_of_a_run_is_loaded_and_converted(tiny_config, whole_run, tmp_path):
+    run, workdir = whole_run
+    write_json(workdir / "config.json", json.loads(to_config_dict(tiny_config).to_json()))
+    model = crossearth_jax.load(workdir)
+    assert_same(run.params, model.params)
+    assert model.class_names == benchmark.TAXONOMIES["blue_marble"].classes
+    assert (model.window, model.stride) == (16, 11)
+    convert.main([str(workdir), str(tmp_path / "run.safetensors")])
+    again = crossearth_jax.load(tmp_path / "run.safetensors")
+    assert_same(run.params, again.params)
+    assert (again.model, again.names, again.palette) == (model.model, model.names, model.palette)
+    assert (again.window, again.stride) == (16, 11)
+    with pytest.raises(UserError, match="says all by itself; leave out config"):
+        crossearth_jax.load(workdir, config=tiny_config.model)
+    with pytest.raises(UserError, match="expected the folder of a run"):
+        crossearth_jax.load(tmp_path)
 
 
 def test_step_compiles_once(whole_run):

@@ -1,0 +1,86 @@
+"""What style injection did and what it was up against: restyled training images, and distances in style space."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import UInt8
+
+from crossearth_jax.augment.pipeline import augment
+from crossearth_jax.augment.style import style_injection
+from crossearth_jax.config import Config
+from crossearth_jax.initialise import style_network
+from crossearth_jax.inputs.sources import PreparedSplit
+from crossearth_jax.ops.frechet import frechet_distance
+from crossearth_jax.ops.moments import Moments
+from crossearth_jax.ops.normalization import denormalize, normalize
+from crossearth_jax.style_codes import code_moments
+from crossearth_jax.weights.style_statistics import load_statistics
+
+DISTANCE_IMAGES = 48  # per domain: the distance grows with fewer images, so all domains are read equally far
+EXAMPLES = 4
+
+
+def style_distances(config: Config, params: Mapping[str, jax.Array], targets: Iterable[str]) -> dict[str, float]:
+    """Fréchet distances between the style codes of the source and of each target.
+
+    Codes of the first `DISTANCE_IMAGES` training images of a domain make one Gaussian. This only describes the
+    domains; nothing of a target reaches training.
+
+    Args:
+      config: names the source and the style network.
+      params: of the style network (`style/…`).
+      targets: domains.
+    """
+    network = style_network(config)
+
+    def moments(domain: str) -> Moments:
+        split = PreparedSplit(domain, "train", config.data.data_dir)
+        images = (split[index]["image"] for index in range(min(DISTANCE_IMAGES, len(split))))
+        return list(code_moments(network, params, images))[-1]
+
+    source = moments(config.data.source)
+    found = {domain: moments(domain) for domain in targets if domain != config.data.source}
+    distances = {
+        name: frechet_distance(source.mean, source.covariance, other.mean, other.covariance)
+        for name, other in found.items()
+    }
+    return {config.data.source: 0.0} | distances
+
+
+def style_examples(
+    config: Config, params: Mapping[str, jax.Array]
+) -> tuple[UInt8[np.ndarray, "n s s 3"], UInt8[np.ndarray, "n s s 3"]]:
+    """A few augmented training images, as they are and restyled as in training (but each of them)."""
+    assert config.style is not None
+    split = PreparedSplit(config.data.source, "train", config.data.data_dir)
+    chosen = list(itertools.islice((split[i] for i in range(len(split))), EXAMPLES))
+    images, labels = (np.stack([example[name] for example in chosen]) for name in ("image", "label"))
+    style = dataclasses.replace(config.style, probability=1.0, literal=False)
+    statistics = load_statistics(style.statistics, style_network(config).kind).sampler
+    inject = style_injection(style, style_network(config), statistics)
+
+    @jax.jit
+    def restyled(params: Mapping[str, jax.Array], key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        clean, _, _ = augment(config.augment, key, jnp.asarray(images), jnp.asarray(labels))
+        return clean, denormalize(inject(params, key, normalize(clean))[0])
+
+    clean, shown = restyled(params, jax.random.key(config.seed))
+    return _to_uint8(clean), _to_uint8(shown)
+
+
+def _to_uint8(images: jax.Array) -> UInt8[np.ndarray, "n s s 3"]:
+    return np.clip(np.rint(images), 0, 255).astype(np.uint8)
+
+
+def write_style_examples(path: Path, config: Config, params: Mapping[str, jax.Array]) -> None:
+    """Writes `style_examples` where the report finds them."""
+    images, restyled = style_examples(config, params)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(path, images=images, restyled=restyled)
