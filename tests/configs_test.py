@@ -22,6 +22,12 @@ FILES = sorted((ROOT / "configs").glob("*.py"))
 NAMES = [path.stem for path in FILES]
 
 
+@pytest.fixture(autouse=True)
+def configs_import_each_other(monkeypatch):
+    """As under `python -m`, which puts the working directory on the path."""
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
 def load(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"configs_{name}", ROOT / "configs" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)

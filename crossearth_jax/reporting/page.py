@@ -193,7 +193,7 @@ def _quantity(name: str) -> str:
 def _styles(run: Run) -> Section | None:
     if run.styles is None:
         return None
-    intro = "Training images before and after Earth-Style Injection, restyled as a whole."
+    intro = "Augmented training images, and what Earth-Style Injection makes of them where it is applied."
     body = [element("p", intro, class_="caption"), html.style_examples(run.styles)]
     return Section("style", "Earth-Style Injection", body)
 
