@@ -25,7 +25,7 @@ from jaxtyping import Int
 from crossearth_jax import command
 from crossearth_jax.benchmark import DOMAINS, IGNORE, TAXONOMIES, Domain
 from crossearth_jax.config import DataConfig, UserError
-from crossearth_jax.inputs.sources import PreparedSplit, dataset_directory, find_domain, quiet_tfds
+from crossearth_jax.inputs.sources import PreparedSplit, find_domain, quiet_tfds
 
 
 def main(argv: list[str]) -> int:
@@ -93,7 +93,7 @@ def prepare(name: str, data_dir: str | Path, manual_dir: str | Path | None = Non
         raise UserError(
             f"{name} cannot be prepared in {data_dir}: {error}; free the space or choose another --data_dir"
         ) from error
-    _verify(domain, data_dir)
+    _verify(domain, data_dir, Path(builder.data_dir))
     logging.info("%s is prepared in %s: %s", name, builder.data_dir, dict(domain.counts))
     return Path(builder.data_dir)
 
@@ -110,23 +110,16 @@ def _first_wins(directory: Path) -> Iterator[None]:
         logging.info("%s was prepared by another process meanwhile", directory)
 
 
-def _verify(domain: Domain, data_dir: str | Path) -> None:
+def _verify(domain: Domain, data_dir: str | Path, directory: Path) -> None:
     """Raises a UserError unless every split has the expected number of records and its ends can be read."""
-    directory = dataset_directory(domain.name, data_dir)
+    remedy = "delete the folder and prepare again"
+    if not (directory / "dataset_info.json").exists():
+        raise UserError(f"{directory} has no dataset_info.json, so it is not a whole dataset; {remedy}")
     for split, expected in domain.counts.items():
         source = PreparedSplit(domain.name, split, data_dir)
-        try:
-            found = len(source)
-        except Exception as error:  # array_record raises its own types
-            raise UserError(
-                f"{directory}: split {split} cannot be read ({error}); delete the folder and prepare again"
-            ) from error
-        if found != expected:
-            raise UserError(
-                f"{directory}: split {split} has {found} images, expected {expected}; delete the folder and prepare"
-                " again"
-            )
-        for index in (0, found - 1):
+        if len(source) != expected:
+            raise UserError(f"{directory}: split {split} has {len(source)} images, expected {expected}; {remedy}")
+        for index in (0, expected - 1):
             source[index]
 
 

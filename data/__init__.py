@@ -3,6 +3,9 @@
 Importing the package registers every builder, after which `tfds.builder("blue_marble/temperate_green")` works.
 """
 
-from .blue_marble import blue_marble_dataset_builder
+# By its absolute name: pytest also imports this folder as `data`, and a builder must be registered once only.
+from crossearth_data.blue_marble import (  # pyright: ignore[reportMissingImports]
+    blue_marble_dataset_builder,
+)
 
 __all__ = ["blue_marble_dataset_builder"]

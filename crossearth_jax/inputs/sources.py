@@ -100,8 +100,9 @@ class PreparedSplit:
           UserError: the domain is not prepared or has no such split.
         """
         self.domain, self.split = domain, split
+        self._directory = dataset_directory(domain, data_dir)
         with quiet_tfds():
-            builder = tfds.builder_from_directory(dataset_directory(domain, data_dir))
+            builder = tfds.builder_from_directory(self._directory)
             splits = builder.info.splits
             if split not in splits:
                 raise UserError(f"{domain} has no split '{split}'; it has {', '.join(splits)}")
@@ -124,12 +125,14 @@ class PreparedSplit:
             return _decode(self._records[index], index, self.domain)
         except Exception as error:  # array_record, TFDS and Pillow each raise their own types
             raise CorruptRecordError(
-                f"{self.domain}, split {self.split}: record {index} cannot be read ({error}); delete the prepared"
-                " dataset and prepare it again, or train with --config.data.corrupt_records=skip"
+                f"{self.domain}, split {self.split}: record {index} cannot be read ({error}); delete"
+                f" {self._directory} and prepare it again (training can skip it: data.corrupt_records=skip)"
             ) from error
 
 
 def _decode(record: Mapping[str, Any], index: int, domain: str) -> Example:
+    if not record["image"]:  # what array_record makes of records behind the end of a truncated file
+        raise ValueError("it is empty")
     image = _pixels(record["image"], "RGB")
     label = _pixels(record["label"], "L") if "label" in record else np.full(image.shape[:2], IGNORE, np.uint8)
     if label.shape != image.shape[:2]:

@@ -8,7 +8,7 @@ balance of tile counts and class shares on the labels alone: 9 degrees waste lit
 least over all climates, seasons and splits.
 
 The rule is geographic: one block has one split in every climate and season. Tiles lie inside a block and are
-anchored at its north-west corner, which leaves at least 6 pixels (0.47 degrees) between tiles of neighbouring
+anchored at its north-west corner, which leaves at least 6 pixels (0.46 degrees) between tiles of neighbouring
 blocks, so tiles of different splits never touch.
 """
 

@@ -65,7 +65,10 @@ def load_season(season: str, directory: pathlib.Path) -> Season:
 
 
 def nearest(raster: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Value of the cell of `raster` that holds the centre of each pixel of `grid` (same extent)."""
+    """Value of the cell of `raster` that holds the centre of each pixel of `grid` (same extent).
+
+    A centre on the edge of two cells takes the southern or eastern one.
+    """
     rows, columns = (
         ((np.arange(new) + 0.5) * old / new).astype(np.int64) for new, old in zip(grid, raster.shape, strict=True)
     )
