@@ -1,0 +1,166 @@
+"""The command with a tiny network: against a plain blend of its windows, on several devices, and its refusals."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import rasterio
+
+from crossearth_jax import predict
+from crossearth_jax.config import HeadConfig, ModelConfig, ReinsConfig, UserError, ViTConfig
+from crossearth_jax.models.segmentor import SegmentationModel
+from crossearth_jax.predictor import load
+from crossearth_jax.weights.native import Description, save_native
+
+SCENES = "data/scenes"
+LANDSAT, SENTINEL, NEON = (
+    f"{SCENES}/{name}.tif" for name in ("landsat7_olinda", "sentinel2_virginia", "neon_osbs_029")
+)
+NAMES = ("water", "forest", "field")
+
+TINY = ModelConfig(
+    classes=3,
+    vit=ViTConfig(image_size=64, width=32, depth=4, heads=2, mlp_width=64, feature_blocks=(0, 1, 2, 3)),
+    reins=ReinsConfig(tokens=8, rank=4),
+    head=HeadConfig(width=32, heads=2, groups=4, encoder_layers=1, encoder_mlp_width=32, decoder_layers=1,
+                    decoder_mlp_width=32, queries=8),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A tiny random network, changed by hand until every class is found somewhere."""
+    params = jax.jit(SegmentationModel(TINY).init)(jax.random.key(0))
+    for name, gain in (("reins/tokens_a", 100), ("reins/tokens_b", 100), ("head/mask_decoder/class_head/kernel", 5)):
+        params[name] *= gain
+    params["head/mask_decoder/class_head/bias"] = np.array([-1.39, 2.82, 0.99, 0.15], np.float32)
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    palette = ((0, 0, 200), (0, 120, 0), (200, 180, 0))
+    save_native(path, params, Description(model=TINY, class_names=NAMES, palette=palette))
+    return str(path)
+
+
+def blended(segmentor, image, stride):
+    """The mosaic written down the plain way: tapered windows added to one array and divided by their weights."""
+    height, width = image.shape[:2]
+    side = segmentor.window
+    taper = np.minimum(np.arange(side) + 0.5, side - np.arange(side) - 0.5)
+    total, weight = np.zeros((height, width, segmentor.classes)), np.zeros((height, width, 1))
+    starts = [[*range(0, size - side, stride), size - side] for size in (height, width)]
+    for top in starts[0]:
+        row = np.stack([image[top : top + side, left : left + side] for left in starts[1]])
+        for left, scores in zip(starts[1], np.asarray(segmentor.score(row)), strict=True):
+            tapers = np.outer(taper, taper)[..., None]
+            total[top : top + side, left : left + side] += scores * tapers
+            weight[top : top + side, left : left + side] += tapers
+    return total / weight
+
+
+def test_map_of_a_network_is_the_plain_blend_of_its_windows(checkpoint, tmp_path):
+    assert len(jax.local_devices()) == 8
+    out = tmp_path / "map.tif"
+    predict.main([f"--checkpoint={checkpoint}", LANDSAT, f"--out={out}", "--bands=3,2,1", "--scores", "--stride=41",
+                  "--batch_size=8"])  # fmt: skip
+    with rasterio.open(LANDSAT) as dataset:
+        image = np.ascontiguousarray(np.moveaxis(dataset.read([3, 2, 1]), 0, -1))
+    expected = blended(load(checkpoint), image, 41)
+    with rasterio.open(tmp_path / "map_scores.tif") as dataset:
+        assert dataset.descriptions == NAMES
+        # float32 sums of up to nine windows, in another order and on another number of devices.
+        np.testing.assert_allclose(np.moveaxis(dataset.read(), 0, -1), expected, rtol=1e-4, atol=1e-5)
+    with rasterio.open(out) as dataset:
+        found = dataset.read(1)
+        assert dataset.tags()["CHECKPOINT"] == checkpoint
+    top = np.sort(expected, -1)
+    clear = top[..., -1] - top[..., -2] > 1e-3
+    assert np.unique(found).tolist() == [0, 1, 2] and clear.mean() > 0.9
+    np.testing.assert_array_equal(found[clear], expected.argmax(-1)[clear])
+
+
+def test_devices_share_a_batch(checkpoint):
+    segmentor = load(checkpoint)
+    scorer = predict.device_scorer(segmentor)
+    images = np.random.default_rng(0).integers(0, 255, (8, 64, 64, 3), np.uint8)
+    scores = scorer.score(images)
+    assert len(scores.sharding.device_set) == 8
+    np.testing.assert_allclose(scores, segmentor.score(images), rtol=1e-5, atol=1e-6)
+    assert (scorer.class_names, scorer.window, scorer.multiple) == (NAMES, 64, 16)
+
+
+def test_several_scenes_and_going_on_after_an_interruption(checkpoint, tmp_path, caplog):
+    caplog.set_level("INFO")
+    command = [
+        f"--checkpoint={checkpoint}",
+        f"--out={tmp_path}",
+        "--skip_existing",
+        "--bounds=0,0,1e7,1e7",
+        "--batch_size=8",
+    ]
+    predict.main([*command, NEON, "--stride=64"])
+    before = (tmp_path / "neon_osbs_029_map.tif").stat().st_mtime_ns
+    predict.main([*command, NEON, SENTINEL, "--stride=64"])
+    assert (tmp_path / "neon_osbs_029_map.tif").stat().st_mtime_ns == before
+    with rasterio.open(tmp_path / "sentinel2_virginia_map.tif") as dataset:
+        assert dataset.tags()["BANDS"] == "red,green,blue"
+        assert (dataset.read(1) < 3).all()
+    assert "1 of 2 maps exist" in caplog.text
+
+
+def test_classes_can_be_named(checkpoint, tmp_path):
+    out = tmp_path / "map.tif"
+    predict.main([f"--checkpoint={checkpoint}", NEON, f"--out={out}", "--classes=sea,wood,acre", "--batch_size=8"])
+    assert "<Category>acre</Category>" in (tmp_path / "map.tif.aux.xml").read_text("utf-8")
+
+
+def test_output_paths(tmp_path):
+    inputs = ["a/x.tif", "b/y.vrt"]
+    assert predict.output_paths(inputs[:1], "maps/m.TIF") == {"a/x.tif": predict.Path("maps/m.TIF")}
+    folder = predict.output_paths(inputs, str(tmp_path))
+    assert folder == {"a/x.tif": tmp_path / "x_map.tif", "b/y.vrt": tmp_path / "y_map.tif"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["README.md", "--out={}/m.tif"], "cannot open README.md as a raster"),
+        (["absent.tif", "--out={}/m.tif"], "No such file"),
+        ([LANDSAT, "--bands=9,2,1", "--out={}/m.tif"], "no band '9'"),
+        ([LANDSAT, "--bounds=0,0,1,1", "--out={}/m.tif"], "do not overlap"),
+        ([LANDSAT, "--range=9,3", "--out={}/m.tif"], "expected low < high"),
+        ([LANDSAT, "--classes=a,b", "--out={}/m.tif"], "2 class names for 3 classes"),
+        ([LANDSAT, "--classes=elves", "--out={}/m.tif"], "taxonomy 'elves' is unknown"),
+        ([LANDSAT, "--stride=65", "--out={}/m.tif"], "stride is 65"),
+        ([LANDSAT, "--window=40", "--out={}/m.tif"], "multiple of 16"),
+        ([LANDSAT, NEON, "--out={}/m.tif"], "one file for 2 scenes"),
+        ([LANDSAT, LANDSAT.replace("/", "//"), "--out={}"], "same name"),
+        ([LANDSAT, "--out={}/folder.tif"], "is a folder, expected a file"),
+        ([LANDSAT, "--out={}/file"], "is a file but no .tif"),
+        ([LANDSAT, "--out={}/file/m.tif"], "cannot write .*Not a directory"),
+        ([LANDSAT, f"--out={LANDSAT}"], "would replace it"),
+    ],
+)
+def test_refusals_leave_nothing_behind(checkpoint, tmp_path, arguments, message):
+    (tmp_path / "folder.tif").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=message):
+        predict.main([f"--checkpoint={checkpoint}", *(argument.format(tmp_path) for argument in arguments)])
+    assert set(os.listdir(tmp_path)) == {"folder.tif", "file"}
+
+
+@pytest.mark.parametrize("argument", ["--range=1", "--bounds=1,2,3", "--gsd=0", "--stride=-4", "--batch_size=x"])
+def test_options_of_the_wrong_form(argument, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        predict.main(["--checkpoint=x", "scene.tif", "--out=map.tif", argument])
+    assert stopped.value.code == 2
+    assert f"argument {argument.split('=')[0]}: " in capsys.readouterr().err
+
+
+def test_the_command_ends_with_one_line_and_code_2(tmp_path):
+    command = [sys.executable, "-m", "crossearth_jax.predict", "--checkpoint=x", "README.md", f"--out={tmp_path}/m.tif"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: cannot open README.md as a raster")
+    assert "Traceback" not in done.stderr
