@@ -200,7 +200,6 @@ class EvaluateConfig:
     window: int = 512
     stride: int = 341
     batch_size: int = 4
-    best_on_source: bool = False  # keep the checkpoint that is best on the source's validation split
     examples: int = 4  # images per domain shown in the report
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
+from crossearth_jax.atomic import replacing
 from crossearth_jax.augment.pipeline import augment
 from crossearth_jax.augment.style import style_injection
 from crossearth_jax.config import Config
@@ -83,4 +84,5 @@ def write_style_examples(path: Path, config: Config, params: Mapping[str, jax.Ar
     """Writes `style_examples` where the report finds them."""
     images, restyled = style_examples(config, params)
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, images=images, restyled=restyled)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, images=images, restyled=restyled)

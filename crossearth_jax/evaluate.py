@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from crossearth_jax import baselines, benchmark, diagnostics, metrics, parallel
+from crossearth_jax.atomic import replacing, write_json
 from crossearth_jax.benchmark import Setting, Taxonomy
 from crossearth_jax.config import Config, EvaluateConfig
 from crossearth_jax.inputs.pipeline import evaluation_batches
@@ -30,8 +29,7 @@ from crossearth_jax.ops.tiling import sliding_scores
 from crossearth_jax.progress import Progress
 from crossearth_jax.training.state import Params
 
-PROTOCOL_LAST = "last checkpoint; nothing was chosen on a target"
-PROTOCOL_BEST = "checkpoint with the best mIoU on the source's validation split; nothing was chosen on a target"
+PROTOCOL = "last checkpoint; nothing was chosen on a target"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +173,7 @@ def row(setting: Setting, confusion: Int[np.ndarray, "k k"], step: int) -> dict[
         "accuracy": _number(metrics.accuracy(confusion) * 100),
         "pixels": int(confusion.sum()),
         "checkpoint_step": step,
-        "protocol": PROTOCOL_LAST,
+        "protocol": PROTOCOL,
         "published": setting.published and dataclasses.asdict(setting.published),
     }
 
@@ -188,19 +186,10 @@ def write_domain(workdir: Path, setting: Setting, result: DomainResult) -> None:
     """Writes a setting's confusion matrix and examples to `evaluation/<setting>.npz`, atomically."""
     path = workdir / "evaluation" / f"{setting.name}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp.npz")
-    np.savez_compressed(
-        temporary,
-        **dataclasses.asdict(result),
-        classes=np.asarray(taxonomy(setting.target).classes),
-        palette=np.asarray(taxonomy(setting.target).palette, np.uint8),
-    )
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    facts = taxonomy(setting.target)
+    arrays = dataclasses.asdict(result) | {
+        "classes": np.asarray(facts.classes),
+        "palette": np.asarray(facts.palette, np.uint8),
+    }
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from crossearth_jax import benchmark, command
-from crossearth_jax.config import Config, UserError, from_config_dict, to_config_dict
+from crossearth_jax.config import Config, UserError, from_config_dict
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment: a file in configs/, with `:argument` if it takes one."
@@ -27,12 +26,11 @@ def main(argv: list[str]) -> int:
     if _DISTRIBUTED.value:
         jax.distributed.initialize()
     # Imported after the flags are parsed, so that a wrong one is answered at once.
-    from crossearth_jax.evaluate import evaluate, write_json
+    from crossearth_jax.evaluate import evaluate
     from crossearth_jax.prepare import prepare_domains
     from crossearth_jax.report import write_report
     from crossearth_jax.train import Stopped, restore, train
 
-    write_json(workdir / "config.json", json.loads(to_config_dict(config).to_json()))
     targets = [setting.target for setting in benchmark.settings_from(config.data.source)]
     prepare_domains(dict.fromkeys([config.data.source, *targets]), config.data.data_dir)
     try:
@@ -40,13 +38,16 @@ def main(argv: list[str]) -> int:
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return stopped.exit_code
-    if _MODE.value != "train":
+    if _MODE.value != "train" and targets:
         evaluate(config, workdir, run.program.mesh, run.params, int(run.state.step))
         logging.info("report: %s", write_report(workdir))
     return 0
 
 
 def _parse(argv: list[str]) -> tuple[Config, Path]:
+    if {"-h", "--help"} & set(argv):
+        print(__doc__, flags.FLAGS.get_help(), sep="\n\n")
+        sys.exit(0)
     try:
         flags.FLAGS([sys.argv[0], *argv])
     except (flags.Error, OSError, AttributeError, TypeError, ValueError, KeyError) as error:

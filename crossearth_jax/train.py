@@ -19,6 +19,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from crossearth_jax import parallel
+from crossearth_jax.atomic import write_json
 from crossearth_jax.config import Config, UserError
 from crossearth_jax.initialise import initial_params, style_parts
 from crossearth_jax.inputs.pipeline import train_iterator
@@ -54,8 +55,11 @@ def train(config: Config, workdir: Path) -> Run:
     with jax.set_mesh(mesh):
         iterator = train_iterator(config.data, config.seed, jax.process_index(), jax.process_count())
         run, checkpoints = _start(config, workdir, mesh, iterator)
+        # Not before the checkpoint is known to be this run's: a refused run must not leave its configuration here.
+        write_json(workdir / "config.json", checkpoints.identity["config"])
         start = int(run.state.step)
-        with MetricsWriter(workdir, start, active=jax.process_index() == 0) as writer:
+        images = config.data.batch_size
+        with MetricsWriter(workdir, start, images_per_step=images, active=jax.process_index() == 0) as writer:
             state = _loop(run, iterator, checkpoints, writer, workdir)
         checkpoints.close()
     return run._replace(state=state)

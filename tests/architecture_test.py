@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 # own layer or one above.
 LAYERS = (
     ("config", "progress"),
-    ("benchmark", "tables", "command"),
+    ("benchmark", "tables", "command", "atomic"),
     ("parallel",),
     ("ops",),
     ("inputs", "augment", "models", "losses", "metrics"),

@@ -44,7 +44,7 @@ class Checkpoints:
 
     def __init__(self, directory: Path, keep: int, identity: RunIdentity):
         """Opens (or makes) the folder; a save that was cut off by a crash is ignored."""
-        self._identity = identity.as_json()
+        self.identity = identity.as_json()
         self._directory = directory
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
@@ -68,7 +68,7 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state._asdict()),
-                    meta=ocp.args.JsonSave(self._identity),
+                    meta=ocp.args.JsonSave(self.identity),
                     data=grain.checkpoint.CheckpointSave(iterator),  # pyright: ignore[reportCallIssue]
                 ),
             )
@@ -118,16 +118,16 @@ class Checkpoints:
 
     def _check(self, step: int) -> None:
         meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-        changes = config_changes(meta["config"], self._identity["config"])
+        changes = config_changes(meta["config"], self.identity["config"])
         if changes:
             raise UserError(
                 f"{self._directory} holds a run with another configuration ({'; '.join(changes)}); "
                 "use another --workdir, or the configuration it was started with"
             )
-        if meta["frozen_digest"] != self._identity["frozen_digest"]:
+        if meta["frozen_digest"] != self.identity["frozen_digest"]:
             raise UserError(
                 f"{self._directory} was trained beside frozen weights {meta['frozen_digest'][:12] or 'none'}, found "
-                f"{self._identity['frozen_digest'][:12] or 'none'}; point train.init_from at the file it started from"
+                f"{self.identity['frozen_digest'][:12] or 'none'}; point train.init_from at the file it started from"
             )
 
     def _write_error(self, step: int | None, error: Exception) -> UserError:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
+from crossearth_jax.atomic import replacing
 from crossearth_jax.config import ModelConfig, UserError, from_config_dict, to_config_dict
 from crossearth_jax.ops.normalization import MEAN, STD
-from crossearth_jax.weights.atomic import replacing
 
 FORMAT = "crossearth_jax"  # key of the JSON in a file's metadata
 VERSION = 1
@@ -30,6 +30,8 @@ class Description:
     class_names: tuple[str, ...] = ()  # in the order of the scores; () if nobody said
     palette: Palette = ()  # RGB per class; () if nobody said
     source: str = ""  # name of the file they were read from
+    window: int | None = None  # side of the sliding window, in pixels; None is the model's image size
+    stride: int | None = None  # distance of windows; None is two thirds of the window
 
 
 def digest(params: Mapping[str, Any], prefix: str = "") -> str:
@@ -73,6 +75,8 @@ def _metadata(params: Mapping[str, Any], description: Description) -> dict[str, 
         "palette": description.palette,
         "normalization": {"mean": MEAN.tolist(), "std": STD.tolist(), "order": "RGB"},
         "source": description.source,
+        "window": description.window,
+        "stride": description.stride,
         "backbone_sha256": digest(params, "backbone/"),
     }
     return {FORMAT: json.dumps(content, sort_keys=True)}
@@ -100,6 +104,8 @@ def describe(metadata: Mapping[str, Any]) -> Description:
             class_names=tuple(map(str, content["class_names"])),
             palette=tuple((int(r), int(g), int(b)) for r, g, b in content["palette"]),
             source=str(content["source"]),
+            window=content["window"] and int(content["window"]),
+            stride=content["stride"] and int(content["stride"]),
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"the file's description of itself is damaged ({error!r}); convert the weights again") from None

@@ -24,9 +24,9 @@ from einops import rearrange
 from onnx import numpy_helper
 
 from crossearth_jax import command
+from crossearth_jax.atomic import replacing
 from crossearth_jax.config import UserError
 from crossearth_jax.models.style import StyleNetwork
-from crossearth_jax.weights.atomic import replacing
 from crossearth_jax.weights.style import SCALE, checked, dequantise
 
 METADATA = {

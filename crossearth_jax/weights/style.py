@@ -16,13 +16,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
+import safetensors
 from absl import logging
 from einops import rearrange
 
 from crossearth_jax.config import UserError
 from crossearth_jax.models.style import StyleNetwork
 from crossearth_jax.weights.torch_file import read_torch
+from crossearth_jax.weights.torch_types import Tensor
 
 MOBILE_FILE = "style_mobile.safetensors"  # in crossearth_jax/assets
 TRANSFORMER_FILE, PREDICTOR_FILE = "checkpoint_transformer.pth", "checkpoint_stylepredictor.pth"
@@ -53,8 +54,8 @@ def load_style(network: StyleNetwork, path: str | Path | None = None) -> dict[st
 
     Args:
       network: which one.
-      path: `.safetensors` of ours, a CrossEarth `.pth`, or the folder that holds style-augmentation's two `.pth`
-        files; None takes the network shipped with the package ("mobile").
+      path: `.safetensors` of ours (also a converted CrossEarth checkpoint), a CrossEarth `.pth`, or the folder that
+        holds style-augmentation's two `.pth` files; None takes the network shipped with the package ("mobile").
 
     Raises:
       UserError: the file is missing, damaged, or of another network.
@@ -98,7 +99,8 @@ def torch_tensors(path: Path) -> dict[str, np.ndarray]:
     files = [path / TRANSFORMER_FILE, path / PREDICTOR_FILE] if path.is_dir() else [path]
     found: dict[str, np.ndarray] = {}
     for file in map(read_torch, files):
-        found |= {name: file.array(tensor) for name, tensor in _flat(file.content).items()}
+        tensors = _flat(file.content).items()
+        found |= {name: file.array(tensor) for name, tensor in tensors if isinstance(tensor, Tensor)}
     return found
 
 
@@ -108,11 +110,14 @@ def _flat(content: Any) -> dict[str, Any]:
     for key, prefix in (("state_dict_ghiasi", "ghiasi"), ("state_dict_stylepredictor", "stylePredictor")):
         if key in content:
             return {f"{prefix}.{name}": tensor for name, tensor in content[key].items()}
-    matches = (
-        (re.search(r"(?:^|\.)((?:ghiasi|stylePredictor)\..+)", str(name)), tensor)
-        for name, tensor in content.get("state_dict", content).items()
-    )
-    return {match[1]: tensor for match, tensor in matches if match}
+    tensors = content.get("state_dict", content)
+    return {name: tensor for key, tensor in tensors.items() if (name := _published(str(key)))}
+
+
+def _published(name: str) -> str | None:
+    """The published name inside a longer one, such as a CrossEarth checkpoint's; None for other tensors."""
+    match = re.search(r"(?:^|\.)((?:ghiasi|stylePredictor)\..+)", name)
+    return match and match[1]
 
 
 def from_torch(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
@@ -175,11 +180,15 @@ def dequantise(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _ours(path: Path) -> dict[str, np.ndarray]:
+    """Parameters in a file of ours: a style network, or a converted checkpoint that carries the published one."""
     try:
-        tensors = safetensors.numpy.load_file(path)
+        with safetensors.safe_open(path, "numpy") as file:  # pyright: ignore[reportPrivateImportUsage]
+            names = [name for name in file.keys() if name.startswith("style/") or _published(name)]
+            tensors = {name: file.get_tensor(name) for name in names}
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"cannot read {path}: {error}; expected a safetensors file of style-network weights") from None
-    return dequantise({name: value for name, value in tensors.items() if name.startswith("style/")})
+    own = {name: value for name, value in tensors.items() if name.startswith("style/")}
+    return dequantise(own) if own else from_torch(_flat(tensors))[0]
 
 
 def checked(network: StyleNetwork, params: Mapping[str, np.ndarray], origin: str) -> dict[str, np.ndarray]:

@@ -22,12 +22,12 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float
 
+from crossearth_jax.atomic import replacing
 from crossearth_jax.augment.style import StyleStatistics
 from crossearth_jax.benchmark import DOMAINS, settings_from
 from crossearth_jax.config import UserError
 from crossearth_jax.models.style import StyleKind
 from crossearth_jax.ops.moments import covariance_factor
-from crossearth_jax.weights.atomic import replacing
 from crossearth_jax.weights.style import style_digest
 from crossearth_jax.weights.torch_file import read_torch
 
