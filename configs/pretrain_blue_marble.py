@@ -1,13 +1,16 @@
 """Pretrains the small backbone of `configs/blue_marble.py` by masked image modelling, without any label.
 
+    python -m crossearth_jax.main --config=configs/pretrain_blue_marble.py --workdir=runs/pretrain --mode=train
+
 It sees the 2,239 `blue_marble/unlabelled` tiles: every climate, both seasons, train blocks of the globe only.
 """
 
-from configs.blue_marble import VIT, WEAK_COLOURS
+from ml_collections import ConfigDict
+
+from configs.blue_marble import AUGMENT, MIM, VIT
 from crossearth_jax.config import (
     Config,
     DataConfig,
-    MimConfig,
     MimTaskConfig,
     ModelConfig,
     OptimizerConfig,
@@ -16,23 +19,18 @@ from crossearth_jax.config import (
 )
 
 
-def get_config():
-    steps = 6000
+def get_config() -> ConfigDict:
+    """Returns the experiment."""
+    steps = 2000
     return to_config_dict(
         Config(
             name="pretrain_blue_marble",
-            data=DataConfig(source="blue_marble/unlabelled", batch_size=32),
-            model=ModelConfig(
-                classes=5,
-                vit=VIT,
-                reins=None,
-                head=None,
-                mim=MimConfig(width=24, dilations=(1, 2), image_size=32, token_size=32),
-            ),
-            augment=WEAK_COLOURS,
+            data=DataConfig(source="blue_marble/unlabelled", batch_size=64),
+            model=ModelConfig(classes=5, vit=VIT, reins=None, head=None, mim=MIM),
+            augment=AUGMENT,
             loss=None,
             mim=MimTaskConfig(mask_ratio=0.5, block_size=128),
-            optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=200, horizon=steps, ema=0.999),
-            train=TrainConfig(steps=steps, frozen=((r".*", False),), checkpoint_every=1000),
+            optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=200, horizon=steps, ema=0.998),
+            train=TrainConfig(steps=steps, frozen=((r".*", False),), checkpoint_every=500),
         )
     )

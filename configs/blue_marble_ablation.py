@@ -1,0 +1,43 @@
+"""What each part of CrossEarth contributes on Blue Marble (source: temperate), one variant per argument.
+
+    python -m crossearth_jax.main --config=configs/blue_marble_ablation.py:source_only --workdir=runs/source_only
+    python -m crossearth_jax.report runs/source_only runs/blue_marble --out=runs/comparison
+
+`source_only` has neither idea, `style` and `mim` one each, `both` is `configs/blue_marble.py`. `reins` trains
+adapters and heads on a frozen backbone, `frozen` the heads alone, `full` everything without adapters; for these three
+name a backbone to start from: `--config.train.init_from=FILE`.
+"""
+
+from dataclasses import replace
+
+from ml_collections import ConfigDict
+
+from configs.blue_marble import HEAD, experiment
+from crossearth_jax.config import Config, UserError, to_config_dict
+
+FROZEN_BACKBONE = ((r"backbone/.*", True), (r".*", False))
+
+
+def _variants(both: Config) -> dict[str, Config]:
+    segmentation = replace(both, mim=None, model=replace(both.model, mim=None))
+    frozen = replace(both.train, frozen=FROZEN_BACKBONE)
+    no_reins = replace(both.model, reins=None, head=replace(HEAD, queries=16))
+    return {
+        "source_only": replace(segmentation, style=None),
+        "style": segmentation,
+        "mim": replace(both, style=None),
+        "both": both,
+        "reins": replace(both, train=frozen),
+        "frozen": replace(both, model=no_reins, train=frozen),
+        "full": replace(both, model=no_reins),
+    }
+
+
+ARGUMENTS = tuple(_variants(experiment()))
+
+
+def get_config(variant: str = "both") -> ConfigDict:
+    """Returns one variant (`ARGUMENTS`)."""
+    if variant not in ARGUMENTS:
+        raise UserError(f"configs/blue_marble_ablation.py:{variant} is unknown; expected one of {', '.join(ARGUMENTS)}")
+    return to_config_dict(replace(_variants(experiment())[variant], name=f"blue_marble-{variant}"))
