@@ -36,8 +36,6 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--manual_dir", help="folder of the official archives, for datasets that need them")
     parser.add_argument("--check", action="store_true", help="only verify what is prepared, read every record")
     arguments = parser.parse_args(argv)
-    if not sys.stderr.isatty():
-        tfds.disable_progress_bar()
     domains = domains_named(arguments.name)
     if not arguments.check:
         prepare_domains(domains, arguments.data_dir, arguments.manual_dir)
@@ -82,6 +80,8 @@ def prepare(name: str, data_dir: str | Path, manual_dir: str | Path | None = Non
         or what is prepared there is not whole.
     """
     domain = find_domain(name)
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()  # its carriage returns fill a log file
     config = tfds.download.DownloadConfig(manual_dir=None if manual_dir is None else Path(manual_dir).expanduser())
     try:
         # TFDS prints what it does; standard output belongs to the results of a command.

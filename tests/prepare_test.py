@@ -2,12 +2,14 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from crossearth_data.blue_marble import blue_marble_dataset_builder
 
 from crossearth_jax.benchmark import DOMAINS, IGNORE
 from crossearth_jax.config import UserError
@@ -61,6 +63,20 @@ def test_preparing_is_deterministic(data_dir, tmp_path):
     assert [first[i]["id"] for i in range(62)] == [second[i]["id"] for i in range(62)]
     for index in (0, 61):
         np.testing.assert_array_equal(first[index]["image"], second[index]["image"])
+
+
+def test_the_first_of_two_processes_wins(data_dir, tmp_path, monkeypatch):
+    encode, target = blue_marble_dataset_builder._png, tmp_path / DOMAIN / "1.0.0"
+
+    def encode_while_another_finishes(pixels):
+        if not target.exists():
+            shutil.copytree(dataset_directory(DOMAIN, data_dir), target)
+        return encode(pixels)
+
+    monkeypatch.setattr(blue_marble_dataset_builder, "_png", encode_while_another_finishes)
+    assert prepare(DOMAIN, tmp_path) == target
+    assert [path.name for path in (tmp_path / DOMAIN).iterdir()] == ["1.0.0"]
+    assert check_split(DOMAIN, "train", tmp_path).faults == []
 
 
 def test_check_reports_numbers(data_dir, capsys):

@@ -25,6 +25,7 @@ from crossearth_jax.config import DataConfig, UserError
 from crossearth_jax.inputs import sources, transforms
 
 MEMORY_LIMIT = 2**30  # bytes of decoded pixels up to which a split is decoded once and kept
+_ORDER, _WINDOWS = range(2)  # independent streams of random numbers
 
 
 class Batch(TypedDict):
@@ -146,14 +147,14 @@ class _TrainBatches:
             int(_permutation(self.seed, int(epoch), length)[i]) for epoch, i in zip(epochs, offsets, strict=True)
         ]
         # Drawn for the global batch, so that a row's window does not depend on the number of processes.
-        places = np.random.default_rng((self.seed, step)).random((self.batch_size, 2))[self.rows]
+        places = np.random.default_rng((self.seed, _WINDOWS, step)).random((self.batch_size, 2))[self.rows]
         return self.reader.read(indices, places)
 
 
 @functools.lru_cache(maxsize=4)  # threads that read ahead straddle the end of an epoch
 def _permutation(seed: int, epoch: int, length: int) -> np.ndarray:
     # Grain's own shuffle computes a cipher per element: 0.1 ms each for small splits, ten times their decoding.
-    return np.random.default_rng((seed, epoch)).permutation(length)
+    return np.random.default_rng((seed, _ORDER, epoch)).permutation(length)
 
 
 @dataclasses.dataclass(frozen=True)
