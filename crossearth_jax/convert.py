@@ -3,8 +3,8 @@
 `python -m crossearth_jax.convert SRC OUT.safetensors [--image_size=512] [--backbone=FILE]`
 `python -m crossearth_jax.convert SRC OUT.pth --to=torch`
 
-SRC is a CrossEarth checkpoint, a DINOv2 backbone (original `.pth` or Hugging Face safetensors), a file of ours, or a
-CrossEarth-style file of the style network. Nothing in a `.pth` is run, and torch is not needed.
+SRC is a CrossEarth checkpoint, a DINOv2 backbone (original `.pth` or Hugging Face safetensors), a file of ours, the
+folder of a run, or the folder of style-augmentation's two files. Nothing in a `.pth` is run, and torch is not needed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,12 @@ from absl import logging
 
 from crossearth_jax import command
 from crossearth_jax.config import ModelConfig, UserError, from_config_dict
+from crossearth_jax.models.style import StyleNetwork
+from crossearth_jax.predictor import read
 from crossearth_jax.weights import crossearth
-from crossearth_jax.weights.load import Weights, load_weights
+from crossearth_jax.weights.load import Weights
 from crossearth_jax.weights.native import digest, save_native, save_tensors
+from crossearth_jax.weights.style import TRANSFORMER_FILE, load_style
 from crossearth_jax.weights.torch_writer import write_torch_zip
 
 
@@ -31,7 +35,18 @@ def main(argv: list[str]) -> None:
     arguments = _parser().parse_args(argv)
     source, out = Path(arguments.source), Path(arguments.out)
     _check_out(source, out, arguments.to)
-    weights = load_weights(
+    if (source / TRANSFORMER_FILE).exists():
+        params = load_style(StyleNetwork("inception"), source)
+        save_tensors(out, params, {"source": source.name})
+    else:
+        params = convert(source, out, arguments)
+    numbers = sum(np.size(value) for value in params.values())
+    print(f"{out}: {len(params)} arrays, {numbers:,} numbers, sha256 {digest(params)}")
+
+
+def convert(source: Path, out: Path, arguments: argparse.Namespace) -> Mapping[str, Any]:
+    """Converts a segmentation model or a backbone as the command line asks; returns its parameters."""
+    weights = read(
         source,
         config=None if arguments.config is None else read_config(arguments.config),
         backbone=arguments.backbone,
@@ -42,8 +57,7 @@ def main(argv: list[str]) -> None:
         write_reference(out, weights)
     else:
         save_native(out, weights.params, weights.description)
-    numbers = sum(np.size(value) for value in weights.params.values())
-    print(f"{out}: {len(weights.params)} arrays, {numbers:,} numbers, sha256 {digest(weights.params)}")
+    return weights.params
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,6 +76,8 @@ def _check_out(source: Path, out: Path, to: str) -> None:
     suffixes = (".pth", ".safetensors") if to == "torch" else (".safetensors",)
     if out.suffix not in suffixes:
         raise UserError(f"{out} ends in {out.suffix!r}, expected {' or '.join(suffixes)} for --to={to}")
+    if to == "torch" and (source / TRANSFORMER_FILE).exists():
+        raise UserError(f"{source} holds the style network's own torch files; there is nothing to convert --to=torch")
     if out.exists() and source.exists() and out.samefile(source):
         raise UserError(f"{out} is the file to read; name another one to write")
 

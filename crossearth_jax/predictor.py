@@ -5,22 +5,27 @@ from __future__ import annotations
 import colorsys
 import dataclasses
 import functools
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from crossearth_jax import benchmark
-from crossearth_jax.config import ModelConfig, UserError
+from crossearth_jax import benchmark, parallel
+from crossearth_jax.config import Config, MeshConfig, ModelConfig, UserError, from_config_dict
+from crossearth_jax.initialise import initial_params, style_parts
 from crossearth_jax.models.segmentor import Params, SegmentationModel
 from crossearth_jax.ops.normalization import normalize
 from crossearth_jax.ops.tiling import sliding_scores
+from crossearth_jax.training.checkpoint import Checkpoints, RunIdentity
+from crossearth_jax.training.program import build_program
 from crossearth_jax.weights.load import Weights, load_weights
-from crossearth_jax.weights.native import Palette
+from crossearth_jax.weights.native import Description, Palette, digest
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -133,16 +138,80 @@ def load(
     Raises:
       UserError: the file cannot be read or is incomplete, or does not fit what is asked of it.
     """
-    weights = load_weights(path, config=config, backbone=backbone, ignore=ignore)
+    weights = read(path, config=config, backbone=backbone, ignore=ignore)
     model = SegmentationModel(weights.description.model)
     _check_complete(weights, model, Path(path).name)
     classes = model.config.classes
     if num_classes not in (None, classes):
         raise UserError(f"{Path(path).name} has {classes} classes, expected {num_classes}; leave num_classes out")
     names, colours = _classes(weights, class_names, palette)
-    window = window or model.config.vit.image_size
+    described = weights.description
+    window = window or described.window or model.config.vit.image_size
+    if stride is None:
+        stride = described.stride if window == described.window else None
     params = {name: jnp.asarray(weights.params[name]) for name in model.shapes()}
     return Segmentor(model, params, names, colours, window, stride or round(window * 2 / 3))
+
+
+def read(path: str | os.PathLike[str], **options: Any) -> Weights:
+    """The weights of a file (with the options of `load_weights`), or of a run's folder.
+
+    Raises:
+      UserError: see `load_weights` and `load_run`.
+    """
+    if not Path(path).is_dir():
+        return load_weights(path, **options)
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise UserError(f"{os.fspath(path)} is the folder of a run, which says all by itself; leave out {given[0]}")
+    return load_run(Path(path))
+
+
+def load_run(workdir: Path) -> Weights:
+    """The parameters that evaluation uses, from the newest checkpoint of a run's folder.
+
+    The frozen ones, which checkpoints do not hold, are read or drawn again as when the run started, and compared
+    by digest.
+
+    Raises:
+      UserError: the folder is not of a run, holds no checkpoint, or the file the run started from has changed.
+    """
+    config = read_run_config(workdir)
+    mesh = parallel.make_mesh(MeshConfig(data=1), jax.local_devices()[:1])
+    with jax.set_mesh(mesh):
+        program = build_program(config, mesh, *style_parts(config, 1))
+        _, frozen = initial_params(program)
+        identity = RunIdentity(config, digest(frozen))
+        checkpoints = Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints, identity)
+        if checkpoints.latest is None:
+            raise UserError(f"{workdir} holds no checkpoint yet; wait for the first one, or train longer")
+        state = checkpoints.restore(program.state, program.state_shardings)
+        checkpoints.close()
+    params = state.evaluated | {k: v for k, v in frozen.items() if not k.startswith("style/")}
+    taxonomy = benchmark.TAXONOMIES[str(benchmark.DOMAINS[config.data.source].taxonomy)]
+    described = Description(
+        model=config.model,
+        class_names=taxonomy.classes,
+        palette=taxonomy.palette,
+        source=f"{config.name}, step {int(state.step)}",
+        window=config.evaluate.window,
+        stride=config.evaluate.stride,
+    )
+    return Weights(jax.device_get(params), described)
+
+
+def read_run_config(workdir: Path) -> Config:
+    """The configuration in a run's folder.
+
+    Raises:
+      UserError: there is none, or it is damaged.
+    """
+    path = workdir / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}; expected the folder of a run") from None
+    return from_config_dict(values)
 
 
 def _check_complete(weights: Weights, model: SegmentationModel, name: str) -> None:

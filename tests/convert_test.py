@@ -9,8 +9,10 @@ import safetensors.numpy
 
 from crossearth_jax import command, convert
 from crossearth_jax.config import UserError
+from crossearth_jax.models.style import StyleNetwork
 from crossearth_jax.weights.load import load_weights
 from crossearth_jax.weights.native import digest
+from crossearth_jax.weights.style import load_style, style_digest
 from crossearth_jax.weights.torch_file import read_torch
 from crossearth_jax.weights.torch_writer import write_torch_zip
 
@@ -58,6 +60,19 @@ def test_configuration_of_a_run_will_do(tmp_path):
         config.write_text(text)
         with pytest.raises(UserError, match=message):
             convert.read_config(config)
+
+
+def test_style_network_of_two_files(tmp_path, published_style):
+    for part, name in (("ghiasi", "transformer"), ("stylePredictor", "stylepredictor")):
+        tensors = {k.removeprefix(f"{part}."): v for k, v in published_style.items() if k.startswith(part)}
+        write_torch_zip(tmp_path / f"checkpoint_{name}.pth", {f"state_dict_{part.lower()}": tensors})
+    convert.main([str(tmp_path), str(tmp_path / "style.safetensors")])
+    network = StyleNetwork("inception")
+    assert style_digest(load_style(network, tmp_path / "style.safetensors")) == style_digest(
+        load_style(network, tmp_path)
+    )
+    with pytest.raises(UserError, match="nothing to convert"):
+        convert.main([str(tmp_path), str(tmp_path / "style.pth"), "--to=torch"])
 
 
 @pytest.mark.parametrize(
