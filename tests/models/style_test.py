@@ -27,7 +27,7 @@ def mobile():
 
 @pytest.fixture(scope="module")
 def images():
-    return jax.random.uniform(jax.random.key(0), (2, 31, 50, 3))
+    return jax.random.uniform(jax.random.key(0), (2, 67, 70, 3))
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,12 @@ def test_any_size_comes_back_in_range(mobile, images, codes):
     styled = STYLIZE(mobile, images, codes)
     assert styled.shape == images.shape
     assert 0 <= styled.min() and styled.max() <= 1 and styled.std() > 0.05
+
+
+def test_small_images_are_redrawn_enlarged(mobile, images, codes):
+    large = jax.image.resize(images, (2, 134, 140, 3), "linear")  # twofold: the shorter side exceeds 128
+    expected = STYLIZE(mobile, large, codes).reshape(2, 67, 2, 70, 2, 3).mean((2, 4))
+    np.testing.assert_allclose(STYLIZE(mobile, images, codes), expected, atol=1e-5)
 
 
 def test_every_image_has_its_own_style(mobile, images, codes):
