@@ -1,10 +1,8 @@
-"""Layers that the networks share: PyTorch's initial values and normalisation, Mask2Former's attention."""
+"""Layers that the networks share: the reference's normalisation and attention."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,27 +12,13 @@ from jaxtyping import Array, Bool, Float
 
 from crossearth_jax.ops.attention import attention
 
-Initializer = Callable[..., Any]
-
-def uniform(limit: float) -> Initializer:
-    """Initial values uniform in +-limit."""
-    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)
+# What a fresh module holds does not matter: `initial_values` draws parameters by their names.
+_ZEROS = nnx.initializers.zeros_init()
 
 
-def linear(
-    inputs: int,
-    outputs: int,
-    dtype: jnp.dtype,
-    *,
-    kernel_init: Initializer | None = None,
-    bias_init: Initializer | None = None,
-    rngs: nnx.Rngs,
-) -> nnx.Linear:
-    """A linear layer; kernel and bias start uniform in +-1/sqrt(inputs), as PyTorch's, unless given."""
-    default = uniform(inputs**-0.5)
-    return nnx.Linear(
-        inputs, outputs, kernel_init=kernel_init or default, bias_init=bias_init or default, dtype=dtype, rngs=rngs
-    )
+def linear(inputs: int, outputs: int, dtype: jnp.dtype, *, rngs: nnx.Rngs) -> nnx.Linear:
+    """A linear layer."""
+    return nnx.Linear(inputs, outputs, kernel_init=_ZEROS, dtype=dtype, rngs=rngs)
 
 
 def conv(
@@ -43,22 +27,21 @@ def conv(
     kernel: int,
     dtype: jnp.dtype,
     *,
+    stride: int = 1,
     dilation: int = 1,
     use_bias: bool = True,
-    kernel_init: Initializer | None = None,
-    bias_init: Initializer | None = None,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """A convolution that keeps the size; kernel and bias start as PyTorch's unless given."""
-    default = uniform((inputs * kernel**2) ** -0.5)
+    """A convolution: padded to keep the size, or without padding where it has a stride."""
     return nnx.Conv(
         inputs,
         outputs,
         (kernel, kernel),
+        strides=stride,
+        padding="SAME" if stride == 1 else "VALID",
         kernel_dilation=dilation,
         use_bias=use_bias,
-        kernel_init=kernel_init or default,
-        bias_init=bias_init or default,
+        kernel_init=_ZEROS,
         dtype=dtype,
         rngs=rngs,
     )
@@ -86,9 +69,8 @@ class Mlp(nnx.Module):
     """Two linear layers with ReLU between."""
 
     def __init__(self, width: int, hidden: int, dtype: jnp.dtype, *, rngs: nnx.Rngs):
-        xavier = nnx.initializers.glorot_normal()
-        self.fc1 = linear(width, hidden, dtype, kernel_init=xavier, rngs=rngs)
-        self.fc2 = linear(hidden, width, dtype, kernel_init=xavier, rngs=rngs)
+        self.fc1 = linear(width, hidden, dtype, rngs=rngs)
+        self.fc2 = linear(hidden, width, dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
         """Transforms every token by itself."""
@@ -100,14 +82,7 @@ class MultiHeadAttention(nnx.Module):
 
     def __init__(self, width: int, heads: int, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         self.heads = heads
-        zeros = nnx.initializers.zeros_init()
-        # PyTorch initialises the three input projections as one matrix of 3 * width outputs.
-        packed = nnx.initializers.normal(math.sqrt(2 / (4 * width)))
-        xavier = nnx.initializers.glorot_normal()
-        self.query, self.key, self.value = (
-            linear(width, width, dtype, kernel_init=packed, bias_init=zeros, rngs=rngs) for _ in range(3)
-        )
-        self.out = linear(width, width, dtype, kernel_init=xavier, bias_init=zeros, rngs=rngs)
+        self.query, self.key, self.value, self.out = (linear(width, width, dtype, rngs=rngs) for _ in range(4))
 
     def __call__(
         self,

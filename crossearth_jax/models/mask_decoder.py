@@ -55,13 +55,13 @@ class MaskDecoder(nnx.Module):
     def __init__(self, config: HeadConfig, classes: int, learnt_queries: bool, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         width = config.width
         self.layers = nnx.List([DecoderLayer(config, dtype, rngs=rngs) for _ in range(config.decoder_layers)])
-        self.level_embed = nnx.Param(jax.random.normal(rngs.params(), (LEVELS, width)))
+        self.level_embed = nnx.Param(jnp.zeros((LEVELS, width)))
         self.query_projection = linear(width, width, dtype, rngs=rngs)
         self.norm = layer_norm(width, 1e-5, dtype, rngs=rngs)
         self.class_head = linear(width, classes + 1, dtype, rngs=rngs)
         self.mask_head = nnx.List([linear(width, width, dtype, rngs=rngs) for _ in range(3)])
         if learnt_queries:
-            self.queries = nnx.Param(jax.random.normal(rngs.params(), (config.queries, width)))
+            self.queries = nnx.Param(jnp.zeros((config.queries, width)))
 
     def states(self, pixels: PixelFeatures, queries: Float[Array, "q d"]) -> list[Float[Array, "b q d"]]:
         """Runs the layers; returns the queries' states before the first layer and after each."""

@@ -6,7 +6,6 @@ low to high resolution: strides 32, 16, 8. Stride 4 joins only after the encoder
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from crossearth_jax.config import HeadConfig, ViTConfig
-from crossearth_jax.models.layers import Initializer, Mlp, conv, group_norm, layer_norm, linear, stack, uniform
+from crossearth_jax.models.layers import Mlp, conv, group_norm, layer_norm, linear, stack
 from crossearth_jax.ops.deformable_attention import deformable_attention
 from crossearth_jax.ops.resize import resize_bilinear, scale_bilinear
 from crossearth_jax.ops.sine_encoding import sine_encoding
@@ -39,33 +38,9 @@ class PixelFeatures(NamedTuple):
 class ConvNorm(nnx.Module):
     """Convolution and group norm, which the pixel decoder calls apart."""
 
-    def __init__(
-        self,
-        inputs: int,
-        config: HeadConfig,
-        dtype: jnp.dtype,
-        *,
-        kernel: int = 1,
-        use_bias: bool = False,
-        kernel_init: Initializer | None = None,
-        rngs: nnx.Rngs,
-    ):
-        self.conv = conv(
-            inputs,
-            config.width,
-            kernel,
-            dtype,
-            use_bias=use_bias,
-            kernel_init=kernel_init or caffe_uniform(inputs * kernel**2),
-            bias_init=nnx.initializers.zeros_init(),
-            rngs=rngs,
-        )
+    def __init__(self, convolution: nnx.Conv, config: HeadConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+        self.conv = convolution
         self.norm = group_norm(config.width, config.groups, dtype, rngs=rngs)
-
-
-def caffe_uniform(fan_in: int) -> Initializer:
-    """Caffe's "Xavier" filler, which Mask2Former's convolutions start from."""
-    return uniform(math.sqrt(3 / fan_in))
 
 
 class DeformableAttention(nnx.Module):
@@ -74,13 +49,10 @@ class DeformableAttention(nnx.Module):
     def __init__(self, config: HeadConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         self.heads, self.points = config.heads, config.points
         width, samples = config.width, config.heads * LEVELS * config.points
-        zeros, xavier = nnx.initializers.zeros_init(), nnx.initializers.glorot_uniform()
-        self.sampling_offsets = linear(
-            width, 2 * samples, dtype, kernel_init=zeros, bias_init=_ray_offsets(config), rngs=rngs
-        )
-        self.attention_weights = linear(width, samples, dtype, kernel_init=zeros, bias_init=zeros, rngs=rngs)
-        self.value_proj = linear(width, width, dtype, kernel_init=xavier, bias_init=zeros, rngs=rngs)
-        self.output_proj = linear(width, width, dtype, kernel_init=xavier, bias_init=zeros, rngs=rngs)
+        self.sampling_offsets = linear(width, 2 * samples, dtype, rngs=rngs)
+        self.attention_weights = linear(width, samples, dtype, rngs=rngs)
+        self.value_proj = linear(width, width, dtype, rngs=rngs)
+        self.output_proj = linear(width, width, dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n d"], position: Float[Array, "n d"], sizes: Sizes) -> Float[Array, "b n d"]:
         """Averages values around each token; positions steer where it looks but are not averaged."""
@@ -97,17 +69,6 @@ class DeformableAttention(nnx.Module):
         weights = rearrange(weights, "b n k (l p) -> b n k l p", l=LEVELS)
         sampled = deformable_attention(value, sizes, locations, weights)
         return self.output_proj(rearrange(sampled, "b n k d -> b n (k d)"))
-
-
-def _ray_offsets(config: HeadConfig) -> Initializer:
-    """Initial offsets: each head looks along its own ray, point i at distance i (in the larger coordinate)."""
-    angles = 2 * math.pi * np.arange(config.heads) / config.heads
-    rays = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
-    rays /= np.abs(rays).max(axis=-1, keepdims=True)
-    offsets = np.broadcast_to(
-        rays[:, None, None] * np.arange(1, config.points + 1)[:, None], (config.heads, LEVELS, config.points, 2)
-    )
-    return lambda key, shape, dtype: jnp.asarray(offsets.reshape(shape), dtype)
 
 
 def _reference_points(sizes: Sizes) -> Float[np.ndarray, "n 2"]:
@@ -140,15 +101,17 @@ class PixelDecoder(nnx.Module):
     def __init__(self, config: HeadConfig, backbone: ViTConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         width, inputs = config.width, backbone.width
         self.pyramid = backbone.pyramid
-        xavier, zeros = nnx.initializers.glorot_uniform(), nnx.initializers.zeros_init()
-        self.input_convs = nnx.List(
-            [ConvNorm(inputs, config, dtype, use_bias=True, kernel_init=xavier, rngs=rngs) for _ in range(LEVELS)]
-        )
-        self.level_encoding = nnx.Param(jax.random.normal(rngs.params(), (LEVELS, width)))
+
+        def conv_norm(inputs: int, kernel: int, use_bias: bool) -> ConvNorm:
+            convolution = conv(inputs, width, kernel, dtype, use_bias=use_bias, rngs=rngs)
+            return ConvNorm(convolution, config, dtype, rngs=rngs)
+
+        self.input_convs = nnx.List([conv_norm(inputs, 1, True) for _ in range(LEVELS)])
+        self.level_encoding = nnx.Param(jnp.zeros((LEVELS, width)))
         self.encoder = stack(lambda rngs: EncoderLayer(config, dtype, rngs=rngs), config.encoder_layers, rngs=rngs)
-        self.lateral_conv = ConvNorm(inputs, config, dtype, rngs=rngs)
-        self.output_conv = ConvNorm(width, config, dtype, kernel=3, rngs=rngs)
-        self.mask_feature = conv(width, width, 1, dtype, kernel_init=caffe_uniform(width), bias_init=zeros, rngs=rngs)
+        self.lateral_conv = conv_norm(inputs, 1, False)
+        self.output_conv = conv_norm(width, 3, False)
+        self.mask_feature = conv(width, width, 1, dtype, rngs=rngs)
 
     def __call__(self, levels: tuple[Float[Array, "b h w c"], ...]) -> PixelFeatures:
         """Fuses the levels.

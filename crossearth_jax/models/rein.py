@@ -5,7 +5,6 @@ Wei et al., "Stronger, Fewer, & Superior" (arXiv 2312.04265), in the variant tha
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -15,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from crossearth_jax.config import ReinsConfig
-from crossearth_jax.models.layers import linear, uniform
+from crossearth_jax.models.layers import linear
 
 
 class ReinTokens(NamedTuple):
@@ -34,15 +33,13 @@ class Rein(nnx.Module):
     def __init__(
         self, config: ReinsConfig, depth: int, width: int, query_width: int, dtype: jnp.dtype, *, rngs: nnx.Rngs
     ):
-        # The reference's bound of the tokens is the one for visual prompts with a patch of 16 x 16 pixels.
-        token_init = uniform(math.sqrt(6 / (3 * 16**2 + math.sqrt(width * config.rank))))
-        self.tokens_a = nnx.Param(token_init(rngs.params(), (depth, config.tokens, config.rank), jnp.float32))
-        self.tokens_b = nnx.Param(token_init(rngs.params(), (depth, config.rank, width), jnp.float32))
+        self.tokens_a = nnx.Param(jnp.zeros((depth, config.tokens, config.rank)))
+        self.tokens_b = nnx.Param(jnp.zeros((depth, config.rank, width)))
         self.token_to_feature = linear(width, width, dtype, rngs=rngs)
         self.delta = linear(width, width, dtype, rngs=rngs)
         self.transform = linear(width, query_width, dtype, rngs=rngs)
         self.merge = linear(3 * query_width, query_width, dtype, rngs=rngs)
-        self.scale = nnx.Param(jnp.asarray(config.scale, jnp.float32))
+        self.scale = nnx.Param(jnp.zeros(()))
 
     def tokens(self) -> Float[Array, "l t c"]:
         """The tokens of all blocks."""

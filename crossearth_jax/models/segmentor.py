@@ -18,6 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from crossearth_jax.config import ModelConfig, UserError
+from crossearth_jax.models.initial_values import initial_values
 from crossearth_jax.models.mask_decoder import MaskDecoder, Predictions
 from crossearth_jax.models.mim_head import MimHead
 from crossearth_jax.models.pixel_decoder import PixelDecoder
@@ -70,8 +71,7 @@ class SegmentationModel:
 
     def init(self, key: PRNGKeyArray) -> Params:
         """Draws the reference's initial values; jit it, with `out_shardings` for a sharded model."""
-        network = Network(self.config, rngs=nnx.Rngs(key))
-        return {_name(path): leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(network))}
+        return initial_values(self.config, self.shapes(), key)
 
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Names, shapes and types of the parameters."""

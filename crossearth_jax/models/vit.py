@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from crossearth_jax.config import UserError, ViTConfig
-from crossearth_jax.models.layers import layer_norm, linear, stack, uniform
+from crossearth_jax.models.layers import conv, layer_norm, linear, stack
 from crossearth_jax.ops.attention import attention
 from crossearth_jax.ops.resize import apply_matrices, cubic_kernel, interpolation_matrix
 
@@ -47,20 +47,13 @@ def position_table(table: Float[Array, "n c"], height: int, width: int) -> Float
     return apply_matrices(grid, rows, columns)
 
 
-def _projection(inputs: int, outputs: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:
-    """A linear layer with DINOv2's initial values."""
-    truncated = nnx.initializers.truncated_normal(0.02)
-    zeros = nnx.initializers.zeros_init()
-    return linear(inputs, outputs, dtype, kernel_init=truncated, bias_init=zeros, rngs=rngs)
-
-
 class SelfAttention(nnx.Module):
     """Self-attention with one packed projection of queries, keys and values."""
 
     def __init__(self, config: ViTConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         self.heads = config.heads
-        self.qkv = _projection(config.width, 3 * config.width, dtype, rngs)
-        self.proj = _projection(config.width, config.width, dtype, rngs)
+        self.qkv = linear(config.width, 3 * config.width, dtype, rngs=rngs)
+        self.proj = linear(config.width, config.width, dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         """Lets every token look at every other."""
@@ -72,8 +65,8 @@ class GeluMlp(nnx.Module):
     """Feed-forward part with (exact) GELU."""
 
     def __init__(self, config: ViTConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
-        self.fc1 = _projection(config.width, config.mlp_width, dtype, rngs)
-        self.fc2 = _projection(config.mlp_width, config.width, dtype, rngs)
+        self.fc1 = linear(config.width, config.mlp_width, dtype, rngs=rngs)
+        self.fc2 = linear(config.mlp_width, config.width, dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         """Transforms every token by itself."""
@@ -84,8 +77,8 @@ class SwigluMlp(nnx.Module):
     """Gated feed-forward part of ViT-g: `mlp_width` is the width of the product."""
 
     def __init__(self, config: ViTConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
-        self.w12 = _projection(config.width, 2 * config.mlp_width, dtype, rngs)
-        self.w3 = _projection(config.mlp_width, config.width, dtype, rngs)
+        self.w12 = linear(config.width, 2 * config.mlp_width, dtype, rngs=rngs)
+        self.w3 = linear(config.mlp_width, config.width, dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         """Transforms every token by itself."""
@@ -121,23 +114,10 @@ class VisionTransformer(nnx.Module):
                 f"{config.depth - 1} (blocks after it would be computed in vain)"
             )
         self.config = config
-        p = config.patch_size
-        init = uniform((3 * p * p) ** -0.5)
-        self.patch_embed = nnx.Conv(
-            3,
-            config.width,
-            (p, p),
-            strides=p,
-            padding="VALID",
-            kernel_init=init,
-            bias_init=init,
-            dtype=dtype,
-            rngs=rngs,
-        )
-        patches = (config.image_size // p) ** 2
-        self.class_token = nnx.Param(1e-6 * jax.random.normal(rngs.params(), (config.width,)))
-        position_init = nnx.initializers.truncated_normal(0.02)
-        self.position = nnx.Param(position_init(rngs.params(), (1 + patches, config.width), jnp.float32))
+        patch, patches = config.patch_size, (config.image_size // config.patch_size) ** 2
+        self.patch_embed = conv(3, config.width, patch, dtype, stride=patch, rngs=rngs)
+        self.class_token = nnx.Param(jnp.zeros(config.width))
+        self.position = nnx.Param(jnp.zeros((1 + patches, config.width)))
         self.blocks = stack(lambda rngs: Block(config, dtype, rngs=rngs), config.depth, rngs=rngs)
 
     def embed(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b n c"]:

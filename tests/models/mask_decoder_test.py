@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from crossearth_jax.config import HeadConfig
-from crossearth_jax.models.mask_decoder import MaskDecoder, open_if_empty
+from crossearth_jax.config import HeadConfig, ModelConfig, ViTConfig
+from crossearth_jax.models.mask_decoder import open_if_empty
 from crossearth_jax.models.pixel_decoder import PixelFeatures
+from crossearth_jax.models.segmentor import SegmentationModel
+
+VIT = ViTConfig(image_size=16, width=8, depth=4, heads=1, mlp_width=8, feature_blocks=(0, 1, 2, 3))
 
 
 def test_a_query_with_an_empty_mask_looks_everywhere():
@@ -17,7 +19,8 @@ def test_a_query_with_an_empty_mask_looks_everywhere():
 
 def test_no_gradient_through_the_attention_mask():
     config = HeadConfig(width=8, heads=2, groups=2, decoder_layers=1, decoder_mlp_width=8, queries=3)
-    decoder = MaskDecoder(config, 2, True, jnp.dtype("float32"), rngs=nnx.Rngs(0))
+    model = SegmentationModel(ModelConfig(classes=2, vit=VIT, reins=None, head=config))
+    decoder = model.network(jax.jit(model.init)(jax.random.key(0))).head.mask_decoder
     random = np.random.default_rng(0)
     memories = tuple(jnp.asarray(random.standard_normal((1, n, n, 8)), jnp.float32) for n in (2, 4, 8))
     masks = jnp.asarray(random.standard_normal((1, 16, 16, 8)), jnp.float32)

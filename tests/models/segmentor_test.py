@@ -11,12 +11,12 @@ from einops import rearrange
 from jax.sharding import NamedSharding, PartitionSpec
 
 from crossearth_jax.config import ModelConfig, UserError, ViTConfig
-from crossearth_jax.models.layers import PYRAMID
 from crossearth_jax.models.pixel_decoder import LEVELS
 from crossearth_jax.models.segmentor import SegmentationModel
 from crossearth_jax.ops.resize import resize_bilinear, scale_bilinear
 from crossearth_jax.ops.tiling import sliding_scores
 
+PYRAMID = (4.0, 2.0, 1.0, 0.5)
 CASES = ("forward", "forward_nonsquare", "forward_odd")
 TOKENS = ("tokens_in", *(f"{kind}{i}_out" for i in range(4) for kind in ("block", "reins")))
 MAPS = (*(f"{kind}{i}" for i in range(4) for kind in ("feat_raw", "feat")), "memory0", "memory1", "memory2")
@@ -43,8 +43,8 @@ def backbone_stages(network, images):
 
 
 def encoder_stages(decoder, levels):
-    blocks = [*decoder.input_convs]
-    maps = [block.norm(scale_bilinear(block.conv(levels[3 - i]), PYRAMID[3 - i])) for i, block in enumerate(blocks)]
+    convs = enumerate(decoder.input_convs)
+    maps = [block.norm(scale_bilinear(block.conv(levels[3 - i]), PYRAMID[3 - i])) for i, block in convs]
     sizes = [x.shape[1:3] for x in maps]
     x = jnp.concatenate([rearrange(x, "b h w d -> b (h w) d") for x in maps], axis=1)
     stages = {}
@@ -137,12 +137,14 @@ def test_reconstruction_needs_its_head(tiny_model, tiny_params):
         tiny_model.reconstruct(tiny_params, ())
 
 
-def test_without_reins_queries_are_learnt(tiny_model):
+def test_without_reins_queries_are_learnt(tiny_model, tiny_params):
     model = SegmentationModel(dataclasses.replace(tiny_model.config, reins=None))
-    params = jax.jit(model.init)(jax.random.key(0))
-    assert not any(name.startswith("reins/") for name in params)
-    features = jax.jit(model.features)(params, jnp.zeros((1, 64, 64, 3)))
-    np.testing.assert_array_equal(features.queries, params["head/mask_decoder/queries"])
+    assert not any(name.startswith("reins/") for name in model.shapes())
+    queries = jnp.asarray(np.random.default_rng(0).standard_normal((8, 32)), jnp.float32)
+    params = tiny_params | {"head/mask_decoder/queries": queries}
+    # Nothing else of the features is asked for, so nothing else is computed.
+    result = jax.jit(lambda p: model.features(p, jnp.zeros((1, 64, 64, 3))).queries)(params)
+    np.testing.assert_array_equal(result, queries)
 
 
 def test_bfloat16_stays_near_float32(golden, tiny_model, tiny_params):
