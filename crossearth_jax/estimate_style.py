@@ -48,7 +48,7 @@ PHOTOS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 RASTERS = (".tif", ".tiff", ".jp2", ".img", ".vrt")
 
 VALID_SHARE = 0.99  # of a tile; where white is "no data", a few saturated pixels are not worth losing it
-FEW_IMAGES = 1000  # below this the covariance of 100 numbers is known to no better than about a third
+FEW_IMAGES = 1000  # the covariance of 100 numbers is off by about sqrt(100 / n): a third
 
 
 @runtime_checkable
