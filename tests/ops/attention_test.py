@@ -30,7 +30,7 @@ def test_both_formulations_equal_the_formula(monkeypatch, platform, mask):
 def test_gradients_of_the_formulations_agree(monkeypatch):
     def gradients(platform):
         monkeypatch.setattr(attention, "platform", lambda: platform)
-        loss = lambda *qkv: jnp.sum(jnp.sin(attention.attention(*qkv, MASK)))  # noqa: E731
+        loss = lambda *qkv: jnp.sum(jnp.sin(attention.attention(*qkv, jnp.asarray(MASK))))  # noqa: E731
         return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(QUERY, KEY, VALUE)
 
     for ours, other in zip(gradients("cpu"), gradients("tpu"), strict=True):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
@@ -16,6 +17,6 @@ def test_equals_the_reference_and_inverts():
     for i, expected in enumerate(golden["inputs"]):
         image = rearrange(golden[f"img{i}_bgr"][::-1], "c h w -> h w c")
         height, width = image.shape[:2]
-        normalised = normalize(image)
+        normalised = normalize(jnp.asarray(image))
         np.testing.assert_allclose(rearrange(normalised, "h w c -> c h w"), expected[:, :height, :width], atol=1e-6)
         np.testing.assert_allclose(denormalize(normalised), image, atol=1e-4)

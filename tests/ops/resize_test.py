@@ -42,12 +42,11 @@ def test_bicubic_with_a_scale_equals_the_slow_formula(side, new_size):
 
 
 def test_both_axes_with_and_without_channels():
-    images = np.random.default_rng(2).standard_normal((2, 3, 4, 5)).astype(np.float32)
+    images = jnp.asarray(np.random.default_rng(2).standard_normal((2, 3, 4, 5)), jnp.float32)
     rows, columns = resize.interpolation_matrix(3, 7), resize.interpolation_matrix(4, 2)
     expected = np.einsum("ph,qw,bhwc->bpqc", rows, columns, images)
     np.testing.assert_allclose(resize.resize_bilinear(images, (7, 2)), expected, atol=1e-6)
-    maps = np.moveaxis(images, -1, 1)
-    resized = resize.resize_bilinear(jnp.asarray(maps), (7, 2), axes=(-2, -1))
+    resized = resize.resize_bilinear(jnp.moveaxis(images, -1, 1), (7, 2), axes=(-2, -1))
     np.testing.assert_allclose(resized, np.moveaxis(expected, -1, 1), atol=1e-6)
 
 
