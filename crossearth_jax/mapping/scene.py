@@ -27,7 +27,7 @@ from crossearth_jax.mapping.radiometry import Stretch
 from crossearth_jax.ops.normalization import MEAN
 
 FILL = np.rint(MEAN).astype(np.uint8)  # colour of missing pixels: nearly the zero with which training pads images
-CACHE_MEGABYTES = 256  # of decoded blocks that GDAL keeps; its own default grows with the machine
+CACHE_BYTES = 256 * 2**20  # of decoded blocks that GDAL keeps; its own default grows with the machine
 
 Image = UInt8[np.ndarray, "h w 3"]
 Mask = Bool[np.ndarray, "h w"]
@@ -122,7 +122,7 @@ def open_scene(path: str, options: SceneOptions) -> Iterator[Scene]:
 @contextlib.contextmanager
 def _selected(path: str, options: SceneOptions) -> Iterator[tuple[Raster, tuple[int, int, int]]]:
     """The open dataset and the bands chosen of it."""
-    with rasterio.Env(GDAL_CACHEMAX=CACHE_MEGABYTES), _open(path) as dataset:
+    with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), _open(path) as dataset:
         bands = select_bands(dataset, options.bands)
         _check_values(path, dataset, bands)
         yield dataset, bands
