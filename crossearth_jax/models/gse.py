@@ -4,7 +4,8 @@ Published checkpoints hold it under `backbone.reins.high_extractor`. The paper's
 ReLU from a 3 x 1024 x 1024 image to 1024 x 64 x 64, and an injector that lets the backbone's features attend to the
 result after each of its four stages. The public record does not say how it was wired: the released code has neither,
 its test tool skips the weights without a word, and no injector weights are known. So nothing calls this module by
-default, and the numbers to compare with are those without it.
+default, and the numbers to compare with are those without it. `weights.load.load_weights(path).params` holds the
+weights under `gse/…`.
 
 Kernel sizes and widths are read from the file; strides and padding are not in it. We assume that the image is halved
 by the first convolutions until a patch is one pixel, and padding that keeps the grid.

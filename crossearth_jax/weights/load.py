@@ -54,6 +54,7 @@ def load_weights(
     """
     name = pathlib.Path(path).name
     file = read_tensors(path)
+    logging.info("%s: %d tensors, %s bytes", name, len(file.tensors), f"{pathlib.Path(path).stat().st_size:,}")
     try:
         weights = _load(file if ignore is None else _without(file, ignore), name, config, backbone, image_size)
     except UserError as error:
@@ -149,6 +150,8 @@ def _as_in_file(params: Tensors, config: ModelConfig) -> ModelConfig:
 def _log(weights: Weights, name: str) -> None:
     counts = ", ".join(f"{part} {count}" for part, count in sorted(weights.parts().items()))
     logging.info("%s: %d arrays (%s), none missing, none left over", name, len(weights.params), counts)
+    if weights.parts()["gse"]:
+        logging.info("%s: its semantic extractor (gse/…) is read but not used, as in the public code", name)
     carried = [key.removeprefix(crossearth.EXTRA) for key in weights.params if key.startswith(crossearth.EXTRA)]
     for pattern, reason in crossearth.CARRIED:
         if names := [key for key in carried if re.fullmatch(pattern, key)]:
