@@ -61,7 +61,7 @@ def make_train_step(
         average = None
         if config.optimizer.ema is not None:
             average = optimizers.average(config.optimizer.ema, state.step, state.average, trainable)
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(terms["loss"]) & jnp.isfinite(norm)
         new = TrainState(state.step, trainable, opt_state, average)
         # A step that is not finite leaves the parameters alone, so that training can go on or be looked into.
