@@ -1,4 +1,4 @@
-"""Sampling core of multi-scale deformable attention (Zhu et al. 2020, arXiv 2010.04159)."""
+"""Sampling core of multi-scale deformable attention (Zhu et al. 2020, arXiv 2010.04159), in two formulations."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ import numpy as np
 from einops import rearrange, repeat
 from jaxtyping import Array, Float
 
+from crossearth_jax.ops.backend import platform
+
+QUERIES_AT_ONCE = 768  # their weights for a map of 64 x 64 pixels fit the fast memory of a TPU core
+
 
 def deformable_attention(
     values: Float[Array, "b n k d"],
@@ -20,15 +24,26 @@ def deformable_attention(
 ) -> Float[Array, "b q k d"]:
     """Averages values sampled bilinearly at a few locations per query, head and level; zeros outside the maps.
 
-    A scan takes one (level, point) slot after another. Sampled values are not kept for the backward pass: all slots
-    together hold 48 copies of the queries, and gathering them again is cheap. (Without the scan, XLA fuses the
-    slots' scatters into something several times slower on CPU.)
-
     Args:
       values: the levels' maps, row-major and concatenated in level order; k heads of d channels.
       sizes: (height, width) of each of the l levels.
       locations: (x, y) relative to the map, [0, 1] from border to border, in float32.
       weights: of the p points of the l levels, usually a softmax over both.
+    """
+    formulation = sample_by_products if platform() == "tpu" else sample_by_gather
+    return formulation(values, sizes, locations, weights)
+
+
+def sample_by_gather(
+    values: Float[Array, "b n k d"],
+    sizes: Sequence[Sequence[int]],
+    locations: Float[Array, "b q k l p 2"],
+    weights: Float[Array, "b q k l p"],
+) -> Float[Array, "b q k d"]:
+    """`deformable_attention` that gathers four pixels for one (level, point) slot after another.
+
+    Sampled values are not kept for the backward pass: all slots together hold 48 copies of the queries, and gathering
+    them again is cheap. (Without the scan, XLA fuses the slots' scatters into something several times slower on CPU.)
     """
     extents = np.array(sizes, np.int32)
     areas = extents.prod(axis=1)
@@ -58,3 +73,52 @@ def deformable_attention(
     start = jnp.zeros((*locations.shape[:3], values.shape[-1]), jnp.float32)
     total, _ = jax.lax.scan(lambda total, slot: (total + sample(*slot), None), start, slots)
     return total.astype(values.dtype)
+
+
+def sample_by_products(
+    values: Float[Array, "b n k d"],
+    sizes: Sequence[Sequence[int]],
+    locations: Float[Array, "b q k l p 2"],
+    weights: Float[Array, "b q k l p"],
+) -> Float[Array, "b q k d"]:
+    """`deformable_attention` as a matrix product of all pixels with their weights, most of which are zero.
+
+    A TPU multiplies the whole map faster than it gathers a few of its pixels, and there is nothing to scatter in the
+    backward pass. One head and some queries at a time, so that the weights never reach the main memory.
+    """
+    # At the default precision a TPU would round float32 weights to bfloat16.
+    precision = jax.lax.Precision.HIGHEST if values.dtype == jnp.float32 else None
+    ends = np.cumsum([height * width for height, width in sizes])[:-1]
+
+    def head(inputs: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        values, *samples = inputs
+        levels = jnp.split(values, ends, axis=1)
+        maps = [rearrange(x, "b (h w) d -> b h w d", h=size[0]) for x, size in zip(levels, sizes, strict=True)]
+
+        @jax.checkpoint
+        def query(sample: list[jax.Array]) -> jax.Array:
+            location, weight = sample
+            total = jnp.zeros((), jnp.float32)
+            for level, x in enumerate(maps):
+                columns = _hat(location[:, level, :, 0], x.shape[2]) * weight[:, level, :, None]
+                rows = _hat(location[:, level, :, 1], x.shape[1])
+                shares = (rows[..., None] * columns[..., None, :]).sum(1).astype(x.dtype)
+                total += jnp.einsum("bhw,bhwd->bd", shares, x, precision=precision, preferred_element_type=jnp.float32)
+            return total
+
+        return jax.lax.map(query, samples, batch_size=QUERIES_AT_ONCE)
+
+    total = jax.lax.map(
+        head,
+        (
+            rearrange(values, "b n k d -> k b n d"),
+            rearrange(locations, "b q k l p xy -> k q b l p xy"),
+            rearrange(weights, "b q k l p -> k q b l p"),
+        ),
+    )
+    return rearrange(total, "k q b d -> b q k d").astype(values.dtype)
+
+
+def _hat(positions: Float[Array, "*b"], size: int) -> Float[Array, "*b n"]:
+    """Share of each of `size` pixels in a sample at a relative position along one axis."""
+    return jnp.maximum(0, 1 - jnp.abs(positions[..., None] * size - 0.5 - jnp.arange(size)))

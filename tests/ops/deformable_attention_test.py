@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from scipy.ndimage import map_coordinates
 
-from crossearth_jax.ops.deformable_attention import deformable_attention
+from crossearth_jax.ops import deformable_attention as module
+from crossearth_jax.ops.deformable_attention import deformable_attention, sample_by_gather, sample_by_products
 
 SIZES = ((2, 3), (4, 6))
 B, Q, K, P, D = 2, 5, 3, 4, 8
@@ -27,13 +29,14 @@ def scipy_sample(image, points):
     return map_coordinates(image.astype(float), [rows, columns], order=1, mode="grid-constant")
 
 
-def test_equals_scipy_inside_and_outside_the_maps():
+@pytest.mark.parametrize("formulation", [sample_by_gather, sample_by_products])
+def test_equals_scipy_inside_and_outside_the_maps(formulation):
     expected = np.zeros((B, Q, K, D))
     for b, k, d in np.ndindex(B, K, D):
         for level, maps in enumerate(levels(VALUES)):
             sampled = scipy_sample(maps[b, :, :, k, d], LOCATIONS[b, :, k, level])
             expected[b, :, k, d] += (sampled * WEIGHTS[b, :, k, level]).sum(axis=-1)
-    result = jax.jit(lambda v, x, w: deformable_attention(v, SIZES, x, w))(VALUES, LOCATIONS, WEIGHTS)
+    result = jax.jit(lambda v, x, w: formulation(v, SIZES, x, w))(VALUES, LOCATIONS, WEIGHTS)
     np.testing.assert_allclose(result, expected, atol=3e-6)
 
 
@@ -50,12 +53,16 @@ def hat_sampling(values, locations, weights):
     return total
 
 
-def test_gradients_equal_those_of_the_formula():
+@pytest.mark.parametrize("formulation", [sample_by_gather, sample_by_products])
+def test_gradients_equal_those_of_the_formula(monkeypatch, formulation):
+    # More queries than go at once, and a remainder.
+    monkeypatch.setattr(module, "QUERIES_AT_ONCE", 2)
+
     def gradients(function):
         loss = lambda *args: jnp.sum(jnp.sin(function(*args)))  # noqa: E731
         return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(VALUES, LOCATIONS, WEIGHTS)
 
-    ours = gradients(lambda v, x, w: deformable_attention(v, SIZES, x, w))
+    ours = gradients(lambda v, x, w: formulation(v, SIZES, x, w))
     for gradient, expected in zip(ours, gradients(hat_sampling), strict=True):
         np.testing.assert_allclose(gradient, expected, atol=1e-5)
 
@@ -67,3 +74,9 @@ def test_gradient_of_a_sharded_batch_needs_no_communication():
     backward = jax.grad(lambda v, x, w: jnp.sum(deformable_attention(v, SIZES, x, w)), argnums=(0, 1))
     text = jax.jit(backward, out_shardings=split).lower(*arguments).compile().as_text()
     assert text and not [name for name in ("all-gather", "all-reduce", "all-to-all", "permute") if name in text]
+
+
+def test_a_tpu_gets_products(monkeypatch):
+    monkeypatch.setattr(module, "platform", lambda: "tpu")
+    text = jax.jit(lambda v, x, w: deformable_attention(v, SIZES, x, w)).lower(VALUES, LOCATIONS, WEIGHTS).as_text()
+    assert "stablehlo.gather" not in text
