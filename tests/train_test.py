@@ -16,6 +16,15 @@ from crossearth_jax.evaluate import write_json
 from crossearth_jax.parallel import make_mesh
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_steps_are_kept(tmp_path_factory):
+    """Runs of the same configuration compile the same step: the compiler's cache makes it one compilation."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
 @pytest.fixture(scope="module")
 def whole_run(tiny_config, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole")
@@ -36,7 +45,7 @@ def test_resumed_run_is_bit_identical(tiny_config, whole_run, tmp_path):
     resumed = train.train(tiny_config, tmp_path)
     assert_same(whole_run[0].state._asdict()["trainable"], resumed.state.trainable)
     assert_same(whole_run[0].state.average, resumed.state.average)
-    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").open()] == [1, 2, 3, 4]
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
 
 
 def test_restored_run_is_the_trained_one(tiny_config, whole_run):
