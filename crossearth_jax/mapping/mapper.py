@@ -14,11 +14,11 @@ from rasterio.errors import RasterioError
 
 from crossearth_jax.config import UserError
 from crossearth_jax.mapping import mosaic, scoring
-from crossearth_jax.mapping.layers import Layer, Legend, class_layer, confidence_layer, score_layer
+from crossearth_jax.mapping.layers import Legend, class_layer, confidence_layer, score_layer
 from crossearth_jax.mapping.mosaic import Block, Plan
 from crossearth_jax.mapping.polygons import write_polygons
 from crossearth_jax.mapping.preview import write_preview
-from crossearth_jax.mapping.rasters import layer_writer, write_cog
+from crossearth_jax.mapping.rasters import LayerWriter, layer_writer, write_cog
 from crossearth_jax.mapping.scene import Scene, SceneOptions, open_scene
 from crossearth_jax.mapping.scoring import Scorer
 from crossearth_jax.progress import Progress
@@ -75,10 +75,9 @@ def map_scene(
             "%s: bands %s; values %s; %d windows of %d x %d", path, bands, scene.stretch, len(plan), *plan.window
         )
         with staged(out) as (work, done):
-            sources = _write_blocks(work, scorer, scene, plan, legend, options, _tags(scene, plan, tags or {}))
-            for layer, source in sources:
-                write_cog(source, done / f"{out.stem}{layer.suffix}{out.suffix}", layer, legend)
-                source.unlink()
+            for written in _write_blocks(work, scorer, scene, plan, legend, options, _tags(scene, plan, tags or {})):
+                write_cog(written, done / f"{out.stem}{written.layer.suffix}{out.suffix}", legend)
+                written.path.unlink()
             if options.polygons:
                 write_polygons(done / out.name, done / f"{out.stem}.gpkg", legend)
             if options.preview:
@@ -93,18 +92,19 @@ def _write_blocks(
     legend: Legend,
     options: MapOptions,
     tags: Mapping[str, str],
-) -> list[tuple[Layer, Path]]:
+) -> list[LayerWriter]:
     layers = [class_layer()]
     layers += [score_layer(legend)] if options.scores else []
     layers += [confidence_layer()] if options.confidence else []
-    sources = [(layer, work / f"blocks{layer.suffix}.tif") for layer in layers]
     with contextlib.ExitStack() as stack:
-        writers = [stack.enter_context(layer_writer(file, layer, legend, scene.grid, tags)) for layer, file in sources]
-        blocks = _blocks(scorer, scene, plan, options)
-        for block in blocks:
+        writers = [
+            stack.enter_context(layer_writer(work / f"blocks{layer.suffix}.tif", layer, legend, scene.grid, tags))
+            for layer in layers
+        ]
+        for block in _blocks(scorer, scene, plan, options):
             for writer in writers:
                 writer.write(block)
-    return sources
+    return writers
 
 
 def _blocks(scorer: Scorer, scene: Scene, plan: Plan, options: MapOptions) -> Iterator[Block]:

@@ -11,12 +11,16 @@ import numpy as np
 import pyogrio.raw
 import rasterio
 import shapely
+from jaxtyping import Int, Shaped
+from pyogrio.errors import DataLayerError, DataSourceError
 from rasterio.features import shapes
+from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from crossearth_jax.mapping.layers import NODATA, Legend
 
-PART = 8192  # side, in pixels, of the parts a map is traced in
+PART = 4096  # side, in pixels, of the parts a map is traced in
+BATCH = 50_000  # polygons written together
 
 
 def write_polygons(class_map: Path, target: Path, legend: Legend) -> None:
@@ -24,34 +28,39 @@ def write_polygons(class_map: Path, target: Path, legend: Legend) -> None:
 
     Maps of more than `PART` pixels a side are traced in parts, which keeps memory bounded and cuts polygons at the
     seams. Fields: `class` (id), `name`, `colour` ("#rrggbb").
+
+    Raises:
+      OSError: the file cannot be written.
     """
     names = np.array(legend.names, object)
     colours = np.array(["#{:02x}{:02x}{:02x}".format(*colour) for colour in legend.palette], object)
-    for number, (geometry, ids) in enumerate(_parts(class_map)):
-        with rasterio.open(class_map) as dataset, warnings.catch_warnings():
-            # A map of a plain image has no coordinate reference system; that was said when it was read.
-            warnings.filterwarnings("ignore", "'crs' was not provided", UserWarning)
-            pyogrio.raw.write(
-                target,
-                geometry,
-                [ids, names[ids], colours[ids]],
-                ["class", "name", "colour"],
-                layer="classes",
-                driver="GPKG",
-                geometry_type="Polygon",
-                crs=dataset.crs.to_wkt() if dataset.crs else None,
-                append=number > 0,
-            )
+    with rasterio.open(class_map) as dataset, warnings.catch_warnings():
+        # A map of a plain image has no coordinate reference system; that was said when it was read.
+        warnings.filterwarnings("ignore", "'crs' was not provided", UserWarning)
+        for number, (geometry, ids) in enumerate(_parts(dataset)):
+            try:
+                pyogrio.raw.write(
+                    target,
+                    geometry,
+                    [ids, names[ids], colours[ids]],
+                    ["class", "name", "colour"],
+                    layer="classes",
+                    driver="GPKG",
+                    geometry_type="Polygon",
+                    crs=dataset.crs.to_wkt() if dataset.crs else None,
+                    append=number > 0,
+                )
+            except (DataSourceError, DataLayerError) as error:
+                raise OSError(str(error)) from None
 
 
-def _parts(class_map: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Well-known binary of the polygons, and their class ids, part by part."""
-    with rasterio.open(class_map) as dataset:
-        for top, left in itertools.product(range(0, dataset.height, PART), range(0, dataset.width, PART)):
-            rows, columns = (top, min(top + PART, dataset.height)), (left, min(left + PART, dataset.width))
-            window = Window.from_slices(rows, columns)
-            values = dataset.read(1, window=window)
-            found = list(shapes(values, values != NODATA, transform=dataset.window_transform(window)))
-            if found:
-                outlines = [shapely.geometry.shape(outline) for outline, _ in found]
-                yield shapely.to_wkb(np.array(outlines, object)), np.array([value for _, value in found], np.int32)
+def _parts(dataset: DatasetReader) -> Iterator[tuple[Shaped[np.ndarray, " n"], Int[np.ndarray, " n"]]]:
+    """Well-known binary of the polygons, and their class ids, batch by batch."""
+    for top, left in itertools.product(range(0, dataset.height, PART), range(0, dataset.width, PART)):
+        rows, columns = (top, min(top + PART, dataset.height)), (left, min(left + PART, dataset.width))
+        window = Window.from_slices(rows, columns)
+        values = dataset.read(1, window=window)
+        found = shapes(values, values != NODATA, transform=dataset.window_transform(window))
+        for batch in itertools.batched(found, BATCH):
+            outlines = [shapely.geometry.shape(outline) for outline, _ in batch]
+            yield shapely.to_wkb(np.array(outlines, object)), np.array([value for _, value in batch], np.int32)

@@ -4,6 +4,9 @@ Blocks arrive in any shape, so they first go to an uncompressed tiled file; GDAL
 and the final file from it. rasterio writes no category names or attribute tables, but GDAL copies them from a
 virtual raster, whose XML we can extend: GDAL stores the table inside the GeoTIFF (since 3.11) and the category
 names in a `.aux.xml` beside it.
+
+GDAL writes late, and rasterio only logs what goes wrong then (a full disk leaves holes). So pixels are counted on
+the way in and again in the finished file; the counts are part of the attribute table.
 """
 
 from __future__ import annotations
@@ -14,8 +17,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import rasterio
 import rasterio.shutil
+from jaxtyping import Int, Num
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetWriter
 from rasterio.windows import Window
@@ -26,23 +31,31 @@ from crossearth_jax.mapping.mosaic import Block
 
 TILE = 512  # side of the tiles of every file
 
-# Columns of the attribute table: name, GDAL's field type (0 integer, 2 string) and usage (5 the pixel value,
-# 2 its name, 6..8 red, green, blue).
-_TABLE = (("Value", 0, 5), ("Class", 2, 2), ("Red", 0, 6), ("Green", 0, 7), ("Blue", 0, 8))
+# Columns of the attribute table: name, GDAL's field type (0 integer, 1 real, 2 string) and usage (5 the pixel value,
+# 2 its name, 6..8 red, green, blue, 1 the number of pixels, which may not fit GDAL's integers).
+_TABLE = (("Value", 0, 5), ("Class", 2, 2), ("Red", 0, 6), ("Green", 0, 7), ("Blue", 0, 8), ("Count", 1, 1))
 
 
 class LayerWriter:
-    """Collects the blocks of one layer; `layer_writer` makes one."""
+    """Collects the blocks of one layer in an intermediate file; `layer_writer` makes one."""
 
-    def __init__(self, layer: Layer, dataset: DatasetWriter):
-        self._layer, self._dataset = layer, dataset
+    def __init__(self, path: Path, layer: Layer, dataset: DatasetWriter):
+        self.path, self.layer, self._dataset = path, layer, dataset
+        self.counts = np.zeros(NODATA if layer.categorical else 1, np.int64)  # values written: per class, or all
 
     def write(self, block: Block) -> None:
         """Writes the layer's values of a block; what is never written is nodata."""
-        values = self._layer.values(block)
+        values = self.layer.values(block)
+        self.counts += _counts(self.layer, values)
         height, width = values.shape[1:]
         rows, columns = (block.top, block.top + height), (block.left, block.left + width)
         self._dataset.write(values, window=Window.from_slices(rows, columns))
+
+
+def _counts(layer: Layer, values: Num[np.ndarray, "bands h w"]) -> Int[np.ndarray, " n"]:
+    if layer.categorical:
+        return np.bincount(values.ravel(), minlength=NODATA + 1)[:NODATA]
+    return np.array([values.size - np.isnan(values).sum()])
 
 
 @contextlib.contextmanager
@@ -77,16 +90,20 @@ def layer_writer(
         if layer.categorical:
             colours = {i: (*colour, 255) for i, colour in enumerate(legend.palette)}
             dataset.write_colormap(1, {**colours, NODATA: (0, 0, 0, 0)})
-        yield LayerWriter(layer, dataset)
+        yield LayerWriter(path, layer, dataset)
 
 
-def write_cog(source: Path, target: Path, layer: Layer, legend: Legend) -> None:
-    """Turns an intermediate file into a Cloud Optimized GeoTIFF with overviews."""
-    bridge = source.with_suffix(".vrt")
-    with _may_lack_reference():
-        rasterio.shutil.copy(source, bridge, driver="VRT")
+def write_cog(written: LayerWriter, target: Path, legend: Legend) -> None:
+    """Turns a closed intermediate file into a Cloud Optimized GeoTIFF with overviews.
+
+    Raises:
+      OSError: not every pixel arrived in the file.
+    """
+    layer, bridge = written.layer, written.path.with_suffix(".vrt")
+    with _may_lack_reference(), _as_os_error():
+        rasterio.shutil.copy(written.path, bridge, driver="VRT")
         if layer.categorical:
-            _name_classes(bridge, legend)
+            _name_classes(bridge, legend, written.counts)
         rasterio.shutil.copy(
             bridge,
             target,
@@ -99,9 +116,24 @@ def write_cog(source: Path, target: Path, layer: Layer, legend: Legend) -> None:
             bigtiff="IF_SAFER",
             num_threads="ALL_CPUS",
         )
+        with rasterio.open(target) as dataset:
+            parts = (dataset.read(window=window) for _, window in dataset.block_windows(1))
+            found = sum((_counts(layer, values) for values in parts), np.zeros_like(written.counts))
+    if not np.array_equal(found, written.counts):
+        raise OSError(
+            f"only {found.sum()} of {written.counts.sum()} values arrived in {target.name}; is the disk full?"
+        )
 
 
-def _name_classes(virtual: Path, legend: Legend) -> None:
+@contextlib.contextmanager
+def _as_os_error() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # GDAL's own errors have no public class
+        raise OSError(str(error.__cause__ or error)) from None
+
+
+def _name_classes(virtual: Path, legend: Legend, counts: Int[np.ndarray, " n"]) -> None:
     tree = ElementTree.parse(virtual)
     band = tree.getroot().find("VRTRasterBand")
     assert band is not None
@@ -115,7 +147,7 @@ def _name_classes(virtual: Path, legend: Legend) -> None:
             ElementTree.SubElement(field, key).text = str(value)
     for i, (name, colour) in enumerate(zip(legend.names, legend.palette, strict=True)):
         row = ElementTree.SubElement(table, "Row", index=str(i))
-        for value in (i, name, *colour):
+        for value in (i, name, *colour, counts[i]):
             ElementTree.SubElement(row, "F").text = str(value)
     tree.write(virtual)
 

@@ -1,6 +1,7 @@
 """Whole maps against scoring the whole scene at once, and what is left when something goes wrong."""
 
 import os
+import resource
 import tracemalloc
 
 import numpy as np
@@ -201,3 +202,17 @@ def test_output_that_cannot_be_written(rule, write_scene, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"cannot write .*map\.tif: .*Not a directory"):
         map_scene(rule, path, tmp_path / "file" / "map.tif")
+
+
+@pytest.mark.parametrize("limit", [1_000, 100_000, 1_050_000])
+def test_a_full_disk(rule, write_scene, tmp_path, limit):
+    """A limit to the size of files makes writing fail at some stage: GDAL is late to notice, we are not."""
+    path = write_scene(speckled(300, 300))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*map\.tif"):
+            map_scene(rule, path, tmp_path / "maps" / "map.tif", options=MapOptions(scores=True, polygons=True))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert os.listdir(tmp_path / "maps") == []

@@ -22,9 +22,10 @@ def read(path):
     return meta, shapely.from_wkb(geometry), dict(zip(meta["fields"], fields, strict=True))
 
 
-@pytest.mark.parametrize("part", [8192, 16])
-def test_areas_are_those_of_the_pixels(write_scene, tmp_path, monkeypatch, part):
+@pytest.mark.parametrize(("part", "batch"), [(4096, 50_000), (16, 3)])
+def test_areas_are_those_of_the_pixels(write_scene, tmp_path, monkeypatch, part, batch):
     monkeypatch.setattr(polygons, "PART", part)
+    monkeypatch.setattr(polygons, "BATCH", batch)
     write_scene(ids()[None], nodata=NODATA)
     polygons.write_polygons(tmp_path / "scene.tif", tmp_path / "map.gpkg", LEGEND)
     meta, outlines, fields = read(tmp_path / "map.gpkg")

@@ -46,7 +46,7 @@ def written(tmp_path_factory):
                 for top in range(0, 1100, 99):
                     part = np.s_[top : top + 99, left:right]
                     writer.write(Block(top, left, one_hot(ids()[part]), valid()[part]))
-        rasters.write_cog(source, folder / f"map{layer.suffix}.tif", layer, LEGEND)
+        rasters.write_cog(writer, folder / f"map{layer.suffix}.tif", LEGEND)
     return folder
 
 
@@ -112,12 +112,14 @@ def test_colours_and_names(written):
     assert band.find("ColorInterp").text == "Palette"
     assert [name.text for name in band.find("CategoryNames")] == list(LEGEND.names)
     table = band.find("GDALRasterAttributeTable")
-    assert [field.find("Name").text for field in table.iter("FieldDefn")] == ["Value", "Class", "Red", "Green", "Blue"]
-    rows = [[cell.text for cell in row] for row in table.iter("Row")]
-    assert rows == [
-        ["0", "land", "10", "20", "255"],
-        ["1", "sea & <shore>", "0", "128", "9"],
-        ["2", "forêt", "7", "7", "7"],
+    assert [field.find("Name").text for field in table.iter("FieldDefn")] == [
+        *("Value", "Class", "Red", "Green", "Blue", "Count"),
+    ]
+    counts = [str((ids()[valid()] == i).sum()) for i in range(3)]
+    assert [[cell.text for cell in row] for row in table.iter("Row")] == [
+        ["0", "land", "10", "20", "255", counts[0]],
+        ["1", "sea & <shore>", "0", "128", "9", counts[1]],
+        ["2", "forêt", "7", "7", "7", counts[2]],
     ]
 
 
@@ -125,3 +127,13 @@ def test_the_attribute_table_is_inside_the_file(written, tmp_path):
     (tmp_path / "alone.tif").write_bytes((written / "map.tif").read_bytes())  # without its .aux.xml
     rasterio.shutil.copy(tmp_path / "alone.tif", tmp_path / "view.vrt", driver="VRT")
     assert "sea &amp; &lt;shore&gt;" in (tmp_path / "view.vrt").read_text("utf-8")
+
+
+@pytest.mark.parametrize("layer", [class_layer(), score_layer(LEGEND)])
+def test_pixels_that_got_lost_are_noticed(tmp_path, layer):
+    grid = Grid(None, Affine.identity(), 600, 600)
+    with rasters.layer_writer(tmp_path / "blocks.tif", layer, LEGEND, grid, {}) as writer:
+        writer.write(Block(0, 0, one_hot(ids()[:600, :600]), np.ones((600, 600), bool)))
+        writer.counts[0] += 1  # as if a pixel had not been written
+    with pytest.raises(OSError, match="values arrived in map.tif; is the disk full"):
+        rasters.write_cog(writer, tmp_path / "map.tif", LEGEND)
