@@ -135,5 +135,5 @@ def test_pixels_that_got_lost_are_noticed(tmp_path, layer):
     with rasters.layer_writer(tmp_path / "blocks.tif", layer, LEGEND, grid, {}) as writer:
         writer.write(Block(0, 0, one_hot(ids()[:600, :600]), np.ones((600, 600), bool)))
         writer.counts[0] += 1  # as if a pixel had not been written
-    with pytest.raises(OSError, match="values arrived in map.tif; is the disk full"):
+    with pytest.raises(OSError, match=r"values arrived in map\.tif; is the disk full"):
         rasters.write_cog(writer, tmp_path / "map.tif", LEGEND)
