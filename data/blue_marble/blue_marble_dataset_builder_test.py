@@ -123,7 +123,7 @@ def test_scored_classes_follow_the_stated_rule(examples):
         for climate in CLIMATES
     }
     useful = {climate: np.min(columns, axis=0) >= 1 for climate, columns in shares.items()}
-    for setting in SETTINGS.values():
+    for setting in (row for row in SETTINGS.values() if row.source.startswith("blue_marble/")):
         climates = [name.split("/")[1].split("_")[0] for name in (setting.source, setting.target)]
         both = useful[climates[0]] & useful[climates[1]]
         assert setting.classes == tuple(itertools.compress(names, both)), setting.name

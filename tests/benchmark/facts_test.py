@@ -2,7 +2,7 @@
 
 import pytest
 
-from crossearth_jax.benchmark import DOMAINS, SETTINGS, TAXONOMIES, domains_of, settings_from
+from crossearth_jax.benchmark import DOMAINS, SETTINGS, TAXONOMIES, domains_of, settings_from, used_splits
 
 
 def test_rows_of_blue_marble():
@@ -16,10 +16,12 @@ def test_every_name_resolves():
     for name, domain in DOMAINS.items():
         assert name == f"{domain.dataset}/{domain.config}"
         assert domain.counts.keys() == domain.sizes.keys()
-        assert domain.taxonomy is None or domain.eval_split in domain.counts
+        assert domain.taxonomy is None or domain.eval_split in {*domain.counts, ""}
     for name, setting in SETTINGS.items():
         assert name == setting.name and "/" not in name
         assert setting.cross_domain == (setting.source != setting.target)
+        assert "train" in used_splits(setting.source)
+        assert DOMAINS[setting.target].eval_split in used_splits(setting.target)
         taxonomy = DOMAINS[setting.source].taxonomy
         assert taxonomy == DOMAINS[setting.target].taxonomy
         order = [TAXONOMIES[str(taxonomy)].classes.index(name) for name in setting.classes]
@@ -37,5 +39,6 @@ def test_domains_of_a_source():
     source = "blue_marble/temperate_green"
     assert len(settings_from(source)) == 8
     assert domains_of(source)[0] == source
-    assert sorted(domains_of(source)) == sorted(set(DOMAINS) - {"blue_marble/unlabelled"})
+    labelled = {name for name in DOMAINS if name.startswith("blue_marble/")} - {"blue_marble/unlabelled"}
+    assert sorted(domains_of(source)) == sorted(labelled)
     assert domains_of("blue_marble/unlabelled") == ["blue_marble/unlabelled"]

@@ -1,0 +1,90 @@
+"""What a benchmark is made of: classes, domains, trainings, settings, published numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+IGNORE = 255  # label of pixels that are neither trained on nor scored
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Taxonomy:
+    """Classes in the order of their train ids."""
+
+    name: str
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]  # RGB, one colour per class
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Resize:
+    """How images are resized before windows are cut from them; labels keep their size."""
+
+    box: tuple[int, int]  # height and width
+    keep_ratio: bool = True  # fit into the box at the aspect ratio, or fill it
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Domain:
+    """One prepared dataset configuration."""
+
+    dataset: str
+    config: str
+    description: str
+    taxonomy: str | None  # key of TAXONOMIES; None for images without labels
+    gsd: float | None  # ground sampling distance in metres (plate carrée grids: at the equator); None if it varies
+    eval_split: str  # split scored when the domain is a target; "" if it never is one
+    counts: Mapping[str, int]  # images per split
+    sizes: Mapping[str, tuple[int, int]]  # height and width of the largest images per split, in pixels
+    resize: Resize | None = None  # of evaluation; None leaves images as they are
+
+    @property
+    def name(self) -> str:
+        """Key in `DOMAINS`, also the TFDS name: "<dataset>/<config>"."""
+        return f"{self.dataset}/{self.config}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Published:
+    """A number somebody else printed for a setting."""
+
+    miou: float  # percent; the object's IoU in settings that have an `object`
+    source: str  # where it is printed
+    confidence: str = ""  # how sure the reading is, e.g. "table in the text", "read off a picture"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One row of a results table: train on `source`, score on `target`."""
+
+    name: str
+    source: str  # key of DOMAINS
+    target: str  # key of DOMAINS
+    gap: tuple[str, ...]  # what differs between the two; () in an in-domain row
+    classes: tuple[str, ...]  # scored classes, in the order of the taxonomy
+    object: str | None = None  # class whose IoU is the headline of a two-class setting, beside the two-class mean
+    published: Published | None = None
+
+    @property
+    def cross_domain(self) -> bool:
+        """False for the in-domain reference rows, which are never averaged with the others."""
+        return bool(self.gap)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """A model that serves every setting of its source."""
+
+    name: str
+    source: str  # key of DOMAINS
+    crop: int  # side of crops and windows, in pixels
+    weights: str | None  # published file of this training; None if none was published
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OpenRow:
+    """A row that a table keeps for what is known to exist and cannot be stated."""
+
+    name: str
+    reason: str
