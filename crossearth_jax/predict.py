@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from jaxtyping import Array, Float, UInt8
 from crossearth_jax import command, parallel
 from crossearth_jax.config import MeshConfig, UserError
 from crossearth_jax.mapping.mapper import MapOptions, map_scene
+from crossearth_jax.mapping.radiometry import PERCENTILES
 from crossearth_jax.mapping.scene import SceneOptions, check_scene
 from crossearth_jax.predictor import Segmentor, load
 
@@ -72,19 +74,44 @@ def device_scorer(segmentor: Segmentor) -> DeviceScorer:
 
 
 def main(argv: list[str]) -> None:
-    """Maps what the command line names."""
+    """Maps what the command line names; a scene that cannot be mapped does not keep the others from it.
+
+    Raises:
+      UserError: a scene could not be mapped, or nothing could be begun.
+    """
     arguments = _parser().parse_args(argv)
-    scene_options = SceneOptions(
-        bands=arguments.bands, value_range=arguments.range, gsd=arguments.gsd, bounds=arguments.bounds
-    )
     outputs = output_paths(arguments.scenes, arguments.out)
     if arguments.skip_existing:
         outputs = {scene: out for scene, out in outputs.items() if not out.exists()}
         logging.info("%d of %d maps exist", len(arguments.scenes) - len(outputs), len(arguments.scenes))
-    for scene in outputs:
-        check_scene(scene, scene_options)
-    if not outputs:
-        return
+    several, options = len(outputs) > 1, _scene_options(arguments)
+    scenes = _each(outputs, lambda scene: check_scene(scene, options), several)
+    if scenes:
+        scenes = _each(scenes, _mapper(arguments, options, outputs), several)
+    missing = [scene for scene in outputs if scene not in scenes]
+    if missing:
+        raise UserError(f"{len(missing)} of {len(outputs)} scenes could not be mapped: {', '.join(missing)}; see above")
+
+
+def _each(scenes: Iterable[str], work: Callable[[str], None], several: bool) -> list[str]:
+    """Does something to every scene and returns those it worked for; of several scenes a bad one is only reported."""
+    good = []
+    for scene in scenes:
+        try:
+            work(scene)
+            good.append(scene)
+        except UserError as error:
+            if not several:
+                raise
+            named = "" if scene in str(error) else f"{scene}: "
+            print(f"error: {named}{error}", file=sys.stderr)
+    return good
+
+
+def _mapper(
+    arguments: argparse.Namespace, scene_options: SceneOptions, outputs: Mapping[str, Path]
+) -> Callable[[str], None]:
+    """What maps one scene, with the model loaded once."""
     scorer = device_scorer(_model(arguments))
     devices = len(jax.local_devices())
     batch_size = arguments.batch_size or WINDOWS_PER_DEVICE * devices
@@ -97,9 +124,12 @@ def main(argv: list[str]) -> None:
         polygons=arguments.polygons,
         preview=arguments.preview,
     )
-    for scene, out in outputs.items():
-        map_scene(scorer, scene, out, scene_options, options, {"CHECKPOINT": arguments.checkpoint})
-        logging.info("wrote %s", out)
+
+    def work(scene: str) -> None:
+        map_scene(scorer, scene, outputs[scene], scene_options, options, {"CHECKPOINT": arguments.checkpoint})
+        logging.info("wrote %s", outputs[scene])
+
+    return work
 
 
 def output_paths(scenes: Sequence[str], out: str) -> dict[str, Path]:
@@ -127,6 +157,16 @@ def output_paths(scenes: Sequence[str], out: str) -> dict[str, Path]:
     return outputs
 
 
+def _scene_options(arguments: argparse.Namespace) -> SceneOptions:
+    return SceneOptions(
+        bands=arguments.bands,
+        value_range=arguments.range,
+        percentiles=arguments.percentiles,
+        gsd=arguments.gsd,
+        bounds=arguments.bounds,
+    )
+
+
 def _model(arguments: argparse.Namespace) -> Segmentor:
     classes = arguments.classes
     return load(
@@ -150,22 +190,24 @@ def _parser() -> argparse.ArgumentParser:
     add("--checkpoint", required=True, help="folder of a run, .safetensors or .pth")
     add("--backbone", help="file of the frozen backbone, for checkpoints without it")
     add("--classes", metavar="NAMES", help="names of the classes (a,b,c) or of a taxonomy; default: the checkpoint's")
-    _add_reading(parser.add_argument_group("reading").add_argument)
+    _add_reading(parser.add_argument_group("reading"))
     _add_scoring(parser.add_argument_group("scoring").add_argument)
     _add_writing(parser.add_argument_group("writing").add_argument)
     return parser
 
 
-def _add_reading(add: Callable[..., Any]) -> None:
+def _add_reading(group: argparse._ArgumentGroup) -> None:
+    add, stretch = group.add_argument, group.add_mutually_exclusive_group().add_argument
     add(
         "--bands", metavar="R,G,B", help="three bands by name or number from 1 (nir,red,green); default: red,green,blue"
     )
-    add(
-        "--range",
+    stretch("--range", type=_numbers(2), metavar="LOW,HIGH", help="values that become 0 and 255")
+    stretch(
+        "--percentiles",
         type=_numbers(2),
         metavar="LOW,HIGH",
-        help="values that become 0 and 255; default: 8-bit scenes as they are, others by the percentiles 2 and 98 of "
-        "each band over the whole scene",
+        help="percentiles of each band over the whole scene that become 0 and 255; default without --range: 8-bit "
+        "scenes as they are, others by {:g},{:g}".format(*PERCENTILES),
     )
     add("--gsd", type=_positive(float), metavar="METRES", help="resample to this ground sampling distance first")
     add(

@@ -150,6 +150,7 @@ def test_output_paths(tmp_path):
         ([LANDSAT, "--bands=9,2,1", "--out={}/m.tif"], "no band '9'"),
         ([LANDSAT, "--bounds=0,0,1,1", "--out={}/m.tif"], "do not overlap"),
         ([LANDSAT, "--range=9,3", "--out={}/m.tif"], "expected low < high"),
+        ([LANDSAT, "--percentiles=2,101", "--out={}/m.tif"], "expected 0 <= low < high <= 100"),
         ([LANDSAT, "--classes=a,b", "--out={}/m.tif"], "2 class names for 3 classes"),
         ([LANDSAT, "--classes=elves", "--out={}/m.tif"], "taxonomy 'elves' is unknown"),
         ([LANDSAT, "--stride=65", "--out={}/m.tif"], "stride is 65"),

@@ -46,8 +46,18 @@ def fixed(low: float, high: float) -> Stretch:
     return Stretch(((low, high),) * 3, "given range")
 
 
-def percentile(values: Num[np.ndarray, "3 h w"], valid: Bool[np.ndarray, "3 h w"]) -> Stretch:
-    """The range between two percentiles of each band's valid values; a band without any gets 0..1."""
+def percentile(
+    values: Num[np.ndarray, "3 h w"],
+    valid: Bool[np.ndarray, "3 h w"],
+    percentiles: tuple[float, float] = PERCENTILES,
+) -> Stretch:
+    """The range between two percentiles of each band's valid values; a band without any gets 0..1.
+
+    Raises:
+      UserError: they are no percentiles in ascending order.
+    """
+    if not 0 <= percentiles[0] < percentiles[1] <= 100:
+        raise UserError("the percentiles are {:g} and {:g}, expected 0 <= low < high <= 100".format(*percentiles))
     known = [band[data].astype(np.float64) for band, data in zip(values, valid, strict=True)]
-    found = [np.percentile(band, PERCENTILES).tolist() if band.size else (0.0, 1.0) for band in known]
-    return Stretch(tuple((low, high) for low, high in found), "percentiles {:g} and {:g}".format(*PERCENTILES))
+    found = [np.percentile(band, percentiles).tolist() if band.size else (0.0, 1.0) for band in known]
+    return Stretch(tuple((low, high) for low, high in found), "percentiles {:g} and {:g}".format(*percentiles))

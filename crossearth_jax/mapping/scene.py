@@ -38,7 +38,8 @@ class SceneOptions:
     """How scenes are read."""
 
     bands: str | None = None  # see `bands.select_bands`
-    value_range: tuple[float, float] | None = None  # None: 8 bit as it is, anything else by percentiles
+    value_range: tuple[float, float] | None = None  # values that become 0 and 255; None: by percentiles
+    percentiles: tuple[float, float] | None = None  # None: 8 bit as it is, anything else by `radiometry.PERCENTILES`
     gsd: float | None = None  # ground sampling distance in metres that the scene is resampled to; None keeps its own
     bounds: Bounds | None = None  # part of the scene to map; None is all of it
 
@@ -110,7 +111,7 @@ def open_scene(path: str, options: SceneOptions) -> Iterator[Scene]:
       UserError: it is no raster, or the options do not fit it.
     """
     with _selected(path, options) as (dataset, bands), contextlib.ExitStack() as stack:
-        stretch = _stretch(path, dataset, bands, options.value_range)
+        stretch = _stretch(path, dataset, bands, options)
         if options.gsd is not None:
             dataset = stack.enter_context(_resampled(dataset, options.gsd))
         scene = Scene(path, dataset, bands, stretch, options.bounds)
@@ -154,14 +155,15 @@ def _check_values(path: str, dataset: Raster, bands: tuple[int, int, int]) -> No
             )
 
 
-def _stretch(path: str, dataset: Raster, bands: tuple[int, int, int], given: tuple[float, float] | None) -> Stretch:
-    if given is not None:
-        return radiometry.fixed(*given)
-    if {dataset.dtypes[band - 1] for band in bands} == {"uint8"}:
+def _stretch(path: str, dataset: Raster, bands: tuple[int, int, int], options: SceneOptions) -> Stretch:
+    if options.value_range is not None:
+        return radiometry.fixed(*options.value_range)
+    if options.percentiles is None and {dataset.dtypes[band - 1] for band in bands} == {"uint8"}:
         return radiometry.AS_IS
     size = dataset.height, dataset.width
     window = Window.from_slices((0, dataset.height), (0, dataset.width))
-    return radiometry.percentile(*_read(path, dataset, bands, window, _thinned(size, radiometry.SAMPLE_SIDE)))
+    sample = _read(path, dataset, bands, window, _thinned(size, radiometry.SAMPLE_SIDE))
+    return radiometry.percentile(*sample, options.percentiles or radiometry.PERCENTILES)
 
 
 def _resampled(dataset: Raster, gsd: float) -> WarpedVRT:

@@ -33,6 +33,15 @@ def test_percentiles_of_valid_values():
     np.testing.assert_array_equal(stretch(pixel), [[[128]], [[128]], [[0]]])  # 127.5, 127.5; a band of one value is 0
 
 
+def test_other_percentiles():
+    values = np.arange(101, dtype=np.uint8).reshape(1, 1, 101).repeat(3, 0)
+    stretch = radiometry.percentile(values, np.ones(values.shape, bool), (0.0, 50.0))
+    assert stretch.ranges == ((0, 50),) * 3
+    assert str(stretch).endswith("(percentiles 0 and 50)")
+    with pytest.raises(UserError, match="percentiles are 98 and 2, expected 0 <= low < high <= 100"):
+        radiometry.percentile(values, np.ones(values.shape, bool), (98.0, 2.0))
+
+
 def test_missing_and_infinite_values():
     values = np.array([[[np.nan]], [[np.inf]], [[-np.inf]]], np.float32)
     np.testing.assert_array_equal(radiometry.fixed(0.0, 1.0)(values), [[[0]], [[255]], [[0]]])

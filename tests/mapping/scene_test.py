@@ -103,6 +103,15 @@ def test_sixteen_bit_is_stretched_by_its_own_percentiles():
     assert scene.stretch.ranges[0] == pytest.approx((low[0, 0, 0], high[0, 0, 0]))
 
 
+def test_eight_bit_is_stretched_only_when_asked(write_scene):
+    bands = pixels()
+    path = write_scene(bands)
+    np.testing.assert_array_equal(read_all(path)[0], np.moveaxis(bands, 0, -1))
+    _, _, scene = read_all(path, percentiles=(10.0, 60.0))
+    expected = np.percentile(bands.astype(float), (10, 60), axis=(1, 2)).T
+    np.testing.assert_allclose(scene.stretch.ranges, expected)
+
+
 def test_stretch_belongs_to_the_scene_not_to_the_window():
     with open_scene("data/scenes/sentinel2_virginia.tif", SceneOptions()) as scene:
         whole, _ = scene.read(0, 0, 512, 512)
