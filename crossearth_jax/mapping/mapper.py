@@ -30,7 +30,7 @@ class MapOptions:
 
     stride: int | None = None  # distance of windows in pixels; None: two thirds of the window
     batch_size: int = 4  # windows that go through the model together
-    sum_bytes: int = 128 * 2**20  # memory for the running sum; 512-pixel windows and 6 classes: 10,900 columns
+    sum_bytes: int = 64 * 2**20  # memory for the running sum; 512-pixel windows and 6 classes: 5,400 columns
     flips: bool = False  # average the scores over the mirror images of a window
     scores: bool = False  # also write the scores
     confidence: bool = False  # also write margin and entropy

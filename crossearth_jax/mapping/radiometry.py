@@ -10,6 +10,7 @@ from jaxtyping import Bool, Num, UInt8
 from crossearth_jax.config import UserError
 
 PERCENTILES = (2.0, 98.0)
+ROWS = 64  # stretched at a time: the intermediate numbers are four times as large as the result
 SAMPLE_SIDE = 1024  # the percentiles come from a copy of the scene thinned to at most this many pixels a side
 
 
@@ -26,7 +27,12 @@ class Stretch:
             return values
         low, high = np.array(self.ranges, np.float32).T[..., None, None]
         gain = np.divide(255, high - low, where=high > low, out=np.zeros_like(low))
-        return np.clip(np.rint(np.nan_to_num((values.astype(np.float32) - low) * gain)), 0, 255).astype(np.uint8)
+        stretched = np.empty(values.shape, np.uint8)
+        for top in range(0, values.shape[1], ROWS):
+            rows = np.s_[:, top : top + ROWS]
+            scaled = np.nan_to_num((values[rows].astype(np.float32) - low) * gain)
+            stretched[rows] = np.clip(np.rint(scaled), 0, 255)
+        return stretched
 
     def __str__(self) -> str:
         return f"{', '.join(f'{low:g}..{high:g}' for low, high in self.ranges)} to 0..255 ({self.origin})"
