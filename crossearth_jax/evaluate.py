@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from crossearth_jax import baselines, benchmark, diagnostics, metrics, parallel
 from crossearth_jax.atomic import replacing, write_json
 from crossearth_jax.benchmark import Setting, Taxonomy
+from crossearth_jax.class_features import write_class_features
 from crossearth_jax.config import Config, EvaluateConfig
 from crossearth_jax.inputs.pipeline import evaluation_batches
 from crossearth_jax.models.segmentor import SegmentationModel
@@ -132,6 +133,7 @@ def evaluate(config: Config, workdir: Path, mesh: Mesh, params: Params, step: in
             target: evaluator.domain(params, target, benchmark.DOMAINS[target].eval_split, config.data.data_dir)
             for target in dict.fromkeys(setting.target for setting in settings)
         }
+        write_class_features(workdir / "evaluation" / "class_features.npz", config, mesh, params, found)
     distances: dict[str, float] = {}
     if config.style is not None:
         distances = diagnostics.style_distances(config, params, found)
