@@ -10,43 +10,65 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import crossearth_data  # noqa: F401  # pyright: ignore[reportMissingImports] (registers the builders)
-import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
-from jaxtyping import Int
 
 from crossearth_jax import command
-from crossearth_jax.benchmark import DOMAINS, IGNORE, TAXONOMIES, Domain
+from crossearth_jax.benchmark import DOMAINS, Domain
 from crossearth_jax.config import DataConfig, UserError
-from crossearth_jax.inputs.sources import PreparedSplit, find_domain, quiet_tfds
+from crossearth_jax.inputs.inspection import SplitReport, check_split
+from crossearth_jax.inputs.sources import PreparedSplit, find_domain, prepared_splits, quiet_tfds
 
 
 def main(argv: list[str]) -> int:
     """Prepares or checks what the command line names; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    domains = domains_named(arguments.name)
+    options = _options(arguments.option, {DOMAINS[name].dataset for name in domains})
+    if arguments.check:
+        _check(domains, arguments, options)
+    else:
+        prepare_domains(domains, arguments.data_dir, arguments.manual_dir, options, strict=arguments.strict)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m crossearth_jax.prepare", description=__doc__)
     parser.add_argument("name", metavar="DATASET[/CONFIG]", help="e.g. blue_marble or blue_marble/temperate_green")
     parser.add_argument("--data_dir", default=DataConfig().data_dir, help="where prepared datasets are kept")
-    parser.add_argument("--manual_dir", help="folder of the official archives, for datasets that need them")
-    parser.add_argument("--check", action="store_true", help="only verify what is prepared, read every record")
-    arguments = parser.parse_args(argv)
-    domains = domains_named(arguments.name)
-    if not arguments.check:
-        prepare_domains(domains, arguments.data_dir, arguments.manual_dir)
-        return 0
-    reports = [check_split(name, split, arguments.data_dir) for name in domains for split in DOMAINS[name].counts]
-    for report in reports:
-        print(report)
-    faulty = [f"{report.domain} {report.split}" for report in reports if report.faults]
-    if faulty:
-        raise UserError(f"not as expected: {', '.join(faulty)}; delete the folder of the domain and prepare it again")
-    return 0
+    parser.add_argument(
+        "--manual_dir", help="folder of the dataset's archives, packed or unpacked, where it needs them"
+    )
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="DATASET.NAME=VALUE",
+        help="an open choice of a dataset, e.g. rescuenet.water=ignored; recorded with it (may be repeated)",
+    )  # fmt: skip
+    parser.add_argument("--strict", action="store_true", help="numbers of images must be those of the benchmark")
+    parser.add_argument(
+        "--check", action="store_true",
+        help="only verify: what is prepared, or with --manual_dir the archives themselves; reads every image",
+    )  # fmt: skip
+    return parser
+
+
+def _options(given: Iterable[str], datasets: set[str]) -> dict[str, str]:
+    """{name: value} of the one dataset being prepared."""
+    options = {}
+    for text in given:
+        dataset, dot, rest = text.partition(".")
+        name, equals, value = rest.partition("=")
+        if not (dot and equals and value):
+            raise UserError(f"--option '{text}' is not of the form DATASET.NAME=VALUE")
+        if dataset not in datasets:
+            raise UserError(f"--option '{text}' is about {dataset}, but {', '.join(datasets)} is named")
+        options[name] = value
+    return options
 
 
 def domains_named(name: str) -> list[str]:
@@ -59,13 +81,27 @@ def domains_named(name: str) -> list[str]:
     return domains or [find_domain(name).name]
 
 
-def prepare_domains(names: Iterable[str], data_dir: str | Path, manual_dir: str | Path | None = None) -> None:
+def prepare_domains(
+    names: Iterable[str],
+    data_dir: str | Path,
+    manual_dir: str | Path | None = None,
+    options: Mapping[str, str] | None = None,
+    *,
+    strict: bool = False,
+) -> None:
     """Prepares every domain of `names` that is not prepared yet (see `prepare`)."""
     for name in names:
-        prepare(name, data_dir, manual_dir)
+        prepare(name, data_dir, manual_dir, options, strict=strict)
 
 
-def prepare(name: str, data_dir: str | Path, manual_dir: str | Path | None = None) -> Path:
+def prepare(
+    name: str,
+    data_dir: str | Path,
+    manual_dir: str | Path | None = None,
+    options: Mapping[str, str] | None = None,
+    *,
+    strict: bool = False,
+) -> Path:
     """Prepares one domain unless it is there already, verifies it and returns its folder.
 
     Several processes may prepare the same domain at once; the first to finish provides it for all.
@@ -74,10 +110,12 @@ def prepare(name: str, data_dir: str | Path, manual_dir: str | Path | None = Non
       name: "dataset/config", a key of `benchmark.DOMAINS`.
       data_dir: folder of all prepared datasets; `~` is expanded.
       manual_dir: folder of the archives, for datasets that cannot be distributed.
+      options: open choices of the dataset, see its builder's `OPTIONS`.
+      strict: makes it an error that numbers of images differ from the benchmark's.
 
     Raises:
-      UserError: the domain is unknown, its source files are missing or damaged, the folder cannot be written,
-        or what is prepared there is not whole.
+      UserError: the domain or an option is unknown, its source files are missing or damaged, the folder cannot be
+        written, or what is prepared there is not whole or was prepared with other options.
     """
     domain = find_domain(name)
     if not sys.stderr.isatty():
@@ -86,16 +124,37 @@ def prepare(name: str, data_dir: str | Path, manual_dir: str | Path | None = Non
     try:
         # TFDS prints what it does; standard output belongs to the results of a command.
         with contextlib.redirect_stdout(sys.stderr), quiet_tfds():
-            builder = tfds.builder(name, data_dir=Path(data_dir).expanduser(), file_format="array_record")
+            builder = _builder(name, data_dir, options, strict)
+            _refuse_other_options(builder, options or {})
             with _first_wins(Path(builder.data_dir)):
                 builder.download_and_prepare(download_config=config)
     except OSError as error:
         raise UserError(
             f"{name} cannot be prepared in {data_dir}: {error}; free the space or choose another --data_dir"
         ) from error
-    _verify(domain, data_dir, Path(builder.data_dir))
-    logging.info("%s is prepared in %s: %s", name, builder.data_dir, dict(domain.counts))
+    counts = _verify(domain, data_dir, Path(builder.data_dir), strict)
+    logging.info("%s is prepared in %s: %s", name, builder.data_dir, counts)
     return Path(builder.data_dir)
+
+
+def _builder(name: str, data_dir: str | Path, options: Mapping[str, str] | None, strict: bool) -> Any:
+    own = {}
+    if hasattr(tfds.builder_cls(name.split("/")[0]), "OPTIONS"):
+        own = {"options": options, "strict": strict}
+    elif options:
+        raise UserError(f"{name} has no options, given: {', '.join(options)}")
+    return tfds.builder(name, data_dir=Path(data_dir).expanduser(), file_format="array_record", **own)
+
+
+def _refuse_other_options(builder: Any, given: Mapping[str, str]) -> None:
+    """A dataset that is there already must have been made with the options that are asked for now."""
+    made = (builder.info.metadata or {}).get("options", {})
+    for name, value in given.items():
+        if made.get(name) != value:
+            raise UserError(
+                f"{builder.data_dir} was prepared with {builder.name}.{name}={made.get(name)}, now {value} is asked"
+                " for; delete the folder or choose another --data_dir"
+            )
 
 
 @contextlib.contextmanager
@@ -110,82 +169,70 @@ def _first_wins(directory: Path) -> Iterator[None]:
         logging.info("%s was prepared by another process meanwhile", directory)
 
 
-def _verify(domain: Domain, data_dir: str | Path, directory: Path) -> None:
-    """Raises a UserError unless every split has the expected number of records and its ends can be read."""
-    remedy = "delete the folder and prepare again"
+def _verify(domain: Domain, data_dir: str | Path, directory: Path, strict: bool) -> dict[str, int]:
+    """Numbers of images by split, after reading both ends of every split; warns if they are not the benchmark's."""
     if not (directory / "dataset_info.json").exists():
-        raise UserError(f"{directory} has no dataset_info.json, so it is not a whole dataset; {remedy}")
-    for split, expected in domain.counts.items():
+        raise UserError(
+            f"{directory} has no dataset_info.json, so it is not a whole dataset; delete the folder and prepare again"
+        )
+    counts = dict.fromkeys(domain.counts, 0)
+    for split in prepared_splits(domain.name, data_dir):
         source = PreparedSplit(domain.name, split, data_dir)
-        if len(source) != expected:
-            raise UserError(f"{directory}: split {split} has {len(source)} images, expected {expected}; {remedy}")
-        for index in (0, expected - 1):
+        counts[split] = len(source)
+        for index in {0, len(source) - 1}:
             source[index]
+    for split, expected in domain.counts.items():
+        if counts[split] != expected:
+            message = f"{directory}: split {split} has {counts[split]} images, the benchmark's has {expected}"
+            if strict:
+                raise UserError(f"{message}; delete the folder and prepare it from complete archives")
+            logging.warning("%s: scores on it are not comparable with published ones", message)
+    return counts
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SplitReport:
-    """What reading every record of one split found; `str` gives the lines that `--check` prints."""
-
-    domain: str
-    split: str
-    images: int
-    expected: int
-    sizes: Counter[tuple[int, int]]  # (height, width) -> images
-    histogram: Int[np.ndarray, 256]  # pixels per label value
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the train ids; none for an unlabelled domain."""
-        taxonomy = DOMAINS[self.domain].taxonomy
-        return TAXONOMIES[taxonomy].classes if taxonomy else ()
-
-    @property
-    def unknown(self) -> list[int]:
-        """Label values that are neither a train id nor IGNORE."""
-        values = np.flatnonzero(self.histogram).tolist()
-        return [value for value in values if value >= len(self.classes) and value != IGNORE]
-
-    @property
-    def faults(self) -> list[str]:
-        """What is not as the benchmark states; empty if all is well."""
-        largest = DOMAINS[self.domain].sizes[self.split]
-        too_large = [size for size in self.sizes if size[0] > largest[0] or size[1] > largest[1]]
-        return [
-            *([f"{self.expected} images expected"] if self.images != self.expected else []),
-            *([f"unknown label values {self.unknown}"] if self.unknown else []),
-            *([f"sizes {too_large} are above {largest}"] if too_large else []),
-        ]
-
-    def __str__(self) -> str:
-        labelled = max(int(self.histogram[: len(self.classes)].sum()), 1)
-        shares = [f"{name} {self.histogram[i] / labelled:.1%}" for i, name in enumerate(self.classes)]
-        ignored = f"ignored {self.histogram[IGNORE] / max(int(self.histogram.sum()), 1):.1%}"
-        sizes = ", ".join(f"{height}x{width}: {count}" for (height, width), count in sorted(self.sizes.items()))
-        status = "; ".join(self.faults) or "ok"
-        return f"{self.domain} {self.split}: {self.images} images ({sizes}) {status}\n  {', '.join([*shares, ignored])}"
+def _check(domains: Iterable[str], arguments: argparse.Namespace, options: Mapping[str, str]) -> None:
+    """Prints a report per split; raises a UserError naming the splits with faults."""
+    faulty = []
+    for name in domains:
+        if arguments.manual_dir is None:
+            reports = _prepared_reports(name, arguments.data_dir)
+        else:
+            reports = _archive_reports(name, arguments.data_dir, arguments.manual_dir, options)
+        for report in reports:
+            print(report, flush=True)
+            if report.faults or (arguments.strict and report.warnings):
+                faulty.append(f"{report.domain} {report.split}")
+    if faulty:
+        remedy = "delete the folder of the domain and prepare it again" if arguments.manual_dir is None else "see above"
+        raise UserError(f"not as expected: {', '.join(faulty)}; {remedy}")
 
 
-def check_split(name: str, split: str, data_dir: str | Path) -> SplitReport:
-    """Reads every record of one split of the prepared domain `name`.
+def _prepared_reports(name: str, data_dir: str | Path) -> Iterator[SplitReport]:
+    present = prepared_splits(name, data_dir)
+    for split in DOMAINS[name].counts:
+        yield check_split(name, split, data_dir) if split in present else SplitReport.absent(name, split)
 
-    Raises:
-      UserError: the domain is not prepared or a record is corrupt.
-    """
-    source = PreparedSplit(name, split, data_dir)
-    histogram, sizes = np.zeros(256, np.int64), Counter[tuple[int, int]]()
-    for index in range(len(source)):
-        label = source[index]["label"]
-        histogram += np.bincount(label.ravel(), minlength=256)
-        sizes[label.shape[0], label.shape[1]] += 1
-    return SplitReport(
-        domain=name,
-        split=split,
-        images=len(source),
-        expected=DOMAINS[name].counts[split],
-        sizes=sizes,
-        histogram=histogram,
-    )
+
+def _archive_reports(
+    name: str, data_dir: str | Path, manual_dir: str | Path, options: Mapping[str, str]
+) -> Iterator[SplitReport]:
+    with quiet_tfds():
+        builder = _builder(name, data_dir, options, strict=False)
+    if not hasattr(builder, "inspect"):
+        raise UserError(f"{name} is not made from archives; leave out --manual_dir")
+    for note in builder.checksum_notes(manual_dir):
+        print(f"{name}: {note}")
+    for found in builder.inspect(manual_dir):
+        yield SplitReport(
+            domain=name,
+            split=found.split,
+            images=found.sizes.total(),
+            expected=DOMAINS[name].counts[found.split],
+            sizes=found.sizes,
+            histogram=found.histogram,
+            scenes=found.scenes,
+            damaged=found.faults,
+        )
 
 
 if __name__ == "__main__":

@@ -4,8 +4,25 @@ Importing the package registers every builder, after which `tfds.builder("blue_m
 """
 
 # By its absolute name: pytest also imports this folder as `data`, and a builder must be registered once only.
-from crossearth_data.blue_marble import (  # pyright: ignore[reportMissingImports]
-    blue_marble_dataset_builder,
-)
+# pyright: reportMissingImports=false
+from crossearth_data.blue_marble import blue_marble_dataset_builder
+from crossearth_data.casid import casid_dataset_builder
+from crossearth_data.deepglobe_roads import deepglobe_roads_dataset_builder
+from crossearth_data.loveda import loveda_dataset_builder
+from crossearth_data.massachusetts_roads import massachusetts_roads_dataset_builder
+from crossearth_data.potsdam import potsdam_dataset_builder
+from crossearth_data.rescuenet import rescuenet_dataset_builder
+from crossearth_data.vaihingen import vaihingen_dataset_builder
+from crossearth_data.whu_building import whu_building_dataset_builder
 
-__all__ = ["blue_marble_dataset_builder"]
+__all__ = [
+    "blue_marble_dataset_builder",
+    "casid_dataset_builder",
+    "deepglobe_roads_dataset_builder",
+    "loveda_dataset_builder",
+    "massachusetts_roads_dataset_builder",
+    "potsdam_dataset_builder",
+    "rescuenet_dataset_builder",
+    "vaihingen_dataset_builder",
+    "whu_building_dataset_builder",
+]

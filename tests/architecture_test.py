@@ -44,7 +44,7 @@ HOMES = {
 }
 
 # What the builders in data/ (import name crossearth_data) may know of the package.
-DATA_MAY_IMPORT = {"benchmark", "config"}
+DATA_MAY_IMPORT = {"benchmark", "config", "progress"}
 
 MAX_FILE, MAX_FUNCTION, MAX_CONFIG = 400, 100, 100
 

@@ -142,12 +142,19 @@ def test_a_folder_without_description_is_found(damaged, tmp_path):
         prepare(DOMAIN, tmp_path)
 
 
-def test_unexpected_counts_are_found(damaged, tmp_path, monkeypatch):
+def test_unexpected_counts_are_a_warning_or_an_error(damaged, tmp_path, monkeypatch, caplog, capsys):
     del damaged
     counts = {**DOMAINS[DOMAIN].counts, "validation": 18}
     monkeypatch.setitem(DOMAINS, DOMAIN, dataclasses.replace(DOMAINS[DOMAIN], counts=counts))
-    with pytest.raises(UserError, match="split validation has 17 images, expected 18; delete the folder"):
-        prepare(DOMAIN, tmp_path)
+    message = "split validation has 17 images, the benchmark's has 18"
+    prepare(DOMAIN, tmp_path)
+    assert [record.levelname for record in caplog.records if message in record.getMessage()] == ["WARNING"]
+    with pytest.raises(UserError, match=f"{message}; delete the folder"):
+        prepare(DOMAIN, tmp_path, strict=True)
+    assert main([DOMAIN, f"--data_dir={tmp_path}", "--check"]) == 0
+    assert "validation: 17 images (32x32: 17)\n  warning: 18 images expected\n  water" in capsys.readouterr().out
+    with pytest.raises(UserError, match="not as expected: blue_marble/temperate_brown validation"):
+        main([DOMAIN, f"--data_dir={tmp_path}", "--check", "--strict"])
 
 
 def test_an_unwritable_folder_is_explained(tmp_path):

@@ -87,6 +87,16 @@ def quiet_tfds() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
+def prepared_splits(domain: str, data_dir: str | Path) -> list[str]:
+    """Names of the splits that `domain` has where it is prepared.
+
+    Raises:
+      UserError: it is not prepared.
+    """
+    with quiet_tfds():
+        return list(tfds.builder_from_directory(dataset_directory(domain, data_dir)).info.splits)
+
+
 class PreparedSplit:
     """One split of a prepared domain, decoded on access.
 

@@ -1,0 +1,106 @@
+"""What a split looks like when every image of it is read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from crossearth_jax.benchmark import DOMAINS, IGNORE, TAXONOMIES
+from crossearth_jax.inputs.sources import CorruptRecordError, PreparedSplit
+
+_FAULTS_SHOWN = 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SplitReport:
+    """What reading one split found; `str` gives the lines that `prepare --check` prints."""
+
+    domain: str
+    split: str
+    images: int
+    expected: int
+    sizes: Counter[tuple[int, int]]  # (height, width) -> images
+    histogram: Int[np.ndarray, 256]  # pixels per label value
+    scenes: int | None = None  # images before tiling; None if that is not known
+    damaged: Sequence[str] = ()  # what could not be read or belongs elsewhere, by file
+
+    @classmethod
+    def absent(cls, domain: str, split: str) -> SplitReport:
+        """Of a split that was not prepared."""
+        expected = DOMAINS[domain].counts[split]
+        nothing = np.zeros(256, np.int64)
+        return cls(domain=domain, split=split, images=0, expected=expected, sizes=Counter(), histogram=nothing)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the train ids; none for an unlabelled domain."""
+        taxonomy = DOMAINS[self.domain].taxonomy
+        return TAXONOMIES[taxonomy].classes if taxonomy else ()
+
+    @property
+    def unknown(self) -> list[int]:
+        """Label values that are neither a train id nor IGNORE."""
+        values = np.flatnonzero(self.histogram).tolist()
+        return [value for value in values if value >= len(self.classes) and value != IGNORE]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What makes scores incomparable with published ones, but may be intended: a subset."""
+        return [f"{self.expected} images expected"] if self.images != self.expected else []
+
+    @property
+    def faults(self) -> list[str]:
+        """What must be repaired; empty if all is well."""
+        largest = DOMAINS[self.domain].sizes[self.split]
+        too_large = [size for size in self.sizes if size[0] > largest[0] or size[1] > largest[1]]
+        return [
+            *([f"unknown label values {self.unknown}"] if self.unknown else []),
+            *([f"sizes {too_large} are above {largest}"] if too_large else []),
+            *self.damaged,
+        ]
+
+    def __str__(self) -> str:
+        labelled = max(int(self.histogram[: len(self.classes)].sum()), 1)
+        shares = [f"{name} {self.histogram[i] / labelled:.1%}" for i, name in enumerate(self.classes)]
+        ignored = f"ignored {self.histogram[IGNORE] / max(int(self.histogram.sum()), 1):.1%}"
+        sizes = ", ".join(f"{height}x{width}: {count}" for (height, width), count in sorted(self.sizes.items()))
+        scenes = "" if self.scenes is None else f" of {self.scenes} scenes"
+        status = "" if self.faults or self.warnings else " ok"
+        lines = [f"{self.domain} {self.split}: {self.images} images{scenes} ({sizes}){status}"]
+        lines += [f"  warning: {warning}" for warning in self.warnings]
+        lines += [f"  fault: {fault}" for fault in self.faults[:_FAULTS_SHOWN]]
+        if len(self.faults) > _FAULTS_SHOWN:
+            lines.append(f"  and {len(self.faults) - _FAULTS_SHOWN} more faults")
+        return "\n".join([*lines, f"  {', '.join([*shares, ignored])}"])
+
+
+def check_split(name: str, split: str, data_dir: str | Path) -> SplitReport:
+    """Reads every record of one split of the prepared domain `name`.
+
+    Raises:
+      UserError: the domain is not prepared or has no such split.
+    """
+    source = PreparedSplit(name, split, data_dir)
+    histogram, sizes, damaged = np.zeros(256, np.int64), Counter[tuple[int, int]](), list[str]()
+    for index in range(len(source)):
+        try:
+            label = source[index]["label"]
+        except CorruptRecordError as error:
+            damaged.append(str(error))
+            continue
+        histogram += np.bincount(label.ravel(), minlength=256)
+        sizes[label.shape[0], label.shape[1]] += 1
+    return SplitReport(
+        domain=name,
+        split=split,
+        images=len(source),
+        expected=DOMAINS[name].counts[split],
+        sizes=sizes,
+        histogram=histogram,
+        damaged=damaged,
+    )

@@ -1,0 +1,170 @@
+"""The files of a dataset as they were downloaded: loose, in zips, or in zips inside zips. Nothing is unpacked.
+
+Archives come from elsewhere, so nothing in them is trusted: a name that would leave its folder, an encrypted member
+or a member above a size limit is refused, and checksums are verified as members are read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import os
+import re
+import stat
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from crossearth_jax.config import UserError
+
+MAX_BYTES = 2**30  # of one image file; the largest of the benchmark has about 0.1 GB
+MAX_MEMBERS = 2_000_000  # in one archive
+OTHER_ARCHIVES = (".rar", ".7z", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".001", ".z01")
+_JUNK = re.compile(r"(^|/)(__MACOSX/|\._|\.DS_Store$|Thumbs\.db$)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """One file, wherever it lies."""
+
+    path: str  # below the folder of the dataset, archives counting as folders: "Train.zip/Train/Urban/…/1.png"
+    file: str  # the file on disk that is it or holds it
+    inside: tuple[str, ...]  # names in the zip and in the zips inside it; () for a loose file
+    size: int  # bytes
+
+    def read(self) -> bytes:
+        """The whole content.
+
+        Raises:
+          UserError: it is damaged, too large, or gone.
+        """
+        if self.size > MAX_BYTES:
+            raise UserError(
+                f"{self.path} has {self.size} bytes, at most {MAX_BYTES} are read; it is no benchmark image"
+            )
+        try:
+            if not self.inside:
+                return Path(self.file).read_bytes()
+            return _open_zip(self.file, self.inside[:-1]).read(self.inside[-1])
+        except (OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+            raise UserError(f"{self.path} cannot be read ({error}); download it again") from None
+
+
+def list_members(directory: Path) -> list[Member]:
+    """Every file of `directory`, its folders, zips and zips inside zips, in the order of their paths.
+
+    Raises:
+      UserError: the folder does not exist, or an archive is damaged or unsafe.
+    """
+    if not directory.is_dir():
+        raise UserError(f"{directory} is not a folder; pass the one that holds the archives as --manual_dir")
+    members = [member for path in _loose_files(directory) for member in _members_of(path, directory)]
+    return sorted((member for member in members if not _JUNK.search(member.path)), key=lambda member: member.path)
+
+
+def unreadable_archives(members: list[Member]) -> list[str]:
+    """Archives among `members` in formats that are not read."""
+    return [member.path for member in members if member.path.lower().endswith(OTHER_ARCHIVES)]
+
+
+def _loose_files(directory: Path) -> Iterator[Path]:
+    seen = set[str]()  # a link to a folder further up would go round for ever
+    for parent, folders, files in os.walk(directory, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(parent, name) for name in files)
+
+
+def _members_of(path: Path, directory: Path) -> Iterator[Member]:
+    name, size = path.relative_to(directory).as_posix(), path.stat().st_size
+    if path.suffix.lower() == ".zip" and not _JUNK.search(name):
+        yield from _zip_members(name, str(path), ())
+    else:
+        yield Member(name, str(path), (), size)
+
+
+def _zip_members(path: str, file: str, inside: tuple[str, ...]) -> Iterator[Member]:
+    try:
+        entries = _open_zip(file, inside).infolist()
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is not a whole zip archive ({error}); download it again") from None
+    if len(entries) > MAX_MEMBERS:
+        raise UserError(f"{path} has {len(entries)} members, at most {MAX_MEMBERS} are read")
+    for entry in entries:
+        _refuse_unsafe(entry, path)
+        if entry.is_dir():
+            continue
+        name = f"{path}/{entry.filename}"
+        if not entry.filename.lower().endswith(".zip") or _JUNK.search(name):
+            yield Member(name, file, (*inside, entry.filename), entry.file_size)
+        elif entry.compress_type != zipfile.ZIP_STORED:
+            raise UserError(f"{name} is compressed inside another zip; unpack {path} once (its zips may stay packed)")
+        else:
+            yield from _zip_members(name, file, (*inside, entry.filename))
+
+
+def _refuse_unsafe(entry: zipfile.ZipInfo, archive: str) -> None:
+    name = entry.orig_filename  # zipfile itself would quietly cut it at a NUL
+    outside = name.startswith("/") or re.match(r"[A-Za-z]:", name) or ".." in re.split(r"[/\\]", name)
+    if outside or "\0" in name or name.startswith("\\"):
+        raise UserError(
+            f"{archive} has a member named {name!r}, which lies outside its folder; do not use this archive"
+        )
+    if stat.S_ISLNK(entry.external_attr >> 16):
+        raise UserError(f"{archive}/{name} is a symbolic link, expected a file; do not use this archive")
+    if entry.flag_bits & 1:
+        raise UserError(f"{archive}/{name} is encrypted; unpack {archive} with its password first")
+
+
+@functools.lru_cache(maxsize=32)  # per process; reading the directory of a zip of 20,000 members takes a second
+def _open_zip(file: str, inside: tuple[str, ...]) -> zipfile.ZipFile:
+    if not inside:
+        return zipfile.ZipFile(file)
+    outer = _open_zip(file, inside[:-1])
+    return zipfile.ZipFile(cast(BinaryIO, io.BufferedReader(_Stored(outer, outer.getinfo(inside[-1])))))
+
+
+class _Stored(io.RawIOBase):
+    """An uncompressed member as a file that can be searched at no cost."""
+
+    def __init__(self, archive: zipfile.ZipFile, entry: zipfile.ZipInfo):
+        self._file = cast(BinaryIO, archive.fp)
+        self._file.seek(entry.header_offset + 26)  # lengths of name and extra field end the local header's fixed part
+        lengths = self._file.read(4)
+        if len(lengths) < 4:
+            raise zipfile.BadZipFile(f"no local header of {entry.filename}")
+        fixed_part = 30
+        self._start = (
+            entry.header_offset + fixed_part + sum(int.from_bytes(lengths[i : i + 2], "little") for i in (0, 2))
+        )
+        self._length, self._position = entry.file_size, 0
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Moves to `offset` from the start, the position or the end."""
+        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._length}[whence]
+        if origin + offset < 0:
+            raise OSError("position before the start")
+        self._position = origin + offset
+        return self._position
+
+    def readinto(self, buffer) -> int:
+        """Fills `buffer` as far as the member goes."""
+        self._file.seek(self._start + self._position)
+        data = self._file.read(max(min(len(buffer), self._length - self._position), 0))
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)

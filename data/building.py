@@ -1,0 +1,262 @@
+"""What the builders of the benchmark's datasets share: from the archives in `--manual_dir` to records.
+
+A builder says where its scenes lie and how they are converted (`SceneBuilder.catalogue`); everything else happens
+here. TFDS renames its folder when all is written, so a preparation that ends early leaves no dataset behind.
+"""
+
+from __future__ import annotations
+
+import abc
+import collections
+import dataclasses
+import functools
+import hashlib
+import io
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+from jaxtyping import Int
+
+from crossearth_jax.benchmark import DOMAINS, Domain
+from crossearth_jax.config import UserError
+from crossearth_jax.progress import Progress
+
+from . import pool
+from .archives import Member, list_members, unreadable_archives
+from .conversion import Converted, Recipe, convert, inspect
+from .layouts import Scene
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """An open choice of a dataset, set by `prepare --option dataset.name=value` and recorded in its metadata."""
+
+    name: str
+    values: tuple[str, ...]  # the first is the default
+    doc: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Catalogue:
+    """The scenes of one domain and how to convert them."""
+
+    splits: Mapping[str, Sequence[Scene]]
+    recipe: Recipe
+    choices: Mapping[str, str]  # what was detected, for the metadata
+    faults: Sequence[str] = ()  # what must be repaired first
+    notes: Sequence[str] = ()  # what to know about it
+
+
+@dataclasses.dataclass
+class Inspected:
+    """What reading every scene of a split found, without preparing it."""
+
+    split: str
+    scenes: int = 0
+    sizes: Counter[tuple[int, int]] = dataclasses.field(default_factory=collections.Counter)  # of tiles
+    histogram: Int[np.ndarray, 256] = dataclasses.field(default_factory=lambda: np.zeros(256, np.int64))
+    faults: list[str] = dataclasses.field(default_factory=list)
+
+
+def configs_of(dataset: str) -> list[tfds.core.BuilderConfig]:
+    """One configuration per domain of the benchmark's `dataset`."""
+    domains = [domain for domain in DOMAINS.values() if domain.dataset == dataset]
+    return [tfds.core.BuilderConfig(name=domain.config, description=domain.description) for domain in domains]
+
+
+class SceneBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Builds the domains of one dataset from its archives."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First version."}  # noqa: RUF012 (the name and form TFDS expects)
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "The README.md beside the builder says what to download."
+    OPTIONS: ClassVar[tuple[Option, ...]] = ()
+    CHECKSUMS: ClassVar[Mapping[str, str]] = {}  # archive -> MD5, where one is published
+    IMAGE_FORMAT: ClassVar[str] = "png"
+
+    def __init__(
+        self,
+        *,
+        options: Mapping[str, str] | None = None,
+        strict: bool = False,
+        workers: int | None = None,
+        **arguments: Any,
+    ):
+        """As TFDS builders, and:
+
+        Args:
+          options: values of `OPTIONS`; defaults for the rest.
+          strict: makes numbers of images other than the benchmark's an error.
+          workers: processes; one per core if None.
+          **arguments: of the builder's base class.
+
+        Raises:
+          UserError: an option or its value is unknown.
+        """
+        self.options = _chosen(type(self), options or {})
+        self._strict, self._workers = strict, workers or len(os.sched_getaffinity(0))
+        self._owners = dict[str, tuple[str, str]]()  # digest of an image -> its split and path
+        super().__init__(**arguments)
+
+    @abc.abstractmethod
+    def catalogue(self, files: Sequence[Member]) -> Catalogue:
+        """Finds the scenes of this domain among `files`."""
+
+    @property
+    def domain(self) -> Domain:
+        """Facts of the domain being built."""
+        config = self.builder_config
+        assert config is not None
+        return DOMAINS[f"{self.name}/{config.name}"]
+
+    def inspect(self, manual_dir: str | Path) -> Iterator[Inspected]:
+        """Reads every scene in `manual_dir` and reports instead of preparing; what is wrong becomes `faults`.
+
+        Raises:
+          UserError: the folder or an archive in it cannot be read at all, or no scene is found.
+        """
+        catalogue = self._found_in(Path(manual_dir).expanduser())
+        self._owners.clear()
+        for split in self.domain.counts:
+            report = Inspected(split)
+            for scene in self._converted(split, catalogue, functools.partial(inspect, recipe=catalogue.recipe)):
+                report.scenes += 1
+                report.sizes.update(scene.sizes)
+                report.histogram += scene.histogram
+                report.faults += filter(None, (scene.fault, self._overlap(scene, split)))
+            if split == next(iter(self.domain.counts)):
+                report.faults += catalogue.faults  # of the whole dataset, said once
+            yield report
+
+    def checksum_notes(self, manual_dir: str | Path) -> list[str]:
+        """One line per archive in `manual_dir` whose MD5 is published."""
+        notes = []
+        for path in sorted(Path(manual_dir).expanduser().rglob("*.zip")):
+            if expected := self.CHECKSUMS.get(path.name):
+                with path.open("rb") as file:
+                    found = hashlib.file_digest(file, "md5").hexdigest()
+                differs = f"has the MD5 {found}, {expected} is published: it was packed again, or is damaged"
+                notes.append(f"{path.name} {'has the published MD5' if found == expected else differs}")
+        return notes
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        label = tfds.features.Image(shape=(None, None, 1), encoding_format="png", doc="train ids; 255 is ignored")
+        features = {
+            "image": tfds.features.Image(shape=(None, None, 3), encoding_format=self.IMAGE_FORMAT),
+            "label": label,
+            "id": tfds.features.Text(doc="scene, and of tiles left, top, right and bottom in pixels"),
+            "domain": tfds.features.Text(),
+        }
+        metadata = tfds.core.MetadataDict(options=self.options)
+        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features), metadata=metadata)
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        try:
+            manual_dir = Path(dl_manager.manual_dir)
+        except AssertionError:
+            raise UserError(
+                f"{self.domain.name} is made from archives that everyone downloads for themselves (data/{self.name}/"
+                f"README.md says which): run 'python -m crossearth_jax.prepare {self.domain.name} --manual_dir=…' with"
+                " the folder that holds them"
+            ) from None
+        catalogue = self._found_in(manual_dir)
+        if catalogue.faults:
+            more = f" (and {len(catalogue.faults) - 1} more: see --check)" if len(catalogue.faults) > 1 else ""
+            raise UserError(f"{catalogue.faults[0]}{more}")
+        self._owners.clear()
+        self._metadata.update(
+            options=self.options, choices=dict(catalogue.choices), notes=list(catalogue.notes), counts={}, warnings=[]
+        )
+        for split in self.domain.counts:
+            if not catalogue.splits.get(split):
+                self._count(split, 0)
+        return {
+            split: self._generate_examples(split, catalogue) for split, scenes in catalogue.splits.items() if scenes
+        }
+
+    def _generate_examples(self, split: str, catalogue: Catalogue) -> Iterator[tuple[str, dict[str, Any]]]:
+        count = 0
+        for scene in self._converted(split, catalogue, functools.partial(convert, recipe=catalogue.recipe)):
+            if overlap := self._overlap(scene, split):
+                raise UserError(overlap)
+            for tile in scene.tiles:
+                count += 1
+                yield (
+                    tile.id,
+                    {
+                        "image": io.BytesIO(tile.image),
+                        "label": io.BytesIO(tile.label),
+                        "id": tile.id,
+                        "domain": self.domain.name,
+                    },
+                )
+        self._count(split, count)
+
+    def _converted(self, split: str, catalogue: Catalogue, function: Any) -> Iterator[Converted]:
+        scenes = catalogue.splits.get(split, ())
+        progress = Progress(len(scenes), f"scenes of {self.domain.name} {split}")
+        small = sum(scene.image.size for scene in scenes) < pool.WORTH_PROCESSES
+        for converted in pool.ordered_map(function, scenes, 1 if small else self._workers):
+            progress.advance()
+            yield converted
+
+    def _found_in(self, manual_dir: Path) -> Catalogue:
+        files = list_members(manual_dir)
+        catalogue = self.catalogue(files)
+        if not any(catalogue.splits.values()) and not catalogue.faults:
+            packed = unreadable_archives(files)
+            hint = f"; unpack {', '.join(packed[:3])} first, only zip archives are read as they are" if packed else ""
+            raise UserError(
+                f"{manual_dir} holds {len(files)} files and none of {self.domain.name}{hint};"
+                f" data/{self.name}/README.md says what is looked for"
+            )
+        logging.info(
+            "%s: %s", self.domain.name, ", ".join(f"{key} {value}" for key, value in catalogue.choices.items())
+        )
+        for note in catalogue.notes:
+            logging.warning("%s: %s", self.domain.name, note)
+        return catalogue
+
+    def _count(self, split: str, count: int) -> None:
+        """Records the number of images of a split; another one than the benchmark's is a warning, or an error."""
+        expected = self.domain.counts[split]
+        self._metadata["counts"][split] = {"images": count, "expected": expected}
+        if count != expected:
+            message = f"split {split} of {self.domain.name} has {count} images, the benchmark's has {expected}"
+            if self._strict:
+                raise UserError(f"{message}; complete the archives in --manual_dir or leave out --strict")
+            self._metadata["warnings"].append(message)  # `prepare` says it aloud, of finished datasets too
+
+    def _overlap(self, scene: Converted, split: str) -> str:
+        """What to say if another split has the image of `scene`; empty if none has."""
+        if scene.digest is None:
+            return ""
+        other, path = self._owners.setdefault(scene.digest, (split, scene.scene.image.path))
+        if other == split:
+            return ""
+        return (
+            f"{path} (split {other}) and {scene.scene.image.path} (split {split}) are the same image, but splits must"
+            " not overlap; remove one"
+        )
+
+    @property
+    def _metadata(self) -> dict[str, Any]:
+        metadata = self.info.metadata
+        assert isinstance(metadata, dict)
+        return metadata
+
+
+def _chosen(builder: type[SceneBuilder], given: Mapping[str, str]) -> dict[str, str]:
+    options = {option.name: option for option in builder.OPTIONS}
+    for name, value in given.items():
+        known = options[name].values if name in options else ()
+        if value not in known:
+            every = "; ".join(f"{builder.name}.{o.name}={'|'.join(o.values)}" for o in options.values()) or "no options"
+            raise UserError(f"unknown option '{builder.name}.{name}={value}'; {builder.name} has {every}")
+    return {name: given.get(name, option.values[0]) for name, option in options.items()}

@@ -1,0 +1,1 @@
+"""CASID: satellite images of 1 m from four climates of Asia."""

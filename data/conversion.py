@@ -1,0 +1,105 @@
+"""One scene from its files to tiles: decoded, checked, labels as train ids, cut, encoded. Runs in worker processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from crossearth_jax.config import UserError
+
+from . import decode
+from .labels import LabelRule
+from .layouts import Scene
+from .tiles import Cut
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How the scenes of one domain are converted."""
+
+    labels: LabelRule
+    largest: tuple[int, int]  # height and width that no tile may exceed
+    cut: Cut | None = None  # None: a scene is one image
+    uncut: int = 0  # scenes with no side above this are tiles already
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """One record."""
+
+    id: str
+    image: bytes  # PNG, or the JPEG file of the dataset
+    label: bytes  # PNG of train ids
+
+
+@dataclasses.dataclass(frozen=True)
+class Converted:
+    """What became of a scene."""
+
+    scene: Scene
+    digest: str | None  # of the image's pixels; None if it is of one colour
+    sizes: list[tuple[int, int]]  # height and width of its tiles
+    histogram: Int[np.ndarray, 256]  # pixels per label value over its tiles
+    tiles: list[Tile]  # empty if only inspected
+    fault: str = ""  # why there is nothing
+
+
+def convert(scene: Scene, recipe: Recipe, inspect_only: bool = False) -> Converted:
+    """Reads and cuts a scene.
+
+    Raises:
+      UserError: a file is damaged, the sizes of image and label differ, or a label value is unknown.
+    """
+    data = scene.image.read()
+    image = decode.read_image(data, scene.image.path)
+    stored = decode.read_label(scene.label.read(), scene.label.path)
+    if stored.shape[:2] != image.shape[:2]:
+        raise UserError(
+            f"{scene.label.path} has {stored.shape[1]} x {stored.shape[0]} pixels, its image {scene.image.path}"
+            f" {image.shape[1]} x {image.shape[0]}; download both again"
+        )
+    label = recipe.labels.train_ids(stored, scene.label.path)
+    pieces = _pieces(image, label, scene, recipe)
+    histogram = np.bincount(np.concatenate([piece[2].ravel() for piece in pieces]), minlength=256)
+    tiles = [] if inspect_only else [_encoded(*piece, data) for piece in pieces]
+    return Converted(scene, _digest(image), [piece[2].shape for piece in pieces], histogram, tiles)
+
+
+def inspect(scene: Scene, recipe: Recipe) -> Converted:
+    """`convert` without encoding; what it would raise becomes the `fault`."""
+    try:
+        return convert(scene, recipe, inspect_only=True)
+    except UserError as error:
+        return Converted(scene, None, [], np.zeros(256, np.int64), [], str(error))
+
+
+def _pieces(
+    image: UInt8[np.ndarray, "h w 3"], label: UInt8[np.ndarray, "h w"], scene: Scene, recipe: Recipe
+) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """(id, image, label) of every tile."""
+    height, width = label.shape
+    if recipe.cut is None or max(height, width) <= recipe.uncut:
+        if height > recipe.largest[0] or width > recipe.largest[1]:
+            raise UserError(
+                f"{scene.image.path} has {width} x {height} pixels, expected at most"
+                f" {recipe.largest[1]} x {recipe.largest[0]}; is it a file of this dataset?"
+            )
+        return [(scene.id, image, label)]
+    return [
+        (f"{scene.id}_{box.left}_{box.top}_{box.right}_{box.bottom}", image[box.slices], label[box.slices])
+        for box in recipe.cut.boxes(height, width)
+    ]
+
+
+def _encoded(name: str, image: np.ndarray, label: np.ndarray, data: bytes) -> Tile:
+    keep = decode.is_stored_as(data, image)  # a photograph as PNG would take five times the space
+    return Tile(name, data if keep else decode.encode(image), decode.encode(label))
+
+
+def _digest(image: UInt8[np.ndarray, "h w 3"]) -> str | None:
+    if (image == image[0, 0]).all():  # empty tiles may well be equal
+        return None
+    return hashlib.sha256(image.tobytes()).hexdigest()

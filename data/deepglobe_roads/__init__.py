@@ -1,0 +1,1 @@
+"""DeepGlobe Road Extraction: satellite images of 0.5 m with road masks."""

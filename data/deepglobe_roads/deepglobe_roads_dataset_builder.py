@@ -1,0 +1,27 @@
+"""TFDS builder of DeepGlobe Road Extraction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from ..archives import Member
+from ..building import Catalogue, SceneBuilder, configs_of
+from ..conversion import Recipe
+from ..labels import Mask
+from ..layouts import Layout, find
+
+THRESHOLD = 127  # masks are not pure black and white: 128 and above is road
+
+
+class Builder(SceneBuilder):
+    """The official train split; the others have no public labels and are not built."""
+
+    BUILDER_CONFIGS = configs_of("deepglobe_roads")
+    IMAGE_FORMAT: ClassVar[str] = "jpeg"
+
+    def catalogue(self, files: Sequence[Member]) -> Catalogue:
+        """The official names below a folder `train`; masks may be the official ones or stored as 0 and 1."""
+        found = find(files, Layout("train/**/{id}_sat.jpg", "train/**/{id}_mask.png"))
+        recipe = Recipe(Mask(THRESHOLD), self.domain.sizes["train"])
+        return Catalogue({"train": found.scenes}, recipe, {"layout": "official"}, found.faults)

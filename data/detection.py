@@ -1,0 +1,23 @@
+"""Telling by the values in label files which of two conventions they follow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from . import decode
+from .layouts import Scene
+
+SAMPLE = 64  # files; what they do not show is found by conversion, which refuses values that do not fit
+
+
+def values_in(scenes: Sequence[Scene]) -> set[int]:
+    """Values that occur in the labels of evenly chosen scenes; empty if they hold colours."""
+    step = max(len(scenes) // SAMPLE, 1)
+    values = set[int]()
+    for scene in scenes[::step]:
+        pixels = decode.read_label(scene.label.read(), scene.label.path)
+        if pixels.ndim == 2:
+            values.update(np.flatnonzero(np.bincount(pixels.ravel(), minlength=256)).tolist())
+    return values

@@ -1,0 +1,79 @@
+"""What Potsdam and Vaihingen have in common: colours, stored numbers, splits by scene, tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from crossearth_jax.benchmark import IGNORE, TAXONOMIES
+
+from .archives import Member
+from .building import Option
+from .labels import Colour, Colours
+from .layouts import Layout, Scene, find, natural
+from .tiles import Cut
+
+CUT = Cut(512)
+UNDEFINED = (0, 0, 0)  # the eroded boundaries
+COLOURS: dict[Colour, int] = {
+    UNDEFINED: IGNORE,
+    **{colour: label for label, colour in enumerate(TAXONOMIES["isprs"].palette)},
+}
+STORED = {0: IGNORE, **{label + 1: label for label in range(6)}}  # in the tiles of the converters
+UNKNOWN_COLOURS = Option(
+    "unknown_colours",
+    ("error", "ignored"),
+    "what becomes of colours outside the palette: the reference converter stores 0 for them, which is ignored",
+)
+
+
+def colour_rule(dataset: str, table: Mapping[Colour, int], options: Mapping[str, str]) -> Colours:
+    """Labels of the official archives."""
+    return Colours(
+        table,
+        ignore_unknown=options[UNKNOWN_COLOURS.name] == "ignored",
+        remedy=f"download it again, or leave such pixels out with --option {dataset}.{UNKNOWN_COLOURS.name}=ignored",
+    )
+
+
+def find_scenes(
+    files: Sequence[Member], layout: Layout, ids: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, Sequence[Scene]], list[str]]:
+    """Scenes of the official archives by split, and faults."""
+    found = {split: find(files, layout, only) for split, only in ids.items()}
+    return {split: part.scenes for split, part in found.items()}, [f for part in found.values() for f in part.faults]
+
+
+def find_tiles(
+    files: Sequence[Member], folder: str, scene: str, ids: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, Sequence[Scene]], list[str]]:
+    """Tiles that a converter has cut, by split, and faults; a tile in the wrong split's folder is one.
+
+    Args:
+      files: of the dataset.
+      folder: that holds `img_dir` and `ann_dir`, ending in "/", or "".
+      scene: regular expression of scene ids.
+      ids: scenes of each split.
+    """
+    splits, faults = dict[str, Sequence[Scene]](), list[str]()
+    owner = {name: split for split, names in ids.items() for name in names}
+    for split in ids:
+        image, label = (f"{folder}{kind}/{split}/{{id}}.png" for kind in ("img_dir", "ann_dir"))
+        found = find(files, Layout(image, label, id=rf"{scene}(?:_\d+){{4}}"))
+        splits[split] = found.scenes
+        faults += found.faults
+        faults += [
+            f"{tile.image.path} lies in the folder of split {split}, but its scene belongs to {other or 'no split'}"
+            for tile in found.scenes
+            if (other := owner.get(tile.id.rsplit("_", 4)[0])) != split
+        ]
+    return splits, faults
+
+
+def absent(splits: Mapping[str, Sequence[Scene]], ids: Mapping[str, Sequence[str]]) -> list[str]:
+    """One note per split that lacks scenes of the benchmark altogether, naming them."""
+    notes = []
+    for split, names in ids.items():
+        missing = set(names) - {scene.id for scene in splits.get(split, ())}
+        if missing:
+            notes.append(f"split {split} lacks the scenes {', '.join(sorted(missing, key=natural))}")
+    return notes

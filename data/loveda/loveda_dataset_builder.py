@@ -1,0 +1,41 @@
+"""TFDS builder of LoveDA: urban and rural scenes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from crossearth_jax.benchmark import IGNORE
+
+from ..archives import Member
+from ..building import Catalogue, SceneBuilder, configs_of
+from ..conversion import Recipe
+from ..labels import Numbers
+from ..layouts import Layout, find
+
+STORED = {0: IGNORE, **{label + 1: label for label in range(7)}}  # 0 is no data
+
+
+class Builder(SceneBuilder):
+    """Scenes as they are; the official test split has no public labels and is not built."""
+
+    BUILDER_CONFIGS = configs_of("loveda")
+    # Those of https://zenodo.org/records/5706578 as torchgeo states them (torchgeo/datasets/loveda.py).
+    CHECKSUMS: ClassVar[Mapping[str, str]] = {
+        "Train.zip": "de2b196043ed9b4af1690b3f9a7d558f",
+        "Val.zip": "84cae2577468ff0b5386758bb386d31d",
+    }
+
+    def catalogue(self, files: Sequence[Member]) -> Catalogue:
+        """The official archives; the authors' repack has the same layout."""
+        area = self.domain.config.capitalize()
+        found = {}
+        for split in self.domain.counts:
+            image, label = (f"{split.capitalize()}/{area}/{kind}_png/{{id}}.png" for kind in ("images", "masks"))
+            found[split] = find(files, Layout(image, label))
+        return Catalogue(
+            splits={split: part.scenes for split, part in found.items()},
+            recipe=Recipe(Numbers(STORED), self.domain.sizes["train"]),
+            choices={"layout": "official"},
+            faults=[fault for part in found.values() for fault in part.faults],
+        )

@@ -1,0 +1,44 @@
+"""Work spread over the cores, results in order."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import connection
+
+WORTH_PROCESSES = 64_000_000  # bytes of input below which starting processes takes longer than the work
+
+
+def ordered_map[T, R](function: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
+    """`map(function, items)` by `workers` processes; at most three per worker are ahead of the consumer.
+
+    Processes are spawned, so `function` and the items are pickled, and a script that gets here needs the usual
+    `if __name__ == "__main__"`. With one worker everything happens in this process.
+    """
+    if workers <= 1:
+        yield from map(function, items)
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn, initializer=_end_with_parent) as pool:
+        waiting = collections.deque[concurrent.futures.Future[R]]()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) >= 3 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _end_with_parent() -> None:
+    """Ends this worker when the process that started it is killed; it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (connection.wait([parent.sentinel]), os._exit(1)), daemon=True).start()

@@ -1,0 +1,1 @@
+"""RescueNet: photographs of a drone after Hurricane Michael, on five classes shared with Potsdam."""

@@ -1,0 +1,1 @@
+"""ISPRS Vaihingen: aerial true orthophotos of 9 cm in infrared-red-green."""

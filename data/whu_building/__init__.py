@@ -1,0 +1,1 @@
+"""WHU Building: aerial and satellite tiles with building masks."""

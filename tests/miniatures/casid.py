@@ -1,0 +1,41 @@
+"""CASID: tiles of 64 pixels in four climates; also whole scenes, 1100 pixels wide so that they have to be cut."""
+
+from . import pictures
+
+FOLDERS = {"subms": "SubMs", "temms": "TemMs", "troms": "TroMs", "trorf": "TroRf"}
+SIDE = 64
+SCENE = (1010, 1100)  # height, width
+NAMES = {"train": ("12_0_0", "12_0_1", "7_4_4"), "test": ("3_0_0", "3_1_0")}
+COUNTS = {"train": 3, "test": 2}
+
+
+def truth(climate, split, name, size=(SIDE, SIDE)):
+    """Picture and train ids."""
+    key = f"casid {climate} {split} {name}"
+    label = pictures.labels(key, *size, 5, ignored=False)
+    return pictures.photograph(key, label), label
+
+
+def write(folder, first=0, climates=tuple(FOLDERS)):
+    """The authors' archive of tiles; classes are numbered from `first`. Test labels of TroMs lie in another folder."""
+    files = {}
+    for climate in climates:
+        for split, names in NAMES.items():
+            labels = "label_id" if (climate, split) == ("troms", "test") else "label"
+            root = f"CASID/{FOLDERS[climate]}/all_{split}"
+            for name in names:
+                image, label = truth(climate, split, name)
+                files[f"{root}/image/{name}.png"] = image
+                files[f"{root}/{labels}/{name}-label.png"] = label + first
+    pictures.write_zip(folder / "CAISD.zip", files)
+
+
+write_repacked = write
+
+
+def write_scenes(folder, climate="subms"):
+    """Whole scenes, one per split."""
+    for split, name in (("train", "12"), ("test", "3")):
+        image, label = truth(climate, split, name, SCENE)
+        files = {f"{name}.png": image, f"{name}-label.png": label}
+        pictures.write_files(folder / "CASID" / FOLDERS[climate] / split, files)

@@ -1,0 +1,68 @@
+"""Invented pictures with labels, and the files and zips that hold them."""
+
+import io
+import zipfile
+import zlib
+
+import numpy as np
+from PIL import Image
+
+IGNORE = 255
+_COLOURS = np.array(
+    [(200, 200, 190), (170, 60, 50), (90, 150, 60), (30, 90, 40), (60, 60, 200), (120, 90, 40), (0, 160, 160)]
+)
+
+
+def labels(name, height, width, classes, ignored=True, block=16):
+    """Train ids in blocks of 16 pixels, drawn from the name; a few pixels in the first row are ignored."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    coarse = rng.integers(0, classes, (-(-height // block), -(-width // block)), np.uint8)
+    coarse.ravel()[:classes] = np.arange(classes)[: coarse.size]  # every class occurs
+    fine = coarse.repeat(block, 0).repeat(block, 1)[:height, :width].copy()
+    if ignored:
+        fine[0, :3] = IGNORE
+    return fine
+
+
+def photograph(name, label):
+    """An RGB picture in which classes have colours."""
+    rng = np.random.default_rng(zlib.crc32(f"photograph {name}".encode()))
+    colours = _COLOURS[np.minimum(label, len(_COLOURS) - 1)]
+    light = rng.integers(-20, 20, (-(-label.shape[0] // 8), -(-label.shape[1] // 8))).repeat(8, 0).repeat(8, 1)
+    return np.clip(colours + light[: label.shape[0], : label.shape[1], None], 0, 255).astype(np.uint8)
+
+
+def lookup(table, label, other=0):
+    """Stored values of train ids: `table[i]` for class i, `other` for ignored pixels; numbers or colours."""
+    values = np.array([*table, other], np.uint8)
+    return values[np.where(label == IGNORE, len(table), label)]
+
+
+def encoded(pixels, name):
+    """The file that `name`'s ending asks for."""
+    form = {"png": "PNG", "tif": "TIFF", "tiff": "TIFF", "jpg": "JPEG"}[name.rsplit(".", 1)[1]]
+    options = {"compression": "tiff_lzw"} if form == "TIFF" else {"quality": 95} if form == "JPEG" else {}
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format=form, **options)
+    return buffer.getvalue()
+
+
+def decoded(data):
+    """Pixels of a file."""
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def write_zip(path, pictures, stored=False):
+    """A zip of {name: pixels or bytes}."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED if stored else zipfile.ZIP_DEFLATED) as archive:
+        for name, content in pictures.items():
+            archive.writestr(name, content if isinstance(content, bytes) else encoded(content, name))
+
+
+def write_files(folder, pictures):
+    """{name: pixels or bytes} as files."""
+    for name, content in pictures.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else encoded(content, name))
