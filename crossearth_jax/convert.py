@@ -61,7 +61,11 @@ def convert(source: Path, out: Path, arguments: argparse.Namespace) -> Mapping[s
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m crossearth_jax.convert", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m crossearth_jax.convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("source", metavar="SRC", help="file to read")
     parser.add_argument("out", metavar="OUT", help="file to write")
     parser.add_argument("--to", choices=("native", "torch"), default="native", help="names and layout of OUT")

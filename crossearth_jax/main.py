@@ -46,7 +46,8 @@ def main(argv: list[str]) -> int:
 
 def _parse(argv: list[str]) -> tuple[Config, Path]:
     if {"-h", "--help"} & set(argv):
-        print(__doc__, flags.FLAGS.get_help(), sep="\n\n")
+        own = flags.FLAGS.find_module_defining_flag("workdir")  # absl's own flags would bury them
+        print(__doc__, flags.FLAGS.module_help(own), sep="\n\n")
         sys.exit(0)
     try:
         flags.FLAGS([sys.argv[0], *argv])

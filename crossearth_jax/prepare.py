@@ -39,7 +39,11 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m crossearth_jax.prepare", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m crossearth_jax.prepare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("name", metavar="DATASET[/CONFIG]", help="e.g. blue_marble or blue_marble/temperate_green")
     parser.add_argument("--data_dir", default=DataConfig().data_dir, help="where prepared datasets are kept")
     parser.add_argument(

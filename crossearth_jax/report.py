@@ -70,7 +70,11 @@ def _write(folder: Path, stem: str, html: str, markdown: str) -> Path:
 
 def main(arguments: Sequence[str]) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m crossearth_jax.report", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m crossearth_jax.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of an evaluated run")
     parser.add_argument("--out", help="folder to write to (default: the run's own)")
     options = parser.parse_args(arguments)
