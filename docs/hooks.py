@@ -1,0 +1,138 @@
+"""What mkdocs is told beyond mkdocs.yml: pages made from the code, patterns in the navigation, nothing remote.
+
+`mkdocs.yml` names this file under `hooks`. Made here are `commands.md` (the commands' own help), `configuration.md` (the
+fields of `crossearth_jax/config.py` with their comments) and `datasets/<name>.md` (the README of every dataset).
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import fnmatch
+import importlib
+import io
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = ("main", "prepare", "report", "predict", "convert", "estimate_style")
+REMOTE = re.compile(r"""<(?:script|img|iframe|source)\b[^>]*\ssrc=["'](?:https?:)?//|<link\b[^>]*stylesheet[^>]*href=["'](?:https?:)?//""")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds the pages that are made from the code, then resolves the patterns of the navigation."""
+    pages = {
+        "commands.md": commands_page,
+        "configuration.md": configuration_page,
+        **{f"datasets/{readme.parent.name}.md": _reader(readme) for readme in ROOT.glob("data/*/README.md")},
+    }
+    for uri, text in pages.items():
+        if files.get_file_from_path(uri) is None:
+            files.append(File.generated(config, uri, content=text()))
+    uris = sorted(file.src_uri for file in files.documentation_pages())
+    named = set(entries(config.nav))
+    config.nav = resolved(config.nav, [uri for uri in uris if uri not in named])
+    if missing := sorted(set(uris) - set(entries(config.nav))):
+        raise PluginError(f"no entry of nav in mkdocs.yml names or matches {', '.join(missing)}")
+    return files
+
+
+def on_post_page(output: str, page: Any, config: MkDocsConfig) -> str:
+    """Refuses pages that would load something from another host when they are read."""
+    if found := REMOTE.search(output):
+        raise PluginError(f"{page.file.src_uri} loads {output[found.start() : found.end() + 60]!r} from elsewhere")
+    return output
+
+
+def _reader(path: Path) -> Callable[[], str]:
+    return lambda: path.read_text("utf-8")
+
+
+def entries(nav: Any) -> Iterator[str]:
+    """The pages and patterns of a navigation."""
+    if isinstance(nav, str):
+        yield nav
+        return
+    for item in nav.values() if isinstance(nav, dict) else nav:
+        yield from entries(item)
+
+
+def resolved(nav: Any, rest: list[str]) -> Any:
+    """The navigation with patterns replaced by the pages of `rest` they match, and without empty sections."""
+    if isinstance(nav, str):
+        return nav
+    if isinstance(nav, dict):
+        return {title: pages for title, item in nav.items() if (pages := resolved(_listed(item), rest)) != []}
+    found: list[Any] = []
+    for item in nav:
+        matches = fnmatch.filter(rest, item) if isinstance(item, str) and "*" in item else [resolved(item, rest)]
+        found += [match for match in matches if match != {}]
+    return found
+
+
+def _listed(item: Any) -> Any:
+    return [item] if isinstance(item, str) and "*" in item else item
+
+
+def commands_page() -> str:
+    """Every command with the help it prints."""
+    sections = [
+        "# Commands",
+        "Each command prints this with `--help`. A mistake in the input ends with one line that says what was found, "
+        "what was expected and what to do, and exit code 2; an interruption ends with 130.",
+    ]
+    for name in COMMANDS:
+        sections += [f"## {name}", f"```text\n{help_of(f'crossearth_jax.{name}').strip()}\n```"]
+    return "\n\n".join(sections) + "\n"
+
+
+def help_of(module: str) -> str:
+    """What `python -m module --help` prints."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        importlib.import_module(module).main(["--help"])
+    return printed.getvalue()
+
+
+def configuration_page() -> str:
+    """The fields of every class of the configuration with default and comment."""
+    text = (ROOT / "crossearth_jax" / "config.py").read_text("utf-8")
+    classes = {node.name: node for node in ast.parse(text).body if isinstance(node, ast.ClassDef)}
+    sections = [
+        "# Configuration",
+        "A configuration file in `configs/` returns a [`Config`](#config); any field can be changed on the command "
+        "line, for example `--config.train.steps=4000`. Unknown fields are refused. Defaults are those of the class; "
+        "the experiments in `configs/` choose their own.",
+    ]
+    for name, node in classes.items():
+        if name.endswith("Config"):
+            rows = "\n".join(f"| `{field}` | `{kind}` | {default} | {comment} |" for field, kind, default, comment
+                             in fields(node, text.splitlines()))
+            head = "| field | type | default | meaning |\n|---|---|---|---|"
+            sections += [f"## {name}", ast.get_docstring(node) or "", f"{head}\n{rows}"]
+    return "\n\n".join(sections) + "\n"
+
+
+def fields(node: ast.ClassDef, lines: list[str]) -> Iterator[tuple[str, str, str, str]]:
+    """Name, type, default and comment of every field; the comment stands behind the field or above it."""
+    for item in node.body:
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+            default = "" if item.value is None else f"`{ast.unparse(item.value)}`"
+            kind = ast.unparse(item.annotation).replace("|", "\\|")
+            yield item.target.id, kind, default.replace("|", "\\|"), _comment(item, lines)
+
+
+def _comment(item: ast.AnnAssign, lines: list[str]) -> str:
+    behind = lines[item.lineno - 1].partition("  # ")[2]
+    above: list[str] = []
+    at = item.lineno - 2
+    while not behind and lines[at].strip().startswith("# "):
+        above.insert(0, lines[at].strip()[2:])
+        at -= 1
+    return (behind or " ".join(above)).replace("|", "\\|")
