@@ -188,16 +188,21 @@ def load_run(workdir: Path) -> Weights:
         state = checkpoints.restore(program.state, program.state_shardings)
         checkpoints.close()
     params = state.evaluated | {k: v for k, v in frozen.items() if not k.startswith("style/")}
-    taxonomy = benchmark.TAXONOMIES[str(benchmark.DOMAINS[config.data.source].taxonomy)]
-    described = Description(
+    described = describe_run(config, int(state.step))
+    return Weights(jax.device_get(params), described)
+
+
+def describe_run(config: Config, step: int) -> Description:
+    """What a file of a run's parameters should say of them; a run without labels has no classes to name."""
+    taxonomy = benchmark.TAXONOMIES.get(benchmark.DOMAINS[config.data.source].taxonomy or "")
+    return Description(
         model=config.model,
-        class_names=taxonomy.classes,
-        palette=taxonomy.palette,
-        source=f"{config.name}, step {int(state.step)}",
+        class_names=taxonomy.classes if taxonomy else (),
+        palette=taxonomy.palette if taxonomy else (),
+        source=f"{config.name}, step {step}",
         window=config.evaluate.window,
         stride=config.evaluate.stride,
     )
-    return Weights(jax.device_get(params), described)
 
 
 def read_run_config(workdir: Path) -> Config:

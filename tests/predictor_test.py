@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import crossearth_jax
-from crossearth_jax.config import UserError
+from crossearth_jax.config import Config, DataConfig, EvaluateConfig, UserError
 from crossearth_jax.convert import read_config
 from crossearth_jax.ops.normalization import normalize
+from crossearth_jax.predictor import describe_run
 from crossearth_jax.weights.torch_writer import write_torch_zip
 
 GOLDEN = Path(__file__).parent / "golden/tiny"
@@ -120,6 +121,14 @@ def test_names_and_colours_of_the_caller_win(folder):
     colours = tuple((i, i, i) for i in range(6))
     loaded = crossearth_jax.load(folder / "full.pth", config=CONFIG, class_names=list("abcdef"), palette=colours)
     assert loaded.class_names == tuple("abcdef") and loaded.palette == colours
+
+
+@pytest.mark.parametrize(("domain", "classes"), [("blue_marble/arid_green", 5), ("blue_marble/unlabelled", 0)])
+def test_a_run_names_the_classes_of_its_source_if_it_has_labels(domain, classes):
+    config = Config(name="a", data=DataConfig(source=domain), evaluate=EvaluateConfig(window=16, stride=8))
+    described = describe_run(config, 7)
+    assert (len(described.class_names), len(described.palette)) == (classes, classes)
+    assert (described.source, described.window, described.stride) == ("a, step 7", 16, 8)
 
 
 def test_importing_the_package_is_light():
