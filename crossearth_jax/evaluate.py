@@ -22,11 +22,12 @@ from crossearth_jax import baselines, benchmark, diagnostics, metrics, parallel
 from crossearth_jax.atomic import replacing, write_json
 from crossearth_jax.benchmark import Setting, Taxonomy
 from crossearth_jax.class_features import write_class_features
-from crossearth_jax.config import Config, EvaluateConfig
+from crossearth_jax.config import Config, EvaluateConfig, MeshConfig, UserError
 from crossearth_jax.inputs.pipeline import evaluation_batches
 from crossearth_jax.models.segmentor import SegmentationModel
 from crossearth_jax.ops.normalization import normalize
 from crossearth_jax.ops.tiling import sliding_scores
+from crossearth_jax.predictor import Segmentor
 from crossearth_jax.progress import Progress
 from crossearth_jax.training.state import Params
 
@@ -150,6 +151,35 @@ def evaluate(config: Config, workdir: Path, mesh: Mesh, params: Params, step: in
         logging.info("%s: mIoU %.2f", setting.name, results[setting.name]["miou"])
     write_json(workdir / "results.json", results)
     return results
+
+
+def evaluate_model(
+    model: Segmentor, setting: Setting, data_dir: str, batch_size: int = 4
+) -> tuple[dict[str, Any], DomainResult]:
+    """Scores a loaded model on one setting, on all local devices.
+
+    Args:
+      model: of any origin, with the classes of the target.
+      setting: its target must be prepared.
+      data_dir: folder of the prepared datasets.
+      batch_size: images scored at once, at least one per device.
+
+    Returns:
+      mIoU and IoU by class as in `results.json`, and what they were computed from.
+
+    Raises:
+      UserError: the target is not prepared, or the model has another number of classes.
+    """
+    names = taxonomy(setting.target).classes
+    if model.classes != len(names):
+        raise UserError(f"the model has {model.classes} classes, {setting.target} has {len(names)}: {', '.join(names)}")
+    config = EvaluateConfig(window=model.window, stride=model.stride, batch_size=batch_size)
+    mesh = parallel.make_mesh(MeshConfig(), jax.local_devices())
+    params = jax.device_put(dict(model.params), parallel.replicated(mesh))
+    split = benchmark.DOMAINS[setting.target].eval_split
+    with jax.set_mesh(mesh):
+        result = Evaluator(model.model, config, mesh).domain(params, setting.target, split, data_dir)
+    return score(setting, result.confusion), result
 
 
 def score(setting: Setting, confusion: Int[np.ndarray, "k k"]) -> dict[str, Any]:

@@ -55,7 +55,20 @@ def _parse(argv: list[str]) -> tuple[Config, Path]:
         raise UserError(str(error).strip().splitlines()[0]) from None
     if _CONFIG.value is None or _WORKDIR.value is None:
         raise UserError("--config and --workdir are needed, e.g. --config=configs/blue_marble.py --workdir=runs/first")
-    return from_config_dict(_CONFIG.value), Path(_WORKDIR.value)
+    config = from_config_dict(_CONFIG.value)
+    check_classes(config)
+    return config, Path(_WORKDIR.value)
+
+
+def check_classes(config: Config) -> None:
+    """Raises a UserError if the model does not have the classes of the source's labels."""
+    domain = benchmark.DOMAINS.get(config.data.source)  # an unknown one is refused where it is looked for
+    taxonomy = benchmark.TAXONOMIES.get(domain.taxonomy or "") if domain else None
+    if taxonomy and config.model.head and config.model.classes != len(taxonomy.classes):
+        raise UserError(
+            f"model.classes is {config.model.classes}, but {config.data.source} has {len(taxonomy.classes)} classes "
+            f"({', '.join(taxonomy.classes)}); set --config.model.classes={len(taxonomy.classes)}"
+        )
 
 
 if __name__ == "__main__":
