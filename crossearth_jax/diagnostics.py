@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +16,15 @@ from jaxtyping import UInt8
 from crossearth_jax.atomic import replacing
 from crossearth_jax.augment.pipeline import augment
 from crossearth_jax.augment.style import style_injection
-from crossearth_jax.config import Config
+from crossearth_jax.config import Config, StyleConfig
 from crossearth_jax.initialise import style_network
 from crossearth_jax.inputs.sources import PreparedSplit
+from crossearth_jax.models.style import StyleKind, StyleNetwork
 from crossearth_jax.ops.frechet import frechet_distance
 from crossearth_jax.ops.moments import Moments
 from crossearth_jax.ops.normalization import denormalize, normalize
 from crossearth_jax.style_codes import code_moments
+from crossearth_jax.weights.style import load_style
 from crossearth_jax.weights.style_statistics import load_statistics
 
 DISTANCE_IMAGES = 48  # per domain: the distance grows with fewer images, so all domains are read equally far
@@ -53,6 +56,19 @@ def style_distances(config: Config, params: Mapping[str, jax.Array], targets: It
         for name, other in found.items()
     }
     return {config.data.source: 0.0} | distances
+
+
+def redrawn(images: UInt8[np.ndarray, "n h w 3"], style: StyleConfig, seed: int = 0) -> UInt8[np.ndarray, "n h w 3"]:
+    """RGB images as Earth-Style Injection with these settings would show them to the backbone, every one restyled.
+
+    Raises:
+      UserError: the style network or its statistics cannot be read.
+    """
+    style = dataclasses.replace(style, probability=1.0, literal=False)
+    network = StyleNetwork(cast(StyleKind, style.backend))
+    inject = style_injection(style, network, load_statistics(style.statistics, network.kind).sampler)
+    shown, _ = jax.jit(inject)(load_style(network, style.weights), jax.random.key(seed), normalize(jnp.asarray(images)))
+    return _to_uint8(denormalize(shown))
 
 
 def style_examples(

@@ -1,7 +1,7 @@
 """What mkdocs is told beyond mkdocs.yml: pages made from the code, patterns in the navigation, nothing remote.
 
-`mkdocs.yml` names this file under `hooks`. Made here are `commands.md` (the commands' own help), `configuration.md` (the
-fields of `crossearth_jax/config.py` with their comments) and `datasets/<name>.md` (the README of every dataset).
+`mkdocs.yml` names this file under `hooks`. Made here are `commands.md` (the commands' own help), `configuration.md`
+(the fields of `crossearth_jax/config.py` with their comments) and `datasets/<name>.md` (the README of every dataset).
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("main", "prepare", "report", "predict", "convert", "estimate_style")
-REMOTE = re.compile(r"""<(?:script|img|iframe|source)\b[^>]*\ssrc=["'](?:https?:)?//|<link\b[^>]*stylesheet[^>]*href=["'](?:https?:)?//""")
+_HOST = r"""=["']?(?:https?:)?//"""
+REMOTE = re.compile(rf"<(?:script|img|iframe|source)\b[^>]*\ssrc{_HOST}|<link\b[^>]*stylesheet[^>]*href{_HOST}")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -112,8 +113,10 @@ def configuration_page() -> str:
     ]
     for name, node in classes.items():
         if name.endswith("Config"):
-            rows = "\n".join(f"| `{field}` | `{kind}` | {default} | {comment} |" for field, kind, default, comment
-                             in fields(node, text.splitlines()))
+            rows = "\n".join(
+                f"| `{field}` | `{kind}` | {default} | {comment} |"
+                for field, kind, default, comment in fields(node, text.splitlines())
+            )
             head = "| field | type | default | meaning |\n|---|---|---|---|"
             sections += [f"## {name}", ast.get_docstring(node) or "", f"{head}\n{rows}"]
     return "\n\n".join(sections) + "\n"
