@@ -201,6 +201,7 @@ class EvaluateConfig:
     stride: int = 341
     batch_size: int = 4
     examples: int = 4  # images per domain shown in the report
+    settings: tuple[str, ...] = ()  # rows of the benchmark to score; () takes every one of the source
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     from crossearth_jax.report import write_report
     from crossearth_jax.train import Stopped, restore, train
 
-    targets = [setting.target for setting in benchmark.settings_from(config.data.source)]
+    targets = [setting.target for setting in benchmark.settings_of(config.data.source, config.evaluate.settings)]
     prepare_domains(dict.fromkeys([config.data.source, *targets]), config.data.data_dir)
     try:
         run = restore(config, workdir) if _MODE.value == "evaluate" else train(config, workdir)

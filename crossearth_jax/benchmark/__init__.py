@@ -1,4 +1,4 @@
-"""Facts of the benchmarks: taxonomies, domains and source -> target settings. No behaviour lives here.
+"""Facts of the benchmarks: taxonomies, domains and source -> target settings. Nothing here does more than look up.
 
 A *domain* is one prepared TFDS configuration ("blue_marble/temperate_green"). A *setting* trains on the train
 split of its source and scores the evaluation split of its target over `classes`: the classes that exist in
@@ -7,6 +7,8 @@ useful amounts on both sides. Every class of the taxonomy may still be predicted
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from crossearth_jax.benchmark import blue_marble, crossearth
 from crossearth_jax.benchmark.blue_marble import CLIMATES
@@ -21,6 +23,7 @@ from crossearth_jax.benchmark.facts import (
     Taxonomy,
     Training,
 )
+from crossearth_jax.config import UserError
 
 __all__ = [
     "CLIMATES",
@@ -41,6 +44,7 @@ __all__ = [
     "Training",
     "domains_of",
     "settings_from",
+    "settings_of",
     "training_of",
     "used_splits",
 ]
@@ -56,6 +60,27 @@ TRAININGS: dict[str, Training] = {training.name: training for training in crosse
 def settings_from(source: str) -> list[Setting]:
     """The settings that train on `source`, in the order of the benchmark."""
     return [setting for setting in SETTINGS.values() if setting.source == source]
+
+
+def settings_of(source: str, names: Sequence[str] = ()) -> list[Setting]:
+    """The settings called `names`, which must train on `source`; without names, every one of the source.
+
+    Raises:
+      UserError: a name is unknown or trains on another source.
+    """
+    for name in names:
+        if name not in SETTINGS:
+            raise UserError(f"unknown setting '{name}'; settings of {source}: {_names(settings_from(source))}")
+        if SETTINGS[name].source != source:
+            raise UserError(
+                f"setting {name} trains on {SETTINGS[name].source}, this run on {source}; score the settings of "
+                "several trainings with --mode=evaluate --checkpoints=DIR"
+            )
+    return [SETTINGS[name] for name in names] or settings_from(source)
+
+
+def _names(settings: Sequence[Setting]) -> str:
+    return ", ".join(setting.name for setting in settings) or "none"
 
 
 def domains_of(source: str) -> list[str]:

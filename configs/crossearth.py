@@ -1,0 +1,73 @@
+"""The CrossEarth benchmark: 14 trainings that serve 25 cross-domain settings and the four in-domain rows of CASID.
+
+    python -m crossearth_jax.main '--config=configs/crossearth.py:P(i)2V' --workdir=runs/potsdam_irrg \
+        --config.train.init_from=dinov2_vitl14_pretrain.pth
+    python -m crossearth_jax.main --config=configs/crossearth.py:all --mode=evaluate \
+        --checkpoints=checkpoints --workdir=runs/table
+
+The argument is a training (`casid_subms`: every setting of that source is scored), a setting (`Sub2Tem`: the same
+training, only that row is scored) or `all` (the table of whatever checkpoints exist). `train.init_from` takes the
+DINOv2 ViT-L/14 file of Meta, or the authors' `dinov2_converted.pth` (crops of 512) and
+`dinov2_converted_1024x1024.pth` (1024); without one the frozen backbone is random and nothing useful is learnt.
+
+The recipe is the published one for each crop size; iterations, rates, crops, windows, Earth-Style Injection (a tenth of
+the images) and masked image modelling follow it. The global batch is not published: 4, as the names of its
+configurations suggest. Styles come from the small network of the package; the paper's is
+`--config.style.backend=inception --config.style.weights=FILE --config.style.statistics=FILE`.
+"""
+
+from ml_collections import ConfigDict
+
+from crossearth_jax.benchmark import DOMAINS, SETTINGS, TAXONOMIES, TRAININGS, Training, training_of
+from crossearth_jax.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    MimConfig,
+    MimTaskConfig,
+    ModelConfig,
+    OptimizerConfig,
+    StyleConfig,
+    TrainConfig,
+    UserError,
+    ViTConfig,
+    to_config_dict,
+)
+
+ROWS = tuple(row.name for row in SETTINGS.values() if training_of(row.name) is not None)
+ARGUMENTS = (*TRAININGS, *ROWS, "all")
+
+OPTIMIZERS = {  # by crop size; both stop at 30,000 of the 40,000 steps that their schedules are laid out for
+    512: OptimizerConfig(learning_rate=1e-4, warmup_steps=0, horizon=40_000),
+    1024: OptimizerConfig(learning_rate=6e-5, warmup_steps=10_000, warmup_factor=1e-6, horizon=40_000),
+}
+STRIDES = {512: 341, 1024: 683}
+
+
+def experiment(training: Training, name: str, settings: tuple[str, ...] = ()) -> Config:
+    """The typed configuration of one training, scored on `settings` (all of its source if there are none)."""
+    crop = training.crop
+    classes = TAXONOMIES[str(DOMAINS[training.source].taxonomy)].classes
+    return Config(
+        name=f"crossearth-{name}",
+        seed=42,
+        data=DataConfig(source=training.source, batch_size=4),
+        model=ModelConfig(classes=len(classes), vit=ViTConfig(image_size=crop), mim=MimConfig()),
+        augment=AugmentConfig(crop_size=crop),
+        style=StyleConfig(probability=0.1, alpha=0.1, mask_ratio=0.7, block_size=64),
+        mim=MimTaskConfig(mask_ratio=0.1, block_size=64),
+        optimizer=OPTIMIZERS[crop],
+        train=TrainConfig(steps=30_000),
+        evaluate=EvaluateConfig(window=crop, stride=STRIDES[crop], settings=settings),
+    )
+
+
+def get_config(name: str = "potsdam_irrg") -> ConfigDict:
+    """Returns the experiment of a training, a setting, or the whole table (`ARGUMENTS`)."""
+    if name not in ARGUMENTS:
+        raise UserError(f"configs/crossearth.py:{name} is unknown; expected one of {', '.join(ARGUMENTS)}")
+    training = training_of(name)
+    if training is None:
+        return to_config_dict(experiment(TRAININGS["potsdam_irrg"], "all", ROWS))
+    return to_config_dict(experiment(training, training.name, (name,) if name in SETTINGS else ()))
