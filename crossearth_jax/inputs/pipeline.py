@@ -25,6 +25,7 @@ from crossearth_jax.config import DataConfig, UserError
 from crossearth_jax.inputs import sources, transforms
 
 MEMORY_LIMIT = 2**30  # bytes of decoded pixels up to which a split is decoded once and kept
+SAMPLED = 64  # images whose size is looked at before training
 _ORDER, _WINDOWS = range(2)  # independent streams of random numbers
 
 
@@ -50,7 +51,8 @@ def train_iterator(
       start_step: global step of the first batch. `get_state` and `set_state` count from step 0 whatever it is.
 
     Returns:
-      An iterator that can be checkpointed (`grain.checkpoint`); images have the train size of the domain.
+      An iterator that can be checkpointed (`grain.checkpoint`); images have the train size of the domain, or that of
+      its files if they are smaller.
 
     Raises:
       UserError: the domain is unknown or not prepared, the batch does not divide, or a label is unknown.
@@ -60,7 +62,7 @@ def train_iterator(
     source = _train_source(domain, config)
     in_memory = isinstance(source, sources.MemorySource)
     batches = grain.MapDataset.range(sys.maxsize).map(
-        _TrainBatches(_Reader(source, domain, "train"), seed, config.batch_size, rows)
+        _TrainBatches(_Reader(source, _train_size(source, domain), domain), seed, config.batch_size, rows)
     )
     # Threads would only fight over the interpreter lock for examples that are already decoded.
     threads = 0 if in_memory else config.prefetch
@@ -86,9 +88,12 @@ def evaluation_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Every record of a split once, in order, in batches of one static shape.
+    """Every record of a split once, in batches of images of one size.
 
-    All processes get the same number of batches; rows past the end have `valid` False, index -1, labels IGNORE.
+    Images of the same size follow each other in order; a batch is complete when there are enough of them, and what
+    is left of each size comes last. So a split has as many shapes of batches as sizes of images, whatever their
+    order. All processes get the same number of batches of the same shapes; rows past the end have `valid` False,
+    index -1, labels IGNORE.
 
     Raises:
       UserError: the domain is unknown or not prepared, the batch does not divide, a record is corrupt (a score
@@ -96,14 +101,32 @@ def evaluation_batches(
     """
     facts = sources.find_domain(domain)
     rows = _local_rows(batch_size, process_index, process_count)
-    reader = _Reader(sources.PreparedSplit(domain, split, data_dir), facts, split)
+    reader = _Reader(sources.PreparedSplit(domain, split, data_dir), facts.sizes[split], facts)
 
     def batches() -> Iterator[Batch]:
-        for first in range(0, len(reader.source), batch_size):
-            batch = reader.read(range(first, first + batch_size)[rows])
+        for size, indices in _same_sized(reader.source, batch_size):
+            if any(a > b for a, b in zip(size, facts.sizes[split], strict=True)):
+                raise UserError(
+                    f"{domain}, split {split}: record {indices[0]} has size {size}, expected at most"
+                    f" {facts.sizes[split]}; prepare the dataset again"
+                )
+            batch = dataclasses.replace(reader, size=size).read(indices[rows])
             yield {**batch, "valid": batch["index"] >= 0}
 
     return batches()  # a plain function until here: mistakes are reported at the call
+
+
+def _same_sized(source: sources.Source, count: int) -> Iterator[tuple[tuple[int, int], list[int]]]:
+    """(size, record numbers) of every batch; numbers past the end of the split fill the last one of each size."""
+    waiting: dict[tuple[int, int], list[int]] = {}
+    for index in range(len(source)):
+        size = source.size(index)
+        group = waiting.setdefault(size, [])
+        group.append(index)
+        if len(group) == count:
+            yield size, waiting.pop(size)
+    for size, group in waiting.items():
+        yield size, group + [len(source)] * (count - len(group))
 
 
 def _local_rows(batch_size: int, process_index: int, process_count: int) -> slice:
@@ -128,6 +151,17 @@ def _train_source(domain: benchmark.Domain, config: DataConfig) -> sources.Sourc
         logging.info("%s: %d training images kept in memory", domain.name, len(source))
         source = sources.MemorySource(source)
     return source
+
+
+def _train_size(source: sources.Source, domain: benchmark.Domain) -> tuple[int, int]:
+    """The size of training images: the stated one, or that of the files if they are smaller.
+
+    Some sets exist in two tile sizes; padding the smaller to the larger would change what a crop shows.
+    """
+    some = range(0, len(source), -(-len(source) // SAMPLED))
+    height, width = np.max([source.size(index) for index in some], axis=0).tolist()
+    largest = domain.sizes["train"]
+    return min(height, largest[0]), min(width, largest[1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,30 +196,23 @@ class _Reader:
     """Record numbers of a split -> a batch."""
 
     source: sources.Source
+    size: tuple[int, int]  # height and width of the batch
     domain: benchmark.Domain
-    split: str
 
     def read(self, indices: Sequence[int], places: np.ndarray | None = None) -> Batch:
         """Reads `indices`; those past the end of the split, and the rest of too small an image, stay padding."""
-        size = self.domain.sizes[self.split]
-        image = np.zeros((len(indices), *size, 3), np.uint8)
-        label = np.full((len(indices), *size), benchmark.IGNORE, np.uint8)
+        image = np.zeros((len(indices), *self.size, 3), np.uint8)
+        label = np.full((len(indices), *self.size), benchmark.IGNORE, np.uint8)
         index = np.full(len(indices), -1, np.int32)
         for row, record in enumerate(indices):
             if record < len(self.source):
-                example = self._checked(self.source[record], whole=places is None)
+                example = transforms.check_labels(self.source[record], self._classes)
                 place = (0.0, 0.0) if places is None else tuple(places[row])
-                image[row], label[row] = transforms.window(example["image"], example["label"], size, place)
+                image[row], label[row] = transforms.window(example["image"], example["label"], self.size, place)
                 index[row] = example["index"]
         return Batch(image=image, label=label, index=index)
 
-    def _checked(self, example: sources.Example, whole: bool) -> sources.Example:
-        """`example` with known labels and, if it must be read `whole`, of a size that fits."""
-        size = self.domain.sizes[self.split]
-        if whole and any(a > b for a, b in zip(example["label"].shape, size, strict=True)):
-            raise UserError(
-                f"{self.domain.name}, split {self.split}: record {example['index']} has size"
-                f" {example['label'].shape}, expected at most {size}; prepare the dataset again"
-            )
+    @property
+    def _classes(self) -> int:
         taxonomy = self.domain.taxonomy
-        return transforms.check_labels(example, len(benchmark.TAXONOMIES[taxonomy].classes) if taxonomy else 0)
+        return len(benchmark.TAXONOMIES[taxonomy].classes) if taxonomy else 0

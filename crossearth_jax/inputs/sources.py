@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, cast, runtime_checkable
 
@@ -41,6 +41,10 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example: ...
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of the image at `index`."""
+        ...
 
 
 class CorruptRecordError(UserError):
@@ -131,8 +135,19 @@ class PreparedSplit:
         Raises:
           CorruptRecordError: the record or one of its images cannot be decoded.
         """
+        return self._read(index, lambda record: _decode(record, index, self.domain))
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of record `index`, without decoding its pixels.
+
+        Raises:
+          CorruptRecordError: the record cannot be read.
+        """
+        return self._read(index, _size)
+
+    def _read[T](self, index: int, decode: Callable[[Mapping[str, Any]], T]) -> T:
         try:
-            return _decode(self._records[index], index, self.domain)
+            return decode(self._records[index])
         except Exception as error:  # array_record, TFDS and Pillow each raise their own types
             raise CorruptRecordError(
                 f"{self.domain}, split {self.split}: record {index} cannot be read ({error}); delete"
@@ -141,8 +156,7 @@ class PreparedSplit:
 
 
 def _decode(record: Mapping[str, Any], index: int, domain: str) -> Example:
-    if not record["image"]:  # what array_record makes of records behind the end of a truncated file
-        raise ValueError("it is empty")
+    _check_filled(record)
     image = _pixels(record["image"], "RGB")
     label = _pixels(record["label"], "L") if "label" in record else np.full(image.shape[:2], IGNORE, np.uint8)
     if label.shape != image.shape[:2]:
@@ -150,13 +164,28 @@ def _decode(record: Mapping[str, Any], index: int, domain: str) -> Example:
     return Example(image=image, label=label, index=index, id=record["id"].decode(), domain=domain)
 
 
-def _pixels(data: bytes, mode: str) -> np.ndarray:
+def _size(record: Mapping[str, Any]) -> tuple[int, int]:
+    _check_filled(record)
+    with _opened(record["image"]) as image:
+        return image.height, image.width
+
+
+def _check_filled(record: Mapping[str, Any]) -> None:
+    if not record["image"]:  # what array_record makes of records behind the end of a truncated file
+        raise ValueError("it is empty")
+
+
+def _opened(data: bytes) -> Image.Image:
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            pixels = np.asarray(image)
-            found = image.mode
+        return Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
         raise ValueError(f"its {len(data)} bytes are not an image file") from None
+
+
+def _pixels(data: bytes, mode: str) -> np.ndarray:
+    with _opened(data) as image:
+        pixels = np.asarray(image)
+        found = image.mode
     if found != mode:  # a palette or 16-bit image would give other numbers without a word
         raise ValueError(f"expected an image of mode {mode}, found {found}")
     return pixels
@@ -192,6 +221,11 @@ class SkippingSource:
                 logging.warning("skipped (%d so far): %s", len(self.corrupt), error)
         raise UserError("not one record can be read; delete the prepared dataset and prepare it again")
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of the image that stands at `index`."""
+        height, width = self[index]["label"].shape
+        return height, width
+
 
 class MemorySource:
     """Every example of a small source, decoded once."""
@@ -204,3 +238,8 @@ class MemorySource:
 
     def __getitem__(self, index: int) -> Example:
         return self._examples[index]
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of the image at `index`."""
+        height, width = self._examples[index]["label"].shape
+        return height, width
