@@ -16,9 +16,10 @@ from jaxtyping import UInt8
 from crossearth_jax.atomic import replacing
 from crossearth_jax.augment.pipeline import augment
 from crossearth_jax.augment.style import style_injection
+from crossearth_jax.benchmark import DOMAINS
 from crossearth_jax.config import Config, StyleConfig
 from crossearth_jax.initialise import style_network
-from crossearth_jax.inputs.sources import PreparedSplit
+from crossearth_jax.inputs.sources import PreparedSplit, prepared_splits
 from crossearth_jax.models.style import StyleKind, StyleNetwork
 from crossearth_jax.ops.frechet import frechet_distance
 from crossearth_jax.ops.moments import Moments
@@ -34,8 +35,8 @@ EXAMPLES = 4
 def style_distances(config: Config, params: Mapping[str, jax.Array], targets: Iterable[str]) -> dict[str, float]:
     """Fréchet distances between the style codes of the source and of each target.
 
-    Codes of the first `DISTANCE_IMAGES` training images of a domain make one Gaussian. This only describes the
-    domains; nothing of a target reaches training.
+    Codes of the first `DISTANCE_IMAGES` training images of a domain (of its scored images if it has no others) make
+    one Gaussian. This only describes the domains; nothing of a target reaches training.
 
     Args:
       config: names the source and the style network.
@@ -45,7 +46,8 @@ def style_distances(config: Config, params: Mapping[str, jax.Array], targets: It
     network = style_network(config)
 
     def moments(domain: str) -> Moments:
-        split = PreparedSplit(domain, "train", config.data.data_dir)
+        trained = "train" in prepared_splits(domain, config.data.data_dir)
+        split = PreparedSplit(domain, "train" if trained else DOMAINS[domain].eval_split, config.data.data_dir)
         images = (split[index]["image"] for index in range(min(DISTANCE_IMAGES, len(split))))
         return list(code_moments(network, params, images))[-1]
 

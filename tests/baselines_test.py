@@ -34,7 +34,7 @@ def test_colour_separates_separable_colours():
 
 
 def test_labelled_pixels_leave_ignored_ones_out(data_dir):
-    pixels, labels = baselines.labelled_pixels(SOURCE, "test", data_dir)
+    pixels, labels = baselines.sampled_pixels(SOURCE, "test", data_dir)
     source = PreparedSplit(SOURCE, "test", data_dir)
     expected = [
         (*example["image"][row, column].tolist(), int(example["label"][row, column]))
@@ -46,10 +46,24 @@ def test_labelled_pixels_leave_ignored_ones_out(data_dir):
     np.testing.assert_array_equal(np.column_stack([pixels, labels]), expected)
 
 
+def test_of_many_pixels_every_image_gives_an_equal_share(data_dir, monkeypatch):
+    whole = list(baselines.labelled_pixels(SOURCE, "test", data_dir))
+    monkeypatch.setattr(baselines, "SAMPLED", 19 * 50)
+    pixels, labels = baselines.sampled_pixels(SOURCE, "test", data_dir)
+    start = 0
+    for image, truth in whole:
+        count = min(50, len(truth))
+        rows = {tuple(row) for row in np.column_stack([image, truth]).tolist()}
+        found = np.column_stack([pixels[start : start + count], labels[start : start + count]])
+        assert {tuple(row) for row in found.tolist()} <= rows
+        start += count
+    assert start == len(labels)
+
+
 def test_confusions_of_real_domains(data_dir):
     found = baselines.confusions(SOURCE, [SOURCE, TARGET], data_dir)
     for target in (SOURCE, TARGET):
-        _, truth = baselines.labelled_pixels(target, "test", data_dir)
+        _, truth = baselines.sampled_pixels(target, "test", data_dir)
         counts = np.bincount(truth, minlength=5)
         # Rows are the truth; shrub_grass (2) is the majority of the source.
         np.testing.assert_array_equal(found["majority"][target], counts[:, None] * (np.arange(5) == 2))
