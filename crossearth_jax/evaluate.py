@@ -16,22 +16,23 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Int, UInt8
 
 from crossearth_jax import baselines, benchmark, diagnostics, metrics, parallel
 from crossearth_jax.atomic import replacing, write_json
-from crossearth_jax.benchmark import Setting, Taxonomy
+from crossearth_jax.benchmark import Domain, Resize, Setting, Taxonomy
 from crossearth_jax.class_features import write_class_features
 from crossearth_jax.config import Config, EvaluateConfig, MeshConfig, UserError
 from crossearth_jax.inputs.pipeline import evaluation_batches
 from crossearth_jax.models.segmentor import SegmentationModel
-from crossearth_jax.ops.normalization import normalize
-from crossearth_jax.ops.tiling import sliding_scores
 from crossearth_jax.predictor import Segmentor
 from crossearth_jax.progress import Progress
+from crossearth_jax.protocol import fitted_size, predict_labels
 from crossearth_jax.training.state import Params
 
 PROTOCOL = "last checkpoint; nothing was chosen on a target"
+MANY_SIZES = 16  # sizes of image in one domain that are worth a warning
+EXAMPLE_SIDE = 512  # pixels, of the images a report shows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,14 +46,17 @@ class DomainResult:
 
 
 class Evaluator:
-    """Scores one model on domains; compiles once per image size."""
+    """Scores one model on domains; compiles once per size of image and rule of resizing."""
 
     def __init__(self, model: SegmentationModel, config: EvaluateConfig, mesh: Mesh):
-        self._config, self._mesh = config, mesh
+        self._model, self._config, self._mesh = model, config, mesh
         self._shards = parallel.batch_shards(mesh)
-        batch, whole = parallel.batch_sharding(mesh), parallel.replicated(mesh)
-        step = functools.partial(evaluation_step, model, config)
-        self._step = jax.jit(step, in_shardings=(None, batch, batch, batch), out_shardings=(whole, batch))
+        self._steps: dict[Resize | None, Any] = {}
+
+    @property
+    def compilations(self) -> int:
+        """Programs compiled so far."""
+        return sum(step._cache_size() for step in self._steps.values())
 
     def domain(self, params: Params, name: str, split: str, data_dir: str) -> DomainResult:
         """Evaluates `params` on one split of one domain.
@@ -62,58 +66,84 @@ class Evaluator:
         """
         size = -(-self._config.batch_size // self._shards) * self._shards
         batches = evaluation_batches(name, split, size, data_dir, jax.process_index(), jax.process_count())
-        return self._accumulate(params, name, batches)
+        return self._accumulate(params, benchmark.DOMAINS[name], batches)
 
-    def _accumulate(self, params: Params, name: str, batches: Iterable[Any]) -> DomainResult:
-        classes = len(taxonomy(name).classes)
+    def _accumulate(self, params: Params, domain: Domain, batches: Iterable[Any]) -> DomainResult:
+        classes = len(taxonomy(domain.name).classes)
         confusion = np.zeros((classes, classes), np.int64)
-        examples: list[tuple[Any, Any, Any]] = []
+        examples = Examples(self._config.examples)
         progress = Progress(None, "batches")
+        sizes: set[tuple[int, int]] = set()
         for batch in batches:
+            _log_size(domain, batch["label"].shape[1:], sizes)
             arrays = parallel.global_batch(dict(batch), self._mesh)
-            matrix, predicted = self._step(params, arrays["image"], arrays["label"], arrays["valid"])
+            matrix, predicted = self._step(domain.resize)(params, arrays["image"], arrays["label"], arrays["valid"])
             confusion += np.asarray(matrix, np.int64)
-            examples += _examples(batch, predicted, self._config.examples - len(examples))
-            progress.advance(note=name)
-        images, labels, predictions = (np.stack(column) for column in zip(*examples, strict=True))
-        return DomainResult(confusion, images, labels, predictions)
+            examples.add(batch, predicted)
+            progress.advance(note=domain.name)
+        return DomainResult(confusion, *examples.arrays())
+
+    def _step(self, resize: Resize | None) -> Any:
+        """The jitted step of domains that are resized by this rule."""
+        if resize not in self._steps:
+            batch, whole = parallel.batch_sharding(self._mesh), parallel.replicated(self._mesh)
+            step = functools.partial(evaluation_step, self._model, self._config, resize)
+            self._steps[resize] = jax.jit(step, in_shardings=(None, batch, batch, batch), out_shardings=(whole, batch))
+        return self._steps[resize]
+
+
+def _log_size(domain: Domain, size: tuple[int, int], known: set[tuple[int, int]]) -> None:
+    """Logs every new size of image, since each is compiled for."""
+    if size not in known:
+        known.add(size)
+        logging.info(
+            "%s: images of %d x %d are scored at %d x %d (size %d of this domain, compiled once)",
+            domain.name, *size, *fitted_size(size, domain.resize), len(known),
+        )  # fmt: skip
+        if len(known) == MANY_SIZES:
+            logging.warning("%s has %d sizes of image so far, and each is compiled for", domain.name, len(known))
 
 
 def evaluation_step(
     model: SegmentationModel,
     config: EvaluateConfig,
+    resize: Resize | None,
     params: Params,
     images: UInt8[Array, "b h w 3"],
     labels: UInt8[Array, "b h w"],
     valid: Bool[Array, " b"],
 ) -> tuple[Int[Array, "k k"], UInt8[Array, "b h w"]]:
     """Confusion matrix of a batch (padding examples and ignored pixels left out) and the predicted classes."""
-    predicted = predict_labels(model, config, params, images)
+    predicted = predict_labels(model, config, params, images, resize)
     labels = jnp.where(valid[:, None, None], labels, benchmark.IGNORE)
     return metrics.confusion(labels, predicted, model.config.classes), predicted
 
 
-def predict_scores(
-    model: SegmentationModel, config: EvaluateConfig, params: Params, images: UInt8[Array, "b h w 3"]
-) -> Float[Array, "b h w k"]:
-    """Class scores of images of any size by sliding window."""
-    score = functools.partial(model.scores, params)
-    return sliding_scores(score, normalize(images), config.window, config.stride)
+class Examples:
+    """The first images of a domain, all of one size, thinned to a side of at most `EXAMPLE_SIDE` pixels."""
 
+    def __init__(self, count: int):
+        self._count = count
+        self._kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
-def predict_labels(
-    model: SegmentationModel, config: EvaluateConfig, params: Params, images: UInt8[Array, "b h w 3"]
-) -> UInt8[Array, "b h w"]:
-    """Most probable classes of images of any size."""
-    return jnp.argmax(predict_scores(model, config, params, images), -1).astype(jnp.uint8)
+    def add(self, batch: Mapping[str, np.ndarray], predicted: jax.Array) -> None:
+        """Keeps what is still wanted of a batch; nothing where other processes hold parts of the prediction."""
+        missing = self._count - len(self._kept)
+        if missing <= 0 or not predicted.is_fully_addressable:
+            return
+        step = -(-max(predicted.shape[1:]) // EXAMPLE_SIDE)
+        if self._kept and self._kept[0][1].shape != predicted[0, ::step, ::step].shape:
+            return
+        keep = np.flatnonzero(batch["valid"])[:missing]
+        columns = (batch["image"][keep], batch["label"][keep], np.asarray(predicted)[keep])
+        self._kept += zip(*(column[:, ::step, ::step] for column in columns), strict=True)
 
-
-def _examples(batch: Mapping[str, np.ndarray], predicted: jax.Array, count: int) -> list[tuple[Any, Any, Any]]:
-    if count <= 0 or not predicted.is_fully_addressable:
-        return []
-    keep = np.flatnonzero(batch["valid"])[:count]
-    columns = (batch["image"][keep], batch["label"][keep], np.asarray(predicted)[keep])
-    return list(zip(*columns, strict=True))
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Images, labels and predictions; without any, arrays of length 0."""
+        if not self._kept:
+            return np.zeros((0, 1, 1, 3), np.uint8), np.zeros((0, 1, 1), np.uint8), np.zeros((0, 1, 1), np.uint8)
+        images, labels, predictions = (np.stack(column) for column in zip(*self._kept, strict=True))
+        return images, labels, predictions
 
 
 def taxonomy(domain: str) -> Taxonomy:
@@ -122,12 +152,12 @@ def taxonomy(domain: str) -> Taxonomy:
 
 
 def evaluate(config: Config, workdir: Path, mesh: Mesh, params: Params, step: int) -> dict[str, Any]:
-    """Evaluates every setting that starts at the config's source and writes `results.json` and `evaluation/`.
+    """Evaluates the config's settings and writes `results.json` and `evaluation/`.
 
     Returns:
       What was written to `results.json`.
     """
-    settings = benchmark.settings_from(config.data.source)
+    settings = benchmark.settings_of(config.data.source, config.evaluate.settings)
     evaluator = Evaluator(SegmentationModel(config.model), config.evaluate, mesh)
     with jax.set_mesh(mesh):
         found = {
@@ -183,13 +213,20 @@ def evaluate_model(
 
 
 def score(setting: Setting, confusion: Int[np.ndarray, "k k"]) -> dict[str, Any]:
-    """mIoU over the setting's scored classes and IoU per class, in percent; predictions of any class count."""
+    """mIoU over the setting's scored classes and IoU per class, in percent; predictions of any class count.
+
+    A two-class setting also has `object` and `object_iou`, its headline; its mIoU is the two-class mean.
+    """
     names = taxonomy(setting.target).classes
     iou = metrics.iou(confusion) * 100
     scored = [iou[names.index(name)] for name in setting.classes]
+    of_object: dict[str, Any] = {}
+    if setting.object is not None:
+        of_object = {"object": setting.object, "object_iou": _number(iou[names.index(setting.object)])}
     return {
-        "miou": _number(np.nanmean(scored)),
+        "miou": _number(metrics.mean(np.asarray(scored))),
         "iou": {name: _number(iou[names.index(name)]) for name in setting.classes},
+        **of_object,
     }
 
 

@@ -102,11 +102,9 @@ def _scores(model: SegmentationModel, params: Params, images: Float[Array, "b h 
 def _labels(
     model: SegmentationModel, window: int, stride: int, batch: int, params: Params, images: UInt8[Array, "b h w 3"]
 ) -> UInt8[Array, "b h w"]:
-    height, width = images.shape[1:3]
-    bottom, right = (-n % model.config.vit.patch_size if n < window else 0 for n in (height, width))
-    padded = jnp.pad(normalize(images), ((0, 0), (0, bottom), (0, right), (0, 0)))
-    scores = sliding_scores(functools.partial(model.scores, params), padded, window, stride, batch)
-    return jnp.argmax(scores[:, :height, :width], axis=-1).astype(jnp.uint8)
+    score = functools.partial(model.scores, params)
+    scores = sliding_scores(score, normalize(images), window, stride, batch, model.config.vit.patch_size)
+    return jnp.argmax(scores, axis=-1).astype(jnp.uint8)
 
 
 def load(

@@ -21,7 +21,7 @@ LAYERS = (
     ("inputs", "augment", "models", "losses", "metrics"),
     ("weights", "training", "reporting", "mapping"),
     ("initialise",),
-    ("predictor", "baselines", "style_codes", "class_features"),
+    ("predictor", "baselines", "style_codes", "class_features", "protocol"),
     ("diagnostics",),
     ("train", "evaluate", "predict", "report", "prepare", "convert", "estimate_style"),
     ("main", "__init__"),

@@ -65,8 +65,8 @@ def interpolation_matrix(
 
 def apply_matrices(
     images: Float[Array, "*old"],
-    rows: Float[np.ndarray, "n h"],
-    columns: Float[np.ndarray, "m w"],
+    rows: Float[np.ndarray, "n h"] | Float[Array, "n h"],
+    columns: Float[np.ndarray, "m w"] | Float[Array, "m w"],
     axes: tuple[int, int] = (-3, -2),
 ) -> Float[Array, "*new"]:
     """Resizes height with `rows` and width with `columns`, in the precision of `images`."""

@@ -28,17 +28,24 @@ def windows(size: Sequence[int], window: int, stride: int) -> list[tuple[int, in
 
 
 def sliding_scores(
-    score_fn: ScoreFn, images: Float[Array, "b h w 3"], window: int, stride: int, batch: int = 4
+    score_fn: ScoreFn, images: Float[Array, "b h w 3"], window: int, stride: int, batch: int = 4, multiple: int = 1
 ) -> Float[Array, "b h w k"]:
     """Averages the scores of overlapping windows; jittable.
 
     Args:
       score_fn: scores of a batch of windows, at their size.
-      images: an axis shorter than the window is used whole, without padding.
+      images: an axis shorter than the window is used whole.
       window: side of the square windows.
       stride: distance of windows, at most `window`.
       batch: windows of one image that go through `score_fn` together.
+      multiple: an axis that is shorter than the window and no multiple of this is filled up at its end with zeros
+        (the mean colour of normalised images), as training fills its crops; the reference fails there.
     """
+    height, width = images.shape[1:3]
+    short = [-n % multiple if n < window else 0 for n in (height, width)]
+    if any(short):
+        images = jnp.pad(images, ((0, 0), (0, short[0]), (0, short[1]), (0, 0)))
+        return sliding_scores(score_fn, images, window, stride, batch)[:, :height, :width]
     size = images.shape[1:3]
     extent = min(window, size[0]), min(window, size[1])
     starts = np.array(windows(size, window, stride), np.int32)
