@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
+import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -124,13 +127,15 @@ def prepare(
     domain = find_domain(name)
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()  # its carriage returns fill a log file
-    config = tfds.download.DownloadConfig(manual_dir=None if manual_dir is None else Path(manual_dir).expanduser())
+    if manual_dir is not None and not (manual_dir := Path(manual_dir).expanduser()).is_dir():
+        raise UserError(f"{manual_dir} is not a folder; pass the one that holds the archives as --manual_dir")
+    config = tfds.download.DownloadConfig(manual_dir=manual_dir)
     try:
         # TFDS prints what it does; standard output belongs to the results of a command.
         with contextlib.redirect_stdout(sys.stderr), quiet_tfds():
             builder = _builder(name, data_dir, options, strict)
             _refuse_other_options(builder, options or {})
-            with _first_wins(Path(builder.data_dir)):
+            with _first_wins(Path(builder.data_dir)), _without_leftovers(Path(builder.data_dir).parent):
                 builder.download_and_prepare(download_config=config)
     except OSError as error:
         raise UserError(
@@ -171,6 +176,23 @@ def _first_wins(directory: Path) -> Iterator[None]:
         if not (missing and directory.exists()):
             raise
         logging.info("%s was prepared by another process meanwhile", directory)
+
+
+@contextlib.contextmanager
+def _without_leftovers(directory: Path) -> Iterator[None]:
+    """Deletes what killed preparations of the domain left behind, unless one is still running there."""
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = os.open(directory, os.O_RDONLY)
+    try:
+        with contextlib.suppress(BlockingIOError):  # every running preparation holds a shared lock
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for leftover in directory.glob("incomplete.*"):
+                logging.info("deleting %s, left by an interrupted preparation", leftover)
+                shutil.rmtree(leftover)
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _verify(domain: Domain, data_dir: str | Path, directory: Path, strict: bool) -> dict[str, int]:

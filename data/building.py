@@ -85,7 +85,6 @@ class SceneBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         *,
         options: Mapping[str, str] | None = None,
         strict: bool = False,
-        workers: int | None = None,
         **arguments: Any,
     ):
         """As TFDS builders, and:
@@ -93,14 +92,13 @@ class SceneBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         Args:
           options: values of `OPTIONS`; defaults for the rest.
           strict: makes numbers of images other than the benchmark's an error.
-          workers: processes; one per core if None.
           **arguments: of the builder's base class.
 
         Raises:
           UserError: an option or its value is unknown.
         """
         self.options = _chosen(type(self), options or {})
-        self._strict, self._workers = strict, workers or len(os.sched_getaffinity(0))
+        self._strict = strict
         self._owners = dict[str, tuple[str, str]]()  # digest of an image -> its split and path
         super().__init__(**arguments)
 
@@ -200,10 +198,10 @@ class SceneBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _converted(self, split: str, catalogue: Catalogue, function: Any) -> Iterator[Converted]:
         scenes = catalogue.splits.get(split, ())
-        progress = Progress(len(scenes), f"scenes of {self.domain.name} {split}")
+        progress = Progress(len(scenes), "scenes")
         small = sum(scene.image.size for scene in scenes) < pool.WORTH_PROCESSES
-        for converted in pool.ordered_map(function, scenes, 1 if small else self._workers):
-            progress.advance()
+        for converted in pool.ordered_map(function, scenes, 1 if small else len(os.sched_getaffinity(0))):
+            progress.advance(note=f"{self.domain.name} {split}")
             yield converted
 
     def _found_in(self, manual_dir: Path) -> Catalogue:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8, UInt32
@@ -18,6 +18,7 @@ Pixels = UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]  # three equal ch
 _UNKNOWN = 254  # no taxonomy has that many classes
 
 
+@runtime_checkable
 class LabelRule(Protocol):
     """How one dataset stores its labels."""
 

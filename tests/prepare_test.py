@@ -1,6 +1,7 @@
 """Preparing is all or nothing, repeatable, and checks what it finds."""
 
 import dataclasses
+import fcntl
 import os
 import shutil
 import signal
@@ -42,7 +43,21 @@ def data_dir(tmp_path_factory):
     with pytest.raises(UserError, match="not prepared"):
         dataset_directory(DOMAIN, folder)
     assert prepare(DOMAIN, folder) == dataset_directory(DOMAIN, folder)
+    assert [path.name for path in (folder / DOMAIN).iterdir()] == ["1.0.0"]
     return folder
+
+
+def test_a_running_preparation_is_left_alone(tmp_path):
+    prepare(DOMAIN, tmp_path)
+    running = tmp_path / DOMAIN / "incomplete.ABCDEF_1.0.0"
+    running.mkdir()
+    lock = os.open(tmp_path / DOMAIN, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    prepare(DOMAIN, tmp_path)
+    assert running.exists()
+    os.close(lock)
+    prepare(DOMAIN, tmp_path)
+    assert not running.exists()
 
 
 def contents(folder):

@@ -32,9 +32,9 @@ def photograph(name, label):
     return np.clip(colours + light[: label.shape[0], : label.shape[1], None], 0, 255).astype(np.uint8)
 
 
-def lookup(table, label, other=0):
-    """Stored values of train ids: `table[i]` for class i, `other` for ignored pixels; numbers or colours."""
-    values = np.array([*table, other], np.uint8)
+def lookup(table, label):
+    """Stored numbers or colours of train ids: `table[i]` for class i, 0 or black for ignored pixels."""
+    values = np.array([*table, np.zeros_like(table[0])], np.uint8)
     return values[np.where(label == IGNORE, len(table), label)]
 
 

@@ -26,7 +26,7 @@ def write(folder):
         files = {f"{archive}/top_potsdam_{scene}_{bands}.tif": truth(scene, bands)[0] for scene in scenes()}
         pictures.write_zip(folder / f"{archive}.zip", files)
     labels = {
-        f"top_potsdam_{scene}_label_noBoundary.tif": pictures.lookup(isprs.PALETTE, truth(scene, "RGB")[1], (0, 0, 0))
+        f"top_potsdam_{scene}_label_noBoundary.tif": pictures.lookup(isprs.PALETTE, truth(scene, "RGB")[1])
         for scene in scenes()
     }
     pictures.write_zip(folder / "5_Labels_all_noBoundary.zip", labels)

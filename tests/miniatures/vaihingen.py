@@ -17,8 +17,7 @@ def write(folder):
     """The two official archives."""
     images = {f"top/top_mosaic_09cm_{scene}.tif": truth(scene)[0] for scene in SIZES}
     labels = {
-        f"top_mosaic_09cm_{scene}_noBoundary.tif": pictures.lookup(isprs.PALETTE, truth(scene)[1], (0, 0, 0))
-        for scene in SIZES
+        f"top_mosaic_09cm_{scene}_noBoundary.tif": pictures.lookup(isprs.PALETTE, truth(scene)[1]) for scene in SIZES
     }
     pictures.write_zip(folder / "ISPRS_semantic_labeling_Vaihingen.zip", images)
     pictures.write_zip(folder / "ISPRS_semantic_labeling_Vaihingen_ground_truth_eroded_COMPLETE.zip", labels)

@@ -1,0 +1,198 @@
+"""Damaged and odd archives, from the command's side: each fault names its file, and nothing half-built is left."""
+
+import os
+import re
+
+import numpy as np
+import pytest
+from crossearth_data import decode, pool  # pyright: ignore[reportMissingImports]
+from miniatures import loveda, massachusetts_roads, pictures, potsdam, prepared, rescuenet, whu_building
+
+from crossearth_jax.config import UserError
+from crossearth_jax.prepare import main, prepare
+
+SCENE = "Train/Urban/images_png/1366.png"
+MASK = "Train/Urban/masks_png/1366.png"
+
+
+def loveda_with(folder, changes):
+    """The miniature unpacked, with files replaced (pixels or bytes) or left out (None)."""
+    files = {**loveda.files("train"), **loveda.files("val"), **changes}
+    pictures.write_files(folder, {name: content for name, content in files.items() if content is not None})
+
+
+def truncated(name, share):
+    data = pictures.encoded(loveda.files("train")[name], name)
+    return data[: int(len(data) * share)]
+
+
+def mask(value, shape=(64, 64)):
+    return np.full(shape, value, np.uint8)
+
+
+FAULTS = {
+    "unknown value": ({MASK: mask(9)}, r"Urban/masks_png/1366\.png has the unknown label values 9 \(4096 pixels\)"),
+    "colours": ({MASK: np.dstack([mask(1), mask(2), mask(3)])}, r"masks_png/1366\.png holds colours"),
+    "sizes differ": ({MASK: mask(1, (64, 60))}, r"masks_png/1366\.png has 60 x 64 pixels, its image .*\.png 64 x 64"),
+    "too large": (
+        {SCENE: np.zeros((8, 1025, 3), np.uint8), MASK: mask(1, (8, 1025))},
+        r"images_png/1366\.png has 1025 x 8 pixels, expected at most 1024 x 1024",
+    ),
+    "truncated image": ({SCENE: truncated(SCENE, 0.6)}, r"images_png/1366\.png cannot be decoded \(.*it again"),
+    "truncated mask": ({MASK: truncated(MASK, 0.6)}, r"masks_png/1366\.png cannot be decoded \("),
+    "no image": ({SCENE: b"<html>"}, r"images_png/1366\.png cannot be decoded \(cannot identify image file"),
+    "grey": ({SCENE: mask(3)}, r"images_png/1366\.png is an image of mode L, expected 8-bit RGB"),
+    "16 bits": ({MASK: np.zeros((64, 64), np.uint16)}, r"masks_png/1366\.png is a label image of mode I;16"),
+    "transparent": ({SCENE: np.full((64, 64, 4), 9, np.uint8)}, r"images_png/1366\.png is an image of mode RGBA"),
+    "mask missing": ({MASK: None}, r"Train/Urban/masks_png/1366\.png is missing, .*Train/Urban/images_png/1366"),
+    "image missing": ({SCENE: None}, r"images_png/1366\.png is missing, which belongs to Train/Urban/masks_png/"),
+    "splits overlap": (
+        {"Val/Urban/images_png/3514.png": loveda.truth("1367")[0]},
+        r"images_png/1367\.png \(split train\) and Val/Urban/images_png/3514\.png \(split val\) are the same",
+    ),
+    "two versions": (
+        {"copy/" + SCENE: mask(0)},
+        r"Train/Urban/images_png/1366\.png claim to be the same file and differ; remove one",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults(tmp_path, capsys, fault):
+    changes, expected = FAULTS[fault]
+    loveda_with(tmp_path / "manual", changes)
+    with pytest.raises(UserError, match=expected):
+        prepare("loveda/urban", tmp_path / "data", tmp_path / "manual")
+    assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file() and "1.0.0" in str(path)]
+    arguments = [f"--manual_dir={tmp_path / 'manual'}", f"--data_dir={tmp_path / 'data'}", "--check"]
+    with pytest.raises(UserError, match=r"not as expected: loveda/urban (train|val)"):
+        main(["loveda/urban", *arguments])
+    printed = capsys.readouterr().out
+    assert "  fault: " in printed
+    assert re.search(expected, printed)
+
+
+def test_check_finds_every_fault_at_once(tmp_path, capsys):
+    changes = {
+        name: content for fault in ("mask missing", "splits overlap") for name, content in FAULTS[fault][0].items()
+    }
+    changes["Train/Urban/masks_png/1367.png"] = mask(8)
+    loveda_with(tmp_path, changes)
+    with pytest.raises(UserError, match=r"not as expected: loveda/urban train; see above"):
+        main(["loveda/urban", f"--manual_dir={tmp_path}", f"--data_dir={tmp_path / 'data'}", "--check"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "loveda/urban train: 0 images of 1 scenes ()"
+    assert lines[1] == "  warning: 1156 images expected"
+    assert lines[2].startswith("  fault: Train/Urban/masks_png/1367.png has the unknown label values 8 (4096 pixels);")
+    assert lines[3].startswith("  fault: Train/Urban/masks_png/1366.png is missing")
+    assert not (tmp_path / "data").exists()
+
+
+def test_check_of_sound_archives(tmp_path, capsys):
+    loveda.write(tmp_path)
+    arguments = ["loveda/rural", f"--manual_dir={tmp_path}", f"--data_dir={tmp_path / 'data'}", "--check"]
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("loveda/rural: Train.zip has the MD5 ")
+    assert lines[0].endswith("de2b196043ed9b4af1690b3f9a7d558f is published: it was packed again, or is damaged")
+    assert lines[2:4] == ["loveda/rural train: 3 images of 3 scenes (64x64: 3)", "  warning: 1366 images expected"]
+    truth = np.concatenate([loveda.truth(scene)[1].ravel() for scene in loveda.SCENES["train", "rural"]])
+    share = np.bincount(truth, minlength=256)[:7] / (truth < 255).sum()
+    assert lines[4].startswith(f"  background {share[0]:.1%}, building {share[1]:.1%}, ")
+    with pytest.raises(UserError, match="not as expected: loveda/rural train, loveda/rural val; see above"):
+        main([*arguments, "--strict"])
+
+
+def test_strict_leaves_nothing(tmp_path):
+    loveda.write(tmp_path)
+    expected = r"split train of loveda/urban has 2 images, the benchmark's has 1156; complete the archives"
+    with pytest.raises(UserError, match=expected):
+        prepare("loveda/urban", tmp_path / "data", tmp_path, strict=True)
+    assert not list((tmp_path / "data/loveda/urban").iterdir())
+
+
+def test_unpacking_beside_the_archive_changes_nothing(tmp_path):
+    loveda.write(tmp_path)
+    before = prepared.examples("loveda/urban", tmp_path, tmp_path / "a")
+    pictures.write_files(tmp_path, loveda.files("train"))
+    after = prepared.examples("loveda/urban", tmp_path, tmp_path / "b")
+    assert {split: sorted(records) for split, records in before.items()} == {
+        split: sorted(records) for split, records in after.items()
+    }
+
+
+def test_unknown_colours_may_be_ignored_as_the_reference_does(tmp_path):
+    image, label = potsdam.truth("2_10", "RGB")
+    colours = pictures.lookup([(255, 255, 255)] * 6, label)
+    colours[7, 5:9] = (252, 255, 0)
+    files = {"top_potsdam_2_10_RGB.tif": image, "top_potsdam_2_10_label_noBoundary.tif": colours}
+    pictures.write_files(tmp_path / "manual", files)
+    expected = r"2_10_label_noBoundary\.tif has the .* \(252, 255, 0\) \(4 pixels\); .*unknown_colours=ignored"
+    with pytest.raises(UserError, match=expected):
+        prepare("potsdam/rgb", tmp_path / "data", tmp_path / "manual")
+    found = prepared.examples("potsdam/rgb", tmp_path / "manual", tmp_path / "data", unknown_colours="ignored")
+    stored = found["train"]["2_10_0_0_512_512"]["label"]
+    np.testing.assert_array_equal(stored[7, 4:10], [0, 255, 255, 255, 255, 0])
+    assert prepared.metadata("potsdam/rgb", tmp_path / "data")["options"] == {"unknown_colours": "ignored"}
+
+
+def test_a_mask_that_is_neither_black_nor_white_is_refused(tmp_path):
+    massachusetts_roads.write(tmp_path)
+    name = "tiff/test_labels/10378780_15.tif"
+    pictures.write_files(tmp_path, {name: mask(77, (96, 96))})
+    with pytest.raises(UserError, match=r"/10378780_15\.tif has the unknown label values 77 \(9216 pixels\)"):
+        prepare("massachusetts_roads/roads", tmp_path / "data", tmp_path)
+
+
+def test_archives_of_another_kind_are_mentioned(tmp_path):
+    pictures.write_files(tmp_path / "manual", {"Potsdam.rar": b""})
+    with pytest.raises(UserError, match=r"holds 1 files and none of potsdam/rgb; unpack Potsdam\.rar first"):
+        prepare("potsdam/rgb", tmp_path / "data", tmp_path / "manual")
+    with pytest.raises(UserError, match=r"nowhere is not a folder; pass the one that holds the archives"):
+        prepare("potsdam/rgb", tmp_path / "data", tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"run 'python -m crossearth_jax\.prepare potsdam/rgb --manual_dir=…'"):
+        prepare("potsdam/rgb", tmp_path / "data")
+
+
+def test_pictures_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(decode, "MAX_PIXELS", 4095)
+    loveda.write(tmp_path)
+    with pytest.raises(UserError, match=r"1366\.png cannot be decoded \(it has 64 x 64 pixels, at most 4095"):
+        prepare("loveda/urban", tmp_path / "data", tmp_path)
+
+
+def test_several_processes_prepare_the_same(tmp_path, monkeypatch):
+    rescuenet.write(tmp_path)
+    alone = prepared.examples("rescuenet/rescuenet_5class", tmp_path, tmp_path / "a")
+    monkeypatch.setattr(pool, "WORTH_PROCESSES", 0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    together = prepared.examples("rescuenet/rescuenet_5class", tmp_path, tmp_path / "b")
+    for split, records in alone.items():
+        assert list(records) == list(together[split])
+        for name, record in records.items():
+            np.testing.assert_array_equal(record["image"], together[split][name]["image"])
+            np.testing.assert_array_equal(record["label"], together[split][name]["label"])
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("whu_building.test_folder", "is not of the form DATASET.NAME=VALUE"),
+        ("rescuenet.water=ignored", "is about rescuenet, but whu_building is named"),
+        (
+            "whu_building.test=val",
+            r"unknown option 'whu_building\.test=val'; .*test_folder=detect\|val\|test",
+        ),
+    ],
+)
+def test_options_are_checked(tmp_path, option, expected):
+    whu_building.write(tmp_path)
+    with pytest.raises(UserError, match=expected):
+        main(["whu_building", f"--manual_dir={tmp_path}", f"--data_dir={tmp_path}", f"--option={option}"])
+
+
+def test_blue_marble_has_no_options(tmp_path):
+    with pytest.raises(UserError, match="blue_marble/temperate_brown has no options, given: water"):
+        prepare("blue_marble/temperate_brown", tmp_path, options={"water": "ignored"})
+    with pytest.raises(UserError, match="is not made from archives; leave out --manual_dir"):
+        main(["blue_marble/temperate_brown", f"--manual_dir={tmp_path}", f"--data_dir={tmp_path}", "--check"])
