@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 
 from crossearth_jax.atomic import replacing
 from crossearth_jax.augment.pipeline import augment
-from crossearth_jax.augment.style import style_injection
+from crossearth_jax.augment.style import draw_style, mix_codes, sample_codes, style_injection
 from crossearth_jax.benchmark import DOMAINS
 from crossearth_jax.config import Config, StyleConfig
 from crossearth_jax.initialise import style_network
@@ -60,17 +60,24 @@ def style_distances(config: Config, params: Mapping[str, jax.Array], targets: It
     return {config.data.source: 0.0} | distances
 
 
+# The network is a fixed argument: one compilation serves every style and seed.
+_encode = jax.jit(StyleNetwork.encode, static_argnums=0)
+_stylize = jax.jit(StyleNetwork.stylize, static_argnums=0)
+
+
 def redrawn(images: UInt8[np.ndarray, "n h w 3"], style: StyleConfig, seed: int = 0) -> UInt8[np.ndarray, "n h w 3"]:
-    """RGB images as Earth-Style Injection with these settings would show them to the backbone, every one restyled.
+    """RGB images as Earth-Style Injection with these settings shows them to the backbone, every one restyled.
 
     Raises:
       UserError: the style network or its statistics cannot be read.
     """
-    style = dataclasses.replace(style, probability=1.0, literal=False)
     network = StyleNetwork(cast(StyleKind, style.backend))
-    inject = style_injection(style, network, load_statistics(style.statistics, network.kind).sampler)
-    shown, _ = jax.jit(inject)(load_style(network, style.weights), jax.random.key(seed), normalize(jnp.asarray(images)))
-    return _to_uint8(denormalize(shown))
+    params, statistics = load_style(network, style.weights), load_statistics(style.statistics, network.kind).sampler
+    draws = draw_style(style, statistics, jax.random.key(seed), images.shape[:1], *images.shape[1:3])
+    originals = jnp.asarray(images, jnp.float32) / 255
+    codes = mix_codes(style.alpha, sample_codes(statistics, draws.noise), _encode(network, params, originals))
+    shown = jnp.where(draws.kept[..., None], originals, _stylize(network, params, originals, codes))
+    return _to_uint8(255 * shown)
 
 
 def style_examples(

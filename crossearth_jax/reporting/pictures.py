@@ -57,7 +57,7 @@ def prediction_grid(
     figure = image_grid(
         {"image": images, "truth": coloured(labels, colours), "prediction": coloured(predictions, colours)}
     )
-    patches = [Patch(color=tuple(c / 255 for c in colour), label=name) for name, colour in colours.items()]
+    patches = [Patch(color="#{:02x}{:02x}{:02x}".format(*colour), label=name) for name, colour in colours.items()]
     figure.legend(handles=patches, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
 
