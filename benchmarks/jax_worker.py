@@ -1,0 +1,111 @@
+"""Our side of a comparison; `benchmarks.workers` talks to it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import workers
+from benchmarks.sizes import SIZES, Size
+from crossearth_jax import parallel
+from crossearth_jax.config import Config, DataConfig, LossConfig, MeshConfig, MimTaskConfig, StyleConfig
+from crossearth_jax.initialise import style_network, style_parts
+from crossearth_jax.models.segmentor import SegmentationModel
+from crossearth_jax.training.program import build_program
+from crossearth_jax.weights.load import load_weights
+from crossearth_jax.weights.style import load_style
+
+Params = dict[str, jax.Array]
+Task = Callable[[], Any]
+
+STEPS = ("step", "both_tasks", "styled")
+
+
+def main() -> None:
+    """Loads a checkpoint and serves the tasks asked for."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("checkpoint", type=pathlib.Path)
+    parser.add_argument("image", type=pathlib.Path, help=".npz with `image` (normalised), `pixels` and `labels`")
+    parser.add_argument("tasks", nargs="+", choices=["scores", "backbone", "gemm", *STEPS])
+    parser.add_argument("--size", choices=SIZES, default="vit_l")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--save", help="file to write the scores to (.npy)")
+    arguments = parser.parse_args()
+    workers.use_threads(arguments.threads)
+    size, data = SIZES[arguments.size], dict(np.load(arguments.image))
+    weights = load_weights(arguments.checkpoint, config=size.model)
+    params = {name: jnp.asarray(value) for name, value in weights.params.items()}
+    del weights
+    facts: dict[str, Any] = {"version": jax.__version__, "threads": arguments.threads}
+    tasks: dict[str, Task] = {}
+    for name in arguments.tasks:
+        if name in STEPS:
+            tasks[name], facts[f"compile_seconds/{name}"] = training_step(name, size, params, data)
+        else:
+            tasks[name] = gemm() if name == "gemm" else inference(name, size, params, data)
+    if arguments.save:
+        np.save(arguments.save, tasks["scores"]())
+    workers.serve(tasks, facts)
+
+
+def inference(name: str, size: Size, params: Params, data: Mapping[str, np.ndarray]) -> Task:
+    """Scores of one window, or what the backbone gives the head."""
+    model = SegmentationModel(size.model)
+    function = jax.jit({"scores": model.scores, "backbone": model.features}[name])
+    image = jnp.asarray(data["image"])
+    return lambda: jax.block_until_ready(function(params, image))
+
+
+def gemm(size: int = 4096) -> Task:
+    """A square matrix product, float32."""
+    a, b = jax.random.uniform(jax.random.key(0), (2, size, size))
+    product = jax.jit(jnp.matmul)
+    return lambda: jax.block_until_ready(product(a, b))
+
+
+def step_config(name: str, size: Size) -> Config:
+    """Segmentation alone, both tasks, or both with every image restyled; batches of one image, as published."""
+    both = name != "step"
+    return Config(
+        name="benchmark",
+        data=DataConfig(batch_size=1),
+        model=size.model if both else dataclasses.replace(size.model, mim=None),
+        loss=LossConfig(points=size.points),
+        mim=MimTaskConfig() if both else None,
+        style=StyleConfig(probability=1.0) if name == "styled" else None,
+    )
+
+
+def training_step(name: str, size: Size, params: Params, data: Mapping[str, np.ndarray]) -> tuple[Task, float]:
+    """The project's own step, augmentations included, and how long its compilation took."""
+    config = step_config(name, size)
+    config = dataclasses.replace(config, augment=dataclasses.replace(config.augment, crop_size=size.image))
+    mesh = parallel.make_mesh(MeshConfig(), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        program = build_program(config, mesh, *style_parts(config, 1))
+        style = load_style(style_network(config)) if config.style else {}
+        frozen = {name: (params | style)[name] for name in program.frozen}
+        state = program.create_state({name: params[name] for name in program.trainable})
+        batch = parallel.global_batch({"image": data["pixels"], "label": data["labels"]}, mesh)
+        before = time.perf_counter()
+        compiled = program.step.lower(state, frozen, batch).compile()
+        seconds = time.perf_counter() - before
+
+    def run() -> None:
+        nonlocal state
+        state, metrics = compiled(state, frozen, batch)
+        jax.block_until_ready(metrics)
+
+    return run, seconds
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Parts that are measured alone: input pipeline, deformable attention, and the way of a scene around the network."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import pathlib
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rasterio
+from PIL import Image
+
+from benchmarks import workers
+from benchmarks.network import Options, Result
+from crossearth_jax import prepare
+from crossearth_jax.augment.pipeline import augment
+from crossearth_jax.config import AugmentConfig, DataConfig
+from crossearth_jax.inputs.pipeline import train_iterator
+from crossearth_jax.inputs.sources import PreparedSplit
+from crossearth_jax.mapping.mapper import map_scene
+from crossearth_jax.ops import deformable_attention
+
+DOMAIN = "blue_marble/temperate_green"
+
+
+def inputs(options: Options) -> Result:
+    """Images per second: of the reader (with and without decoding), of PNG decoding, and of the augmentations."""
+    data_dir = options.scratch / "data"
+    prepare.prepare_domains([DOMAIN], data_dir)
+    batch = 32
+    iterator = train_iterator(DataConfig(source=DOMAIN, data_dir=str(data_dir), batch_size=batch), seed=0)
+    split = PreparedSplit(DOMAIN, "train", data_dir)
+    side = SIDES[options.size]
+    pixels = np.random.default_rng(0).integers(0, 256, (4, side, side, 3), np.uint8)
+    png = _png(pixels[0])
+    config = AugmentConfig(crop_size=side)
+    jitted = jax.jit(augment, static_argnums=0)
+    labels = jnp.zeros((4, side, side), jnp.uint8)
+    work: dict[str, tuple[int, Callable[[], Any]]] = {
+        "batches_from_memory_64px": (batch * 50, lambda: [next(iterator) for _ in range(50)]),
+        "records_from_disk_64px": (200, lambda: [split[i % len(split)] for i in range(200)]),
+        f"png_decoding_{side}px": (20, lambda: [np.asarray(Image.open(io.BytesIO(png))) for _ in range(20)]),
+        f"augmentations_{side}px": (
+            4,
+            lambda: jax.block_until_ready(jitted(config, jax.random.key(0), jnp.asarray(pixels), labels)),
+        ),
+    }
+    rates = {}
+    for name, (count, task) in work.items():
+        task()
+        rates[name] = workers.spread([count / workers.timed(task)["seconds"] for _ in range(options.rounds)])
+    return {"images_per_second": rates}
+
+
+SIDES = {"vit_l": 512, "tiny": 64}
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    """A smooth picture: noise would compress unlike a photograph."""
+    small = Image.fromarray(pixels).resize((16, 16))
+    buffer = io.BytesIO()
+    small.resize(pixels.shape[1::-1], Image.Resampling.BICUBIC).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def deformable(options: Options) -> Result:
+    """Both formulations of deformable attention at the size of the pixel decoder, forward and with gradient."""
+    side = SIDES[options.size] // 32
+    sizes = [(side * factor, side * factor) for factor in (1, 2, 4)]
+    count = sum(h * w for h, w in sizes)
+    keys = jax.random.split(jax.random.key(0), 3)
+    values = jax.random.normal(keys[0], (1, count, 8, 32))
+    locations = jax.random.uniform(keys[1], (1, count, 8, 3, 4, 2))
+    weights = jax.random.uniform(keys[2], (1, count, 8, 3, 4))
+    result: Result = {}
+    tasks = {}
+    for name in ("sample_by_gather", "sample_by_products"):
+        function = getattr(deformable_attention, name)
+
+        def call(v: jax.Array, x: jax.Array, w: jax.Array, function: Any = function) -> jax.Array:
+            return function(v, sizes, x, w)
+
+        gradient = jax.grad(lambda v, x, w, call=call: (call(v, x, w) ** 2).sum(), argnums=(0, 1, 2))
+        for kind, one in (("forward", call), ("with_gradient", gradient)):
+            tasks[f"{name}/{kind}"] = jax.jit(one)
+    times: dict[str, list[float]] = {name: [] for name in tasks}
+    for number in range(options.rounds + 1):  # the first compiles
+        for name, task in tasks.items():
+            seconds = workers.timed(lambda task=task: jax.block_until_ready(task(values, locations, weights)))
+            if number:
+                times[name].append(seconds["seconds"])
+    result["milliseconds"] = {name: workers.spread([1000 * t for t in found]) for name, found in times.items()}
+    return result
+
+
+@dataclasses.dataclass(frozen=True)
+class Pixelwise:
+    """A stand-in for the network that costs next to nothing: what is left is reading, blending and writing."""
+
+    window: int = 512
+    multiple: int = 16
+    class_names: tuple[str, ...] = ("a", "b", "c", "d", "e", "f")
+    palette: tuple[tuple[int, int, int], ...] = tuple((40 * i, 0, 0) for i in range(6))
+
+    def score(self, images: np.ndarray) -> np.ndarray:
+        """Scores from the first channel."""
+        return np.stack([(images[..., 0] >> 5 == i).astype(np.float32) for i in range(6)], axis=-1)
+
+
+def predict(options: Options) -> Result:
+    """Megapixels per second of a map without a network, and of the windows alone that the network scores."""
+    side = 4096 if options.size == "vit_l" else 600
+    rates = []
+    with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
+        scene = pathlib.Path(folder) / "scene.tif"
+        profile = {"driver": "GTiff", "width": side, "height": side, "count": 3, "dtype": "uint8", "tiled": True}
+        with rasterio.open(scene, "w", **profile, crs="EPSG:32633", transform=rasterio.Affine.scale(1, -1)) as file:
+            file.write(np.random.default_rng(0).integers(0, 256, (3, side, side), np.uint8))
+        for _ in range(options.rounds):
+            before = time.perf_counter()
+            map_scene(Pixelwise(), str(scene), pathlib.Path(folder) / "map.tif")
+            rates.append(side * side / 1e6 / (time.perf_counter() - before))
+    return {"megapixels_per_second_without_network": workers.spread(rates), "scene": [side, side]}

@@ -1,0 +1,45 @@
+"""The whole network, its scores, and reading a checkpoint into it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from .backbone import Backbone
+from .head import Head, enlarged
+
+
+class CrossEarth(nn.Module):
+    """Segmentation network; `config` is the JSON of `crossearth_jax.config.ModelConfig`."""
+
+    def __init__(self, config: dict):
+        super().__init__()
+        head = config["head"]
+        self.backbone = Backbone(config["vit"], config["reins"], head["width"])
+        self.decode_head = Head(config["vit"]["width"], head, config["classes"])
+
+    def forward(self, images: torch.Tensor) -> tuple[list[torch.Tensor], ...]:
+        """Normalised (b, 3, h, w) -> class logits and mask logits of all predictions."""
+        return self.decode_head(*self.backbone(images))
+
+    def scores(self, images: torch.Tensor) -> torch.Tensor:
+        """(b, k, h, w): what a sliding window adds up, neither probabilities nor logits."""
+        classes, masks = (x[-1] for x in self(images))
+        masks = enlarged(masks, images.shape[2:]).sigmoid()
+        return torch.einsum("bqk,bqhw->bkhw", classes.softmax(-1)[..., :-1], masks)
+
+    def freeze(self) -> list[nn.Parameter]:
+        """Leaves Reins and head trainable; returns them."""
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad = name.startswith(("decode_head.", "backbone.reins."))
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+
+def load(config: dict, path: str) -> CrossEarth:
+    """The network with the weights of a checkpoint; tensors of training-only modules are left out."""
+    with torch.device("meta"):
+        model = CrossEarth(config)
+    tensors = torch.load(path, weights_only=True, mmap=True)["state_dict"]
+    own = {name: tensors[name].clone() for name in model.state_dict()}
+    model.load_state_dict(own, assign=True)
+    return model.eval()

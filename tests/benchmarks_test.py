@@ -1,0 +1,44 @@
+"""The benchmark scripts run at tiny size without PyTorch; what they measure is not looked at."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import run
+from benchmarks.checkpoint import reference_tensors
+from benchmarks.network import backbone_flops
+from benchmarks.sizes import SIZES
+from crossearth_jax.config import ModelConfig
+
+
+def test_scripts_run(tmp_path, capsys):
+    out = tmp_path / "result.json"
+    run.main(["parity", "forward", "--size=tiny", "--rounds=1", f"--scratch={tmp_path}", f"--out={out}"])
+    result = json.loads(out.read_text())
+    assert result["forward"]["ours"]["scores"]["median"] > 0
+    assert 0 < result["parity"]["least_score"] < result["parity"]["greatest_score"] < 8
+    printed = capsys.readouterr().out
+    assert "| converting: peak memory, bytes | ≤ 6e+09 |" in printed and "scores: greatest difference" not in printed
+
+
+def test_checkpoint_has_every_tensor_of_the_reference():
+    shapes = {name: x.shape for name, x in reference_tensors(SIZES["tiny"].model).items()}
+    # 646 of the paper's model: 14 per backbone block, 16 per encoder layer, 18 per decoder layer, and the rest.
+    trained = {name for name in shapes if name.startswith(("backbone.", "decode_head."))}
+    assert len(trained) == 646 - 20 * 14 - 5 * 16 - 7 * 18
+    assert shapes["backbone.mask_token"] == (1, 64) and shapes["mask_token"] == (1, 3, 64, 64)
+
+
+def test_flops_of_a_backbone_by_hand():
+    # 24 blocks, 1025 tokens of width 1024: 24 n c^2 + 4 n^2 c each, Reins, and the patch embedding.
+    n, m, c = 1025, 1024, 1024
+    reins = 2 * (2 * m * 100 * c + m * c * c + 100 * c * c)
+    expected = 24 * (24 * n * c * c + 4 * n * n * c + reins) + 2 * m * 3 * 256 * c
+    assert backbone_flops(ModelConfig(), 512) == expected
+    assert backbone_flops(ModelConfig(), 512) == pytest.approx(7.9e11, rel=0.02)
+
+
+def test_table_says_what_misses():
+    lines = list(run.table({"step": {"ratios": {"step/seconds": {"median": np.float64(0.8)}}}}))
+    assert "| training step: time / PyTorch's | ≤ 0.7 | 0.8 | misses |" in lines
