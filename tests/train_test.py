@@ -57,12 +57,14 @@ def test_folder_of_a_run_is_loaded_and_converted(tiny_config, whole_run, tmp_pat
     run, workdir = whole_run
     write_json(workdir / "config.json", json.loads(to_config_dict(tiny_config).to_json()))
     model = crossearth_jax.load(workdir)
-    assert_same(run.params, model.params)
+    network = {name: value for name, value in run.params.items() if not name.startswith("style/")}
+    assert network.keys() == model.params.keys()
+    assert_same(network, model.params)
     assert model.class_names == benchmark.TAXONOMIES["blue_marble"].classes
     assert (model.window, model.stride) == (16, 11)
     convert.main([str(workdir), str(tmp_path / "run.safetensors")])
     again = crossearth_jax.load(tmp_path / "run.safetensors")
-    assert_same(run.params, again.params)
+    assert_same(network, again.params)
     assert (again.model, again.names, again.palette) == (model.model, model.names, model.palette)
     assert (again.window, again.stride) == (16, 11)
     with pytest.raises(UserError, match="says all by itself; leave out config"):
@@ -88,7 +90,11 @@ def test_training_moves_the_trainable_and_only_them(tiny_config, whole_run):
 @pytest.mark.parametrize("mesh", [MeshConfig(data=2, fsdp=4), MeshConfig(data=2, fsdp=2, model=2)])
 def test_mesh_does_not_change_the_numbers(tiny_config, whole_run, tmp_path, mesh):
     # Styles are drawn per data shard, so the runs compared restyle nothing; sums in another order differ by rounding.
-    plain = dataclasses.replace(tiny_config, style=None)
+    # Adam divides by the gradient's own size, which turns the rounding noise of gradients that are truly zero (biases
+    # of keys, which a softmax ignores) into full steps; a larger epsilon leaves noise as small as it is. Rounding also
+    # swaps points of equal uncertainty at the margin of the mask losses, which the learning rate bounds.
+    optimizer = dataclasses.replace(tiny_config.optimizer, eps=1e-2, learning_rate=1e-3)
+    plain = dataclasses.replace(tiny_config, style=None, optimizer=optimizer)
     one = train.train(with_train(plain, steps=2), tmp_path / "data")
     other = train.train(dataclasses.replace(with_train(plain, steps=2), mesh=mesh), tmp_path / "mesh")
     assert_same(one.state.trainable, other.state.trainable, atol=1e-5, rtol=1e-4)
