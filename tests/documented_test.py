@@ -1,0 +1,226 @@
+"""What README and docs show can be run: every command parses, every flag has a test that uses it, every name exists.
+
+Commands are parsed by the parser of the command itself, which then stops before it does anything. That flags also do
+what they say is the matter of the tests named in `RUN_BY`.
+"""
+
+import argparse
+import ast
+import builtins
+import copy
+import importlib
+import inspect
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from crossearth_jax import main
+from crossearth_jax.config import from_config_dict
+from crossearth_jax.predictor import Segmentor
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("data/*/README.md"))]
+PYTHON = re.compile(r"(?:\.venv/bin/)?python -m crossearth_jax\.(\w+)(.*)", re.DOTALL)
+
+# Command -> flag -> a test that runs it, or CI's own script. "--config." stands for every field of the configuration.
+PREDICT, MAPPING = "tests/predict_test.py::", "tests/mapping/"
+RUN_BY = {
+    "main": {
+        "--config": ".ci/run",
+        "--config.": ".ci/run",
+        "--workdir": ".ci/run",
+        "--mode": "tests/train_test.py::test_restored_run_is_the_trained_one",
+    },
+    "prepare": {
+        "--data_dir": "tests/prepare_test.py::test_repeating_changes_nothing",
+        "--check": "tests/prepare_test.py::test_check_reports_numbers",
+    },
+    "report": {"--out": ".ci/run"},
+    "predict": {
+        "--checkpoint": "tests/notebooks_test.py::test_quickstart_trains_reports_and_maps",
+        "--out": "tests/notebooks_test.py::test_quickstart_trains_reports_and_maps",
+        "--bounds": "tests/notebooks_test.py::test_quickstart_trains_reports_and_maps",
+        "--preview": "tests/notebooks_test.py::test_quickstart_trains_reports_and_maps",
+        "--backbone": "tests/predictor_test.py::test_trained_part_needs_its_backbone",
+        "--bands": PREDICT + "test_map_of_a_network_is_the_plain_blend_of_its_windows",
+        "--scores": PREDICT + "test_map_of_a_network_is_the_plain_blend_of_its_windows",
+        "--stride": PREDICT + "test_map_of_a_network_is_the_plain_blend_of_its_windows",
+        "--classes": PREDICT + "test_classes_can_be_named",
+        "--batch_size": PREDICT + "test_classes_can_be_named",
+        "--skip_existing": PREDICT + "test_several_scenes_and_going_on_after_an_interruption",
+        "--gsd": MAPPING + "scene_test.py::test_masks_survive_resampling",
+        "--range": MAPPING + "scene_test.py::test_eight_bit_is_stretched_only_when_asked",
+        "--confidence": MAPPING + "layers_test.py::test_confidence_of_shares",
+        "--polygons": MAPPING + "polygons_test.py::test_areas_are_those_of_the_pixels",
+        "--flips": MAPPING + "mapper_test.py::test_flips_and_batches_change_nothing_for_a_rule_of_single_pixels",
+    },
+    "convert": {
+        "--to": "tests/convert_test.py::test_there_and_back",
+        "--image_size": "tests/convert_test.py::test_mistakes_end_in_one_line_and_leave_nothing",
+        "--backbone": "tests/predictor_test.py::test_trained_part_needs_its_backbone",
+    },
+    "estimate_style": {
+        "--out": "tests/estimate_style_test.py::test_equals_two_pass_moments",
+        "--tile_size": "tests/estimate_style_test.py::test_equals_two_pass_moments",
+        "--overlap": "tests/estimate_style_test.py::test_tiles_cover_in_order",
+        "--source": "tests/estimate_style_test.py::test_targets_need_an_explicit_flag",
+        "--allow_target": "tests/estimate_style_test.py::test_targets_need_an_explicit_flag",
+        "--backend": "tests/weights/style_test.py::test_reads_legacy_folder_and_crossearth_checkpoint_alike",
+        "--weights": "tests/weights/style_test.py::test_reads_legacy_folder_and_crossearth_checkpoint_alike",
+    },
+}
+NOT_RUN = {"--distributed": "several hosts", "--manual_dir": "archives that may not be distributed"}
+
+# First words of other commands -> what CI's own script has of them.
+OTHER = {
+    "python -m pip install uv": "python -m pip install",
+    "python -m uv venv": "python -m uv venv",
+    "python -m uv pip install": "python -m uv pip install",
+    "source .venv/bin/activate": 'VIRTUAL_ENV="$scratch/venv"',
+    ".venv/bin/pytest": "\npytest",
+    "mkdocs build --strict": "mkdocs build --strict",
+}
+# What a reader brings along to a snippet of Python, and what the names of its results stand for.
+GIVEN = {"images", "normalised"}
+RESULTS = {"model": Segmentor}
+
+
+def fences(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def commands(page: Path) -> Iterator[str]:
+    """Single commands of shell fences, and those in the running text that begin like one of ours."""
+    for block in fences(page, "(?:bash|sh|shell|console)"):
+        for line in block.replace("\\\n", " ").splitlines():
+            yield from (part.strip() for part in line.split("&&") if part.strip() and not part.strip().startswith("#"))
+    text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    yield from re.findall(r"`(python -m crossearth_jax\.\w+[^`\n]*)`", text)
+
+
+SHOWN = sorted({(str(page.relative_to(ROOT)), command) for page in PAGES for command in commands(page)})
+OURS = [(page, command) for page, command in SHOWN if PYTHON.fullmatch(command)]
+
+
+def words(command: str) -> tuple[str, list[str]]:
+    """Name and arguments; where prose writes an ellipsis, something that parses."""
+    name, rest = PYTHON.fullmatch(command).groups()
+    rest = rest.split(" # ")[0].replace("--config=…", "--config=configs/blue_marble.py").replace("…", "x")
+    return name, shlex.split(rest)
+
+
+class Parsed(Exception):
+    """Raised in the place of everything that a command does after parsing."""
+
+
+def parse(name: str, arguments: list[str], monkeypatch) -> None:
+    """Lets the command itself parse its arguments; raises what it raises."""
+    if name == "main":
+        parse_main(arguments, monkeypatch)
+        return
+    original = argparse.ArgumentParser.parse_args
+
+    def stop(*args, **kwargs):
+        original(*args, **kwargs)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    with pytest.raises(Parsed):
+        importlib.import_module(f"crossearth_jax.{name}").main(arguments)
+
+
+def parse_main(arguments: list[str], monkeypatch) -> None:
+    """The flags of main on a copy of their definitions, since flags can be parsed only once."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.setattr("sys.argv", ["main", *arguments])  # where ml_collections finds the fields
+    values = flags.FlagValues()
+    for flag in flags.FLAGS.get_flags_for_module(main.__name__):
+        if flag.name != "config":
+            values[flag.name] = copy.deepcopy(flag)
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    values(["main", *arguments])
+    main.check_classes(from_config_dict(values.config))
+
+
+def flags_of(name: str, arguments: list[str]) -> set[str]:
+    found = {argument.split("=")[0] for argument in arguments if argument.startswith("--")}
+    return {"--config." if name == "main" and flag.startswith("--config.") else flag for flag in found} - {"--help"}
+
+
+def test_pages_show_commands():
+    assert {name for name, _ in (words(command) for _, command in OURS)} >= RUN_BY.keys()
+    assert len(OURS) > 30
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # ml_collections reads configs by it
+@pytest.mark.parametrize(("page", "command"), OURS)
+def test_command_parses_and_its_flags_are_run_by_tests(page, command, monkeypatch, capsys):
+    name, arguments = words(command)
+    if "--help" not in arguments:
+        parse(name, arguments, monkeypatch)
+    unknown = flags_of(name, arguments) - RUN_BY[name].keys() - NOT_RUN.keys()
+    assert not unknown, f"{page} shows {unknown} of {name}; name the test that runs it in RUN_BY"
+
+
+def test_other_commands_are_those_of_ci():
+    script = (ROOT / ".ci" / "run").read_text("utf-8")
+    for page, command in SHOWN:
+        if not PYTHON.fullmatch(command):
+            start = next((start for start in OTHER if command.startswith(start)), None)
+            assert start, f"{page} shows {command!r}, which nothing runs"
+            assert OTHER[start] in script
+
+
+@pytest.mark.parametrize("place", sorted({place for table in RUN_BY.values() for place in table.values()}))
+def test_places_that_run_flags_exist(place):
+    file, _, test = place.partition("::")
+    assert (ROOT / file).exists()
+    if test:
+        tree = ast.parse((ROOT / file).read_text("utf-8"))
+        assert test in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+@pytest.mark.parametrize(
+    ("name", "flag"), [(name, flag) for name, table in RUN_BY.items() for flag in table if table[flag] == ".ci/run"]
+)
+def test_ci_runs_the_flags_it_is_named_for(name, flag):
+    script = (ROOT / ".ci" / "run").read_text("utf-8")
+    assert f"crossearth_jax.{name}" in script and flag in script
+
+
+@pytest.mark.parametrize(
+    ("page", "snippet"),
+    [(str(page.relative_to(ROOT)), snippet) for page in PAGES for snippet in fences(page, "python")],
+)
+def test_names_of_python_snippets_exist(page, snippet):
+    tree = ast.parse(snippet)
+    names = dict(vars(builtins)) | dict.fromkeys(GIVEN)
+    for node in tree.body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            exec(compile(ast.Module([node], []), page, "exec"), names)  # imports only
+    assigned = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+            assert node.id in names.keys() | assigned, f"{page}: {node.id} comes from nowhere"
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            owner = RESULTS.get(node.value.id, names.get(node.value.id))
+            assert owner is None or hasattr(owner, node.attr), f"{page}: {node.value.id} has no {node.attr}"
+        if isinstance(node, ast.Call):
+            check_call(page, node, names)
+
+
+def check_call(page: str, call: ast.Call, names: dict) -> None:
+    """Arguments by name exist."""
+    try:
+        function = eval(compile(ast.Expression(call.func), page, "eval"), names | RESULTS)
+    except (AttributeError, NameError):
+        return
+    if inspect.isfunction(function):
+        known = inspect.signature(function).parameters
+        assert {keyword.arg for keyword in call.keywords} <= known.keys(), f"{page}: {ast.unparse(call)}"

@@ -1,0 +1,86 @@
+"""The notebooks run from top to bottom as they are committed, shortened by the environment variables they read."""
+
+import os
+import re
+from pathlib import Path
+
+import jax
+import nbformat
+import numpy as np
+import pytest
+from nbclient import NotebookClient
+
+from crossearth_jax.models.segmentor import SegmentationModel
+from crossearth_jax.weights.native import Description, save_native
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+REPOSITORY = re.compile(r"https://github\.com/[\w-]+/crossearth_jax")
+
+# A network that compiles in seconds, and few steps; everything else is as committed.
+TINY = (
+    "--config.train.steps=2 --config.train.checkpoint_every=2 --config.data.batch_size=8 --config.model.vit.width=16 "
+    "--config.model.vit.heads=2 --config.model.vit.mlp_width=32 --config.model.reins.tokens=4 "
+    "--config.model.head.width=16 --config.model.head.groups=4 --config.model.head.decoder_layers=1 "
+    "--config.model.mim.width=8 --config.evaluate.stride=16 --config.evaluate.examples=2"
+)
+
+
+def executed(name, monkeypatch, **parameters):
+    """The cells of a notebook with what they printed and drew."""
+    for key, value in parameters.items():
+        monkeypatch.setenv(f"CROSSEARTH_{key}", str(value))
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    client = NotebookClient(
+        notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOKS)}}
+    )
+    client.execute(env=os.environ | {"PYTHONWARNINGS": "default"})
+    if folder := os.environ.get("CROSSEARTH_KEEP_NOTEBOOKS"):
+        nbformat.write(notebook, Path(folder) / f"{name}.ipynb")
+    return notebook.cells
+
+
+def outputs(cells, kind):
+    """What cells showed, of one MIME type."""
+    shown = (output for cell in cells for output in cell.get("outputs", ()) if "data" in output)
+    return [output.data[kind] for output in shown if kind in output.data]
+
+
+def test_quickstart_trains_reports_and_maps(monkeypatch, tmp_path):
+    run = Path(os.environ.get("CROSSEARTH_RUN", tmp_path / "run"))  # CI has one already, and says with which flags
+    options = os.environ.get("CROSSEARTH_FLAGS", f"{TINY} --config.data.data_dir={tmp_path}/data")
+    cells = executed("quickstart_blue_marble", monkeypatch, RUN=run, FLAGS=options, BOUNDS="9,44,11,46")
+    report, *headings = outputs(cells, "text/markdown")
+    assert "| temperate brown (temperate_green2temperate_brown) |" in report
+    assert headings == ["**blue_marble/temperate_green**", "**blue_marble/cold_brown**"]
+    assert len(outputs(cells, "image/png")) == 3
+    assert (run / "map.tif").exists()
+
+
+def test_evaluate_colab_scores_a_checkpoint(monkeypatch, tmp_path, tiny_config):
+    path, model = tmp_path / "tiny.safetensors", SegmentationModel(tiny_config.model)
+    params = jax.jit(model.init)(jax.random.key(0))
+    save_native(path, jax.device_get(params), Description(model=tiny_config.model, window=16, stride=16))
+    parameters = {"CHECKPOINT": path, "SETTING": "temperate_green2temperate_brown", "DATA": tiny_config.data.data_dir}
+    cells = executed("evaluate_colab", monkeypatch, **parameters)
+    (table,) = outputs(cells, "text/markdown")
+    assert re.search(r"\| water \| [\d.]+ \|\n(.*\n)+\| \*\*mIoU\*\* \| \*\*[\d.]+\*\* \|", table)
+    assert len(outputs(cells, "image/png")) == 1
+
+
+def test_style_injection_shows_its_pictures(monkeypatch, tmp_path):
+    cells = executed("style_injection", monkeypatch, SIDE=128, DATA=tmp_path)
+    assert len(outputs(cells, "image/png")) == 4
+    (distances,) = [text for text in outputs(cells, "text/plain") if text.startswith("array")]
+    matrix = np.array(re.findall(r"[\d.]+", distances), float)[:16].reshape(4, 4)
+    np.testing.assert_array_equal(matrix, matrix.T)
+    assert np.diag(matrix).max() == 0 < matrix[~np.eye(4, dtype=bool)].min()
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_committed_without_outputs_and_for_one_repository(path):
+    text = path.read_text("utf-8")
+    assert all(not cell.get("outputs") and not cell.get("execution_count") for cell in nbformat.reads(text, 4).cells)
+    site = (NOTEBOOKS.parent / "mkdocs.yml").read_text("utf-8")
+    (repository,) = REPOSITORY.findall(site)
+    assert set(REPOSITORY.findall(text)) <= {repository}
+    assert set(re.findall(r"colab\.research\.google\.com/github/([\w-]+/[\w-]+)/", text)) <= {repository[19:]}
