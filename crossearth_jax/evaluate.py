@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, UInt8
 
-from crossearth_jax import baselines, benchmark, diagnostics, metrics, parallel
+from crossearth_jax import baselines, benchmark, diagnostics, initialise, metrics, parallel
 from crossearth_jax.atomic import replacing, write_json
 from crossearth_jax.benchmark import Domain, Resize, Setting, Taxonomy
 from crossearth_jax.class_features import write_class_features
@@ -170,10 +170,12 @@ def evaluate(config: Config, workdir: Path, mesh: Mesh, params: Params, step: in
         distances = diagnostics.style_distances(config, params, found)
         diagnostics.write_style_examples(workdir / "evaluation" / "style_examples.npz", config, params)
     reference = baselines.confusions(config.data.source, list(found), config.data.data_dir)
+    chosen = protocol_text(initialise.style_targets(config))
     results = {}
     for setting in settings:
         result = found[setting.target]
         results[setting.name] = row(setting, result.confusion, step) | {
+            "protocol": chosen,
             "style_distance": distances.get(setting.target),
             "baselines": {name: score(setting, matrices[setting.target]) for name, matrices in reference.items()},
         }
@@ -242,9 +244,15 @@ def row(setting: Setting, confusion: Int[np.ndarray, "k k"], step: int) -> dict[
         "accuracy": _number(metrics.accuracy(confusion) * 100),
         "pixels": int(confusion.sum()),
         "checkpoint_step": step,
-        "protocol": PROTOCOL,
         "published": setting.published and dataclasses.asdict(setting.published),
     }
+
+
+def protocol_text(style_targets: Sequence[str]) -> str:
+    """How the scored checkpoint was chosen, and which targets its styles were estimated from (by request only)."""
+    if not style_targets:
+        return PROTOCOL
+    return f"{PROTOCOL}; not blind to {', '.join(style_targets)}, whose styles are in the style statistics"
 
 
 def _number(value: Any) -> float | None:

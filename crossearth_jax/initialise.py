@@ -38,6 +38,18 @@ def style_parts(config: Config, shards: int) -> tuple[Shapes, Injection]:
     return network.shapes(), style_injection(config.style, network, statistics.sampler, shards)
 
 
+def style_targets(config: Config) -> tuple[str, ...]:
+    """Domains the run is scored on whose images its style statistics were made from, as their maker allowed.
+
+    Raises:
+      UserError: see `style_parts`.
+    """
+    if config.style is None:
+        return ()
+    statistics = load_statistics(config.style.statistics, style_network(config).kind)
+    return statistics.check_targets(config.data.source)
+
+
 def style_network(config: Config) -> StyleNetwork:
     """The style network that the config names.
 

@@ -8,10 +8,12 @@ import pytest
 
 from crossearth_jax import benchmark
 from crossearth_jax.config import UserError
-from crossearth_jax.evaluate import evaluate_model
+from crossearth_jax.evaluate import PROTOCOL, evaluate_model, protocol_text
+from crossearth_jax.initialise import style_targets
 from crossearth_jax.inputs.sources import PreparedSplit
 from crossearth_jax.models.segmentor import SegmentationModel
 from crossearth_jax.predictor import Segmentor
+from crossearth_jax.weights.style_statistics import Provenance, from_moments, save_statistics
 
 SETTING = benchmark.SETTINGS["temperate_green2temperate_brown"]
 
@@ -43,3 +45,16 @@ def test_another_number_of_classes_is_refused(model, tiny_config):
     other = dataclasses.replace(tiny_config.model, classes=6)
     with pytest.raises(UserError, match="the model has 6 classes, blue_marble/temperate_brown has 5: water, forest"):
         evaluate_model(dataclasses.replace(model, model=SegmentationModel(other)), SETTING, "unused")
+
+
+def test_results_say_which_targets_the_styles_were_estimated_from(tiny_config, tmp_path):
+    target = "blue_marble/arid_green"
+    provenance = Provenance(
+        network="mobile", digest="", count=9, sources=(target,), domains=(target,), allowed_targets=(target,)
+    )
+    save_statistics(tmp_path / "s.npz", from_moments(np.zeros(100), np.eye(100), provenance))
+    style = dataclasses.replace(tiny_config.style, statistics=str(tmp_path / "s.npz"))
+    seen = style_targets(dataclasses.replace(tiny_config, style=style))
+    assert seen == (target,) and style_targets(tiny_config) == ()
+    assert protocol_text(seen) == f"{PROTOCOL}; not blind to {target}, whose styles are in the style statistics"
+    assert protocol_text(()) == PROTOCOL

@@ -37,10 +37,17 @@ def starting_weights(path: str | os.PathLike[str], config: ModelConfig) -> Tenso
     result: the caller keeps their initial values.
 
     Raises:
-      UserError: the file cannot be read or is of another model.
+      UserError: the file cannot be read, is of another model, or lacks the backbone that its Reins were trained on.
     """
-    params, report = fit(load_weights(path, config=config), config)
-    _log(report, os.fspath(path))
+    weights = load_weights(path, config=config)
+    parts = weights.parts()
+    if parts["reins"] and not parts["backbone"]:
+        raise UserError(
+            f"{os.fspath(path)} holds Reins and head but not the backbone they were trained on; put both into one file "
+            "first: python -m crossearth_jax.convert FILE OUT.safetensors --backbone=DINOV2"
+        )
+    params, report = fit(weights, config)
+    _log(report, weights, config, os.fspath(path))
     return params
 
 
@@ -87,12 +94,18 @@ def _crop_mask_token(params: Tensors, wanted: Mapping[str, jax.ShapeDtypeStruct]
     return (MASK_TOKEN,)
 
 
-def _log(report: Report, path: str) -> None:
+def _log(report: Report, weights: Weights, config: ModelConfig, path: str) -> None:
     logging.info("starting from %s: %d parameters restored", path, len(report.restored))
-    if report.cropped:
-        logging.warning("the pixel mask token is larger than the model's: its upper left corner is taken")
+    if report.cropped and config.mim:
+        found, side = len(weights.params[MASK_TOKEN]), config.mim.token_size
+        logging.warning(
+            "the pixel mask token of %d x %d is cropped to its upper left %d x %d", found, found, side, side
+        )
     if report.reinitialised:
-        logging.warning("another number of classes: the class layer (%s*) starts afresh", CLASS_LAYER)
+        logging.warning(
+            "%d classes in the file, %d in the model: the class layer (%s*) starts afresh",
+            weights.description.model.classes, config.classes, CLASS_LAYER,
+        )  # fmt: skip
     if report.fresh:
         parts = sorted({name.split("/")[0] for name in report.fresh})
         logging.info("%d parameters of %s are not in the file and start afresh", len(report.fresh), ", ".join(parts))

@@ -1,12 +1,14 @@
 """Every tensor of the reference has one place of ours, and the way there and back changes no bit."""
 
+import json
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-from crossearth_jax.config import UserError
+from crossearth_jax.config import MimConfig, ModelConfig, UserError
+from crossearth_jax.models.segmentor import SegmentationModel
 from crossearth_jax.weights.crossearth import from_reference, to_reference
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -116,6 +118,16 @@ def test_what_does_not_fit_is_refused_by_name(tensors, change, message):
     changed = {k: v for k, v in (tensors | change).items() if v is not None}
     with pytest.raises(UserError, match=message):
         from_reference(changed)
+
+
+def test_full_size_names_and_shapes_of_the_reconstruction_head():
+    golden = json.loads((GOLDEN / "train/mim_shapes_full.json").read_text("utf-8"))["shapes"]
+    specs = SegmentationModel(ModelConfig(mim=MimConfig())).shapes()
+    ours = {name: np.broadcast_to(np.float32(0), spec.shape) for name, spec in specs.items() if name[:4] == "mim/"}
+    found = {name: list(x.shape) for name, x in to_reference(ours).items()}
+    assert found.pop("mask_token") == [1, 3, 1024, 1024]
+    unused = ("LN.", "MLP.")  # by the reference's own code
+    assert found == {f"task_head.{name}": shape for name, shape in golden.items() if not name.startswith(unused)}
 
 
 def test_way_back_refuses_what_has_no_name(tensors):

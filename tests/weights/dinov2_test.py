@@ -1,5 +1,6 @@
 """DINOv2 files against PyTorch's resizes and transformers' own numbers."""
 
+import re
 from pathlib import Path
 
 import jax
@@ -9,6 +10,7 @@ from einops import rearrange
 
 from crossearth_jax.config import HeadConfig, ModelConfig, UserError, ViTConfig
 from crossearth_jax.models.segmentor import SegmentationModel
+from crossearth_jax.weights import infer
 from crossearth_jax.weights.crossearth import from_reference
 from crossearth_jax.weights.dinov2 import original_names, resize_kernel, resize_positions, to_backbone
 from crossearth_jax.weights.files import read_tensors
@@ -176,3 +178,69 @@ def test_a_missing_projection_is_named(hugging_face):
     name = "encoder.layer.1.attention.k_proj.bias"
     with pytest.raises(UserError, match=name):
         to_backbone({k: v for k, v in hugging_face.items() if k != name})
+
+
+SIZES = {  # width, depth, heads, hidden width; of the paper's table (arXiv 2304.07193, appendix)
+    "S": (384, 12, 6, 1536),
+    "B": (768, 12, 12, 3072),
+    "L": (1024, 24, 16, 4096),
+    "g": (1536, 40, 24, 4096),
+}
+
+
+def full_size(width, depth, hidden, gated):
+    """A backbone of zeros that take no memory, under the original names."""
+    shapes = {name: np.shape(x) for name, x in original(depth, 2, 1).items()}
+    sizes = {"fc1.weight": (hidden, width), "fc1.bias": (hidden,), "fc2.weight": (width, hidden)}
+    sizes |= {"qkv.weight": (3 * width, width), "qkv.bias": (3 * width,), "attn.proj.weight": (width, width)}
+    sizes |= {"patch_embed.proj.weight": (width, 3, 14, 14), "pos_embed": (1, 1370, width)}
+    sizes |= {"cls_token": (1, 1, width), "mask_token": (1, width)}
+    for name in shapes:
+        shapes[name] = next((size for ending, size in sizes.items() if name.endswith(ending)), (width,))
+    if gated:
+        shapes = {name: shape for name, shape in shapes.items() if ".mlp." not in name}
+        for i in range(depth):
+            mlp = f"blocks.{i}.mlp"
+            shapes |= {f"{mlp}.w12.weight": (2 * hidden, width), f"{mlp}.w12.bias": (2 * hidden,)}
+            shapes |= {f"{mlp}.w3.weight": (width, hidden), f"{mlp}.w3.bias": (width,)}
+    return {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_four_published_sizes_are_recognised(size):
+    width, depth, heads, hidden = SIZES[size]
+    tensors = to_backbone(full_size(width, depth, hidden, size == "g"))
+    # Layers are all alike: stacking two of them tells as much as forty, in a twentieth of the memory.
+    shapes = infer.shapes_of(from_reference({k: v for k, v in tensors.items() if ".blocks." not in k}))
+    block = {k: v for k, v in tensors.items() if re.match(r"backbone\.blocks\.[01]\.", k)}
+    stacked = infer.shapes_of(from_reference(block))
+    shapes |= {name: (depth, *shape[1:]) for name, shape in stacked.items()}
+    vit = infer.infer_config(shapes).vit
+    found = (vit.width, vit.depth, vit.heads, vit.mlp_width, vit.swiglu, vit.image_size, vit.patch_size)
+    assert found == (width, depth, heads, hidden, size == "g", 512, 16)
+    infer.check(shapes, ModelConfig(vit=vit))
+
+
+def hugging_face_names(tensors):
+    """S, B and L under the names of the published files: projections apart, feed-forward part as fc1 and fc2."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        name = re.sub(r"^(cls_token|mask_token)$", r"embeddings.\1", name)
+        name = name.replace("pos_embed", "embeddings.position_embeddings")
+        name = name.replace("patch_embed.proj", "embeddings.patch_embeddings.projection")
+        name = re.sub(r"^norm\.", "layernorm.", name.replace("blocks.", "encoder.layer."))
+        name = re.sub(r"\.ls(\d)\.gamma", r".layer_scale\1.lambda1", name)
+        name = name.replace("attn.proj", "attention.output.dense")
+        if "attn.qkv" in name:
+            for part, third in zip(("query", "key", "value"), np.split(tensor, 3), strict=True):
+                renamed[name.replace("attn.qkv", f"attention.attention.{part}")] = third
+        else:
+            renamed[name] = tensor
+    return renamed
+
+
+@pytest.mark.parametrize("prefix", ["", "dinov2."])
+def test_ungated_hugging_face_names_are_the_original_file(prefix):
+    tensors = original()
+    found = original_names({prefix + name: x for name, x in hugging_face_names(tensors).items()})
+    assert set(found) == set(tensors) and all(np.array_equal(found[name], tensors[name]) for name in tensors)

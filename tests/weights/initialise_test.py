@@ -3,12 +3,16 @@
 import dataclasses
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from crossearth_jax.config import MimConfig, UserError
+from crossearth_jax import parallel
+from crossearth_jax.config import Config, DataConfig, MeshConfig, MimConfig, TrainConfig, UserError
 from crossearth_jax.convert import read_config
+from crossearth_jax.initialise import initial_params
 from crossearth_jax.models.segmentor import SegmentationModel
+from crossearth_jax.training.program import build_program
 from crossearth_jax.weights.crossearth import from_reference
 from crossearth_jax.weights.initialise import fit, starting_weights
 from crossearth_jax.weights.load import load_weights
@@ -16,7 +20,8 @@ from crossearth_jax.weights.torch_writer import write_torch_zip
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 CONFIG = read_config(GOLDEN / "tiny/model.json")
-CLASS_LAYER = {"head/mask_decoder/class_head/kernel", "head/mask_decoder/class_head/bias"}
+CLASS = "head/mask_decoder/class_head/"
+CLASS_LAYER = {f"{CLASS}kernel", f"{CLASS}bias"}
 MIM = MimConfig(width=32, image_size=64, token_size=64)
 
 
@@ -51,6 +56,20 @@ def test_other_classes_start_the_class_layer_afresh_and_nothing_else(path, refer
     assert all(np.array_equal(params[name], expected[name]) for name in params)
 
 
+def test_the_log_says_what_is_cropped_and_what_starts_afresh(path, caplog):
+    with caplog.at_level("INFO", logger="absl"):
+        starting_weights(path, dataclasses.replace(CONFIG, classes=3, mim=MIM))
+    assert "the pixel mask token of 96 x 96 is cropped to its upper left 64 x 64" in caplog.text
+    assert f"6 classes in the file, 3 in the model: the class layer ({CLASS}*) starts afresh" in caplog.text
+
+
+def test_adapters_without_their_backbone_are_no_start(tmp_path, reference):
+    trained = {k: v for k, v in reference.items() if k.startswith(("decode_head.", "backbone.reins."))}
+    write_torch_zip(tmp_path / "trained.pth", {"state_dict": trained})
+    with pytest.raises(UserError, match=r"trained\.pth holds Reins and head but not the backbone .* --backbone="):
+        starting_weights(tmp_path / "trained.pth", CONFIG)
+
+
 def test_mask_token_is_cropped_to_its_upper_left_corner(path):
     config = dataclasses.replace(CONFIG, mim=MIM)
     weights = load_weights(path, config=config)
@@ -78,3 +97,22 @@ def test_backbone_alone_is_a_start(tmp_path, reference):
     write_torch_zip(tmp_path / "b.pth", backbone)
     params = starting_weights(tmp_path / "b.pth", CONFIG)
     assert {name.split("/")[0] for name in params} == {"backbone"} and len(params) == 18
+
+
+def test_a_run_starts_from_the_file_with_a_fresh_optimizer(path, reference):
+    """Another number of classes: the frozen part is the file's to the bit, the class layer alone is drawn."""
+    model = dataclasses.replace(CONFIG, classes=3, mim=MIM)
+    config = Config(name="a", model=model, data=DataConfig(batch_size=1), train=TrainConfig(init_from=str(path)))
+    mesh = parallel.make_mesh(MeshConfig(), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        program = build_program(config, mesh)
+        trainable, frozen = initial_params(program)
+        state = program.create_state(trainable)
+    expected = from_reference(reference)
+    assert {name.split("/")[0] for name in frozen} == {"backbone"} and len(frozen) == 18
+    for name, value in (frozen | state.trainable).items():
+        if name in CLASS_LAYER:
+            assert value.shape[-1] == 4 and np.abs(value).max() <= 32**-0.5
+        elif name in expected:
+            np.testing.assert_array_equal(value, expected[name], err_msg=name)
+    assert int(state.step) == 0 and not any(np.any(x) for x in jax.tree.leaves(state.opt_state))
