@@ -111,7 +111,7 @@ def configuration_page() -> str:
         "line, for example `--config.train.steps=4000`. Unknown fields are refused. Defaults are those of the class; "
         "the experiments in `configs/` choose their own.",
     ]
-    for name, node in classes.items():
+    for name, node in reversed(classes.items()):  # the whole before its parts
         if name.endswith("Config"):
             rows = "\n".join(
                 f"| `{field}` | `{kind}` | {default} | {comment} |"
