@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 import sys
@@ -26,7 +27,7 @@ from crossearth_jax import command
 from crossearth_jax.benchmark import DOMAINS, Domain
 from crossearth_jax.config import DataConfig, UserError
 from crossearth_jax.inputs.inspection import SplitReport, check_split
-from crossearth_jax.inputs.sources import PreparedSplit, find_domain, prepared_splits, quiet_tfds
+from crossearth_jax.inputs.sources import PreparedSplit, dataset_directory, find_domain, prepared_splits, quiet_tfds
 
 
 def main(argv: list[str]) -> int:
@@ -234,9 +235,14 @@ def _check(domains: Iterable[str], arguments: argparse.Namespace, options: Mappi
 
 
 def _prepared_reports(name: str, data_dir: str | Path) -> Iterator[SplitReport]:
-    present = prepared_splits(name, data_dir)
+    present, owners = prepared_splits(name, data_dir), dict[str, tuple[str, str]]()
+    recorded = dataset_directory(name, data_dir) / "metadata.json"
+    if recorded.exists():
+        made = json.loads(recorded.read_text("utf-8"))
+        how = [f"{key} {value}" for part in ("options", "choices") for key, value in made.get(part, {}).items()]
+        print(f"{name} was prepared with {', '.join(how)}")
     for split in DOMAINS[name].counts:
-        yield check_split(name, split, data_dir) if split in present else SplitReport.absent(name, split)
+        yield check_split(name, split, data_dir, owners) if split in present else SplitReport.absent(name, split)
 
 
 def _archive_reports(

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from crossearth_data import decode, pool  # pyright: ignore[reportMissingImports]
+from crossearth_data import building, decode, pool  # pyright: ignore[reportMissingImports]
 from miniatures import loveda, massachusetts_roads, pictures, potsdam, prepared, rescuenet, whu_building
 
 from crossearth_jax.config import UserError
@@ -196,3 +196,18 @@ def test_blue_marble_has_no_options(tmp_path):
         prepare("blue_marble/temperate_brown", tmp_path, options={"water": "ignored"})
     with pytest.raises(UserError, match="is not made from archives; leave out --manual_dir"):
         main(["blue_marble/temperate_brown", f"--manual_dir={tmp_path}", f"--data_dir={tmp_path}", "--check"])
+
+
+def test_check_of_a_prepared_dataset(tmp_path, capsys):
+    """It says how the dataset was made and finds what splits share, here because the check of archives is off."""
+    twin = {"Val/Urban/images_png/3514.png": loveda.truth("1367")[0]}
+    loveda_with(tmp_path / "manual", twin)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(building.SceneBuilder, "_overlap", lambda *_: "")
+        prepare("loveda/urban", tmp_path / "data", tmp_path / "manual")
+    with pytest.raises(UserError, match=r"not as expected: loveda/urban val; delete the folder of the domain"):
+        main(["loveda/urban", f"--data_dir={tmp_path / 'data'}", "--check"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "loveda/urban was prepared with layout official"
+    assert lines[1:3] == ["loveda/urban train: 2 images (64x64: 2)", "  warning: 1156 images expected"]
+    assert lines[6] == "  fault: 3514 is the same image as 1367 of split train; splits must not overlap"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 
 from crossearth_jax.benchmark import DOMAINS, IGNORE, TAXONOMIES
 from crossearth_jax.inputs.sources import CorruptRecordError, PreparedSplit
+from crossearth_jax.progress import Progress
 
 _FAULTS_SHOWN = 20
 
@@ -79,20 +81,42 @@ class SplitReport:
         return "\n".join([*lines, f"  {', '.join([*shares, ignored])}"])
 
 
-def check_split(name: str, split: str, data_dir: str | Path) -> SplitReport:
+def image_digest(image: UInt8[np.ndarray, "h w 3"]) -> str | None:
+    """Digest of the pixels; None for an image of one colour, since empty tiles may well be equal."""
+    if (image == image[0, 0]).all():
+        return None
+    return hashlib.sha256(image.tobytes()).hexdigest()
+
+
+def check_split(
+    name: str, split: str, data_dir: str | Path, owners: dict[str, tuple[str, str]] | None = None
+) -> SplitReport:
     """Reads every record of one split of the prepared domain `name`.
+
+    Args:
+      name: of the domain.
+      split: which is read.
+      data_dir: folder of all prepared datasets.
+      owners: digests of the images of the splits read before, each with its split and id; extended by this one's.
 
     Raises:
       UserError: the domain is not prepared or has no such split.
     """
     source = PreparedSplit(name, split, data_dir)
     histogram, sizes, damaged = np.zeros(256, np.int64), Counter[tuple[int, int]](), list[str]()
+    owners, progress = {} if owners is None else owners, Progress(len(source), "images")
     for index in range(len(source)):
+        progress.advance(note=f"{name} {split}")
         try:
-            label = source[index]["label"]
+            example = source[index]
         except CorruptRecordError as error:
             damaged.append(str(error))
             continue
+        label, digest = example["label"], image_digest(example["image"])
+        if digest:
+            other, twin = owners.setdefault(digest, (split, example["id"]))
+            if other != split:
+                damaged.append(f"{example['id']} is the same image as {twin} of split {other}; splits must not overlap")
         histogram += np.bincount(label.ravel(), minlength=256)
         sizes[label.shape[0], label.shape[1]] += 1
     return SplitReport(
