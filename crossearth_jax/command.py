@@ -35,5 +35,7 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
 
 
 def _worth_reading(record: python_logging.LogRecord) -> bool:
-    """Leaves out the running commentary of orbax and jax; their warnings stay."""
-    return record.levelno >= python_logging.WARNING or not {"orbax", "jax"} & set(record.pathname.split("/"))
+    """Leaves out the running commentary of orbax, jax and the font packer of figures; their warnings stay."""
+    return record.levelno >= python_logging.WARNING or not {"orbax", "jax", "fontTools"} & set(
+        record.pathname.split("/")
+    )

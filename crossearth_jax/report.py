@@ -1,5 +1,7 @@
 """Writes the report of a run (`report.md`, self-contained `report.html`), or a comparison of several runs.
 
+Beside it go the tables in `tables/` (Markdown, LaTeX with booktabs, CSV) and the diagrams in `figures/` (SVG, PDF).
+
 ```
 python -m crossearth_jax.report RUN                      # into the run's own folder
 python -m crossearth_jax.report RUN RUN… --out=FOLDER    # comparison.md and comparison.html
@@ -10,40 +12,50 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from absl import logging
 
 from crossearth_jax import command
+from crossearth_jax.atomic import replacing
 from crossearth_jax.config import UserError
-from crossearth_jax.reporting import page
+from crossearth_jax.reporting import delimited, diagrams, latex, markdown, page
+from crossearth_jax.reporting.content import Content, comparison_content, run_content
+from crossearth_jax.reporting.projection import METHODS
 from crossearth_jax.reporting.run import Run, read_run
 
 
-def write_report(workdir: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
-    """Writes `report.md` and `report.html` of an evaluated run and returns the page's path.
+def write_report(
+    workdir: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, projection: str = "tsne"
+) -> Path:
+    """Writes `report.md`, `report.html`, `tables/` and `figures/` of an evaluated run and returns the page's path.
 
     Args:
       workdir: folder with `config.json` and `results.json`; `metrics.jsonl` and `evaluation/*.npz` add the
-        training curves, confusion matrices and examples.
+        training curves, confusion matrices, features and examples.
       out: folder to write to; the run's own by default.
+      projection: how the features of classes are placed in the plane, a key of `reporting.projection.METHODS`.
 
     Raises:
       UserError: an input is missing or malformed, or the output cannot be written.
     """
     run = read_run(Path(workdir))
-    return _write(Path(out or workdir), "report", page.run_page(run), page.run_markdown(run))
+    content = run_content(run, projection)
+    pages = {".md": page.run_markdown(run, content), ".html": page.run_page(run, content)}
+    return _write(Path(out or workdir), "report", pages, content)
 
 
 def write_comparison(workdirs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> Path:
-    """Writes `comparison.md` and `comparison.html` of several runs into `out` and returns the page's path.
+    """Writes `comparison.md`, `comparison.html`, `tables/` and `figures/` of several runs; returns the page's path.
 
     Raises:
       UserError: as `write_report`.
     """
     runs = _titled([read_run(Path(workdir)) for workdir in workdirs])
-    return _write(Path(out), "comparison", page.comparison_page(runs), page.comparison_markdown(runs))
+    content = comparison_content(runs)
+    pages = {".md": page.comparison_markdown(runs, content), ".html": page.comparison_page(runs, content)}
+    return _write(Path(out), "comparison", pages, content)
 
 
 def _titled(runs: Sequence[Run]) -> dict[str, Run]:
@@ -55,17 +67,28 @@ def _titled(runs: Sequence[Run]) -> dict[str, Run]:
     return {"/".join(path[-length:]): run for path, run in zip(paths, runs, strict=True)}
 
 
-def _write(folder: Path, stem: str, html: str, markdown: str) -> Path:
+def _write(folder: Path, stem: str, pages: Mapping[str, str], content: Content) -> Path:
+    """Writes the files beside the page, then the page."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for end, text in ((".md", markdown), (".html", html)):
-            temporary = folder / f".{stem}{end}.tmp"
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, folder / f"{stem}{end}")
+        for name in ("tables", "figures"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}; choose another folder with --out") from None
+    for name, diagram in content.diagrams.items():
+        diagrams.save(diagram, folder / "figures" / name)
+    for name, table in content.tables.items():
+        texts = {"md": markdown.table(table) + "\n", "tex": latex.table(table, name), "csv": delimited.table(table)}
+        for end, text in texts.items():
+            _write_text(folder / "tables" / f"{name}.{end}", text)
+    for end, text in pages.items():
+        _write_text(folder / (stem + end), text)
     logging.info("wrote %s", folder / f"{stem}.html")
     return folder / f"{stem}.html"
+
+
+def _write_text(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -77,9 +100,12 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of an evaluated run")
     parser.add_argument("--out", help="folder to write to (default: the run's own)")
+    parser.add_argument(
+        "--projection", choices=METHODS, default="tsne", help="of the features of classes; umap needs the extra umap"
+    )
     options = parser.parse_args(arguments)
     if len(options.runs) == 1:
-        write_report(options.runs[0], options.out)
+        write_report(options.runs[0], options.out, options.projection)
     elif options.out is None:
         raise UserError("a comparison of several runs belongs to none of them; give --out=FOLDER")
     else:

@@ -35,7 +35,7 @@ HOMES = {
     "pyogrio": ("crossearth_jax/mapping/",),
     "shapely": ("crossearth_jax/mapping/",),
     "tensorflow_datasets": ("crossearth_jax/inputs/sources.py", "crossearth_jax/prepare.py", "data/"),
-    "sklearn": ("crossearth_jax/baselines.py",),
+    "sklearn": ("crossearth_jax/baselines.py", "crossearth_jax/reporting/"),
     "matplotlib": ("crossearth_jax/reporting/",),
     "tensorboardX": ("crossearth_jax/training/writer.py",),
     "tensorflow": (),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from crossearth_jax.reporting import figures, html, markdown, summary, tables
+from crossearth_jax.reporting import diagrams, html, markdown, summary, tables
+from crossearth_jax.reporting.content import Content
 from crossearth_jax.reporting.markup import Html, element
-from crossearth_jax.reporting.run import Cell, Evaluation, Run, Series
+from crossearth_jax.reporting.run import Run
 
 AVERAGES = (
     "Cells of the source's own domain are reference points: they stand apart and enter no mean of unseen domains. "
@@ -15,9 +16,9 @@ AVERAGES = (
 )
 
 
-def run_page(run: Run) -> str:
+def run_page(run: Run, content: Content) -> str:
     """The self-contained HTML report of one run."""
-    parts = [part for part in _sections(run) if part is not None]
+    parts = [part for part in _sections(run, content) if part is not None]
     links = (element("a", part.title, href=f"#{part.anchor}") for part in parts)
     header = element(
         "header",
@@ -28,16 +29,20 @@ def run_page(run: Run) -> str:
         *_teaser(run),
         element("nav", *links, aria_label="Sections"),
     )
-    content = (html.section(part.anchor, part.title, *part.content) for part in parts)
-    return html.document(_title(run), [header, *content, _footer()])
+    body = (html.section(part.anchor, part.title, *part.content) for part in parts)
+    return html.document(_title(run), [header, *body, _footer()])
 
 
-def run_markdown(run: Run) -> str:
+def run_markdown(run: Run, content: Content) -> str:
     """The numbers of the page as Markdown, for a repository or a pull request."""
-    found = [("Results", tables.main_table(run)), ("IoU by class", tables.class_table(run))]
-    gap = tables.gap_table(run)
-    if gap is not None:
-        found.append(("Domain gap", gap))
+    titles = {
+        "results": "Results",
+        "classes": "IoU by class",
+        "gap": "Domain gap",
+        "losses": "Largest losses",
+        "features": "Features of classes",
+    }
+    found = [(title, content.tables[name]) for name, title in titles.items() if name in content.tables]
     facts = "\n".join(f"- {term}: {markdown.escape(text)}" for term, text in header_facts(run) if text)
     parts = [f"# {markdown.escape(_title(run))}", facts, AVERAGES]
     parts += [f"## {title}\n\n{markdown.table(data)}" for title, data in found]
@@ -45,27 +50,24 @@ def run_markdown(run: Run) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def comparison_page(runs: Mapping[str, Run]) -> str:
+def comparison_page(runs: Mapping[str, Run], content: Content) -> str:
     """The self-contained HTML page that puts several runs side by side."""
-    losses = {title: run.metrics["loss"] for title, run in runs.items() if "loss" in run.metrics}
-    content: list[str] = [
-        element("h1", f"{len(runs)} runs compared"),
-        element("p", AVERAGES, class_="lead"),
-        html.section("results", "Results", html.table(tables.comparison_table(runs))),
-    ]
-    differences = tables.difference_table(runs)
-    if differences is not None:
-        content.append(html.section("configuration", "Configuration", html.table(differences)))
-    if losses:
-        curve = figures.curves("Training loss", dict(list(losses.items())[:8]))
-        content.append(html.section("training", "Training", element("div", curve, class_="grid wide")))
-    return html.document(f"{len(runs)} runs compared", [*content, _footer()])
+    body: list[str] = [element("h1", f"{len(runs)} runs compared"), element("p", AVERAGES, class_="lead")]
+    diagram = diagrams.inline(content.diagrams["comparison"])
+    results = [html.table(content.tables["comparison"]), element("div", diagram, class_="figure")]
+    body.append(html.section("results", "Results", *results))
+    for name, title in (("comparison_classes", "IoU by class"), ("differences", "Configuration")):
+        if name in content.tables:
+            body.append(html.section(name, title, html.table(content.tables[name])))
+    if content.curves:
+        curves = (diagrams.inline(curve) for curve in content.curves)
+        body.append(html.section("training", "Training", element("div", *curves, class_="grid wide")))
+    return html.document(f"{len(runs)} runs compared", [*body, _footer()])
 
 
-def comparison_markdown(runs: Mapping[str, Run]) -> str:
+def comparison_markdown(runs: Mapping[str, Run], content: Content) -> str:
     """The numbers of the comparison as Markdown."""
-    found = (tables.comparison_table(runs), tables.difference_table(runs))
-    parts = [f"# {len(runs)} runs compared", AVERAGES, *(markdown.table(data) for data in found if data)]
+    parts = [f"# {len(runs)} runs compared", AVERAGES, *map(markdown.table, content.tables.values())]
     return "\n\n".join(parts) + "\n"
 
 
@@ -116,7 +118,7 @@ def _tiles(run: Run) -> Html:
 
 
 def _teaser(run: Run) -> Iterator[Html]:
-    shown = {tables.domain_title(c.target): evaluation for c, evaluation in _evaluated(run) if len(evaluation.images)}
+    shown = {tables.domain_title(c.target): evaluation for c, evaluation in run.evaluated() if len(evaluation.images)}
     if shown:
         yield html.teaser(shown)
         yield html.class_legend(run.palette)
@@ -130,64 +132,56 @@ class Section(NamedTuple):
     content: Sequence[str]
 
 
-def _sections(run: Run) -> Iterator[Section | None]:
+def _sections(run: Run, content: Content) -> Iterator[Section | None]:
     """Every part in order; None where the run has nothing to show."""
-    main = tables.main_table(run)
+    main = content.tables["results"]
     series = [entry.text for entry in main.head[2:-1]]
     results = [element("p", AVERAGES), html.marks_legend(series), html.table(main)]
     yield Section("results", "Results", results)
-    yield Section("classes", "IoU by class", [html.table(tables.class_table(run))])
-    gap = tables.gap_table(run)
-    yield Section("gap", "Domain gap", [html.table(gap)]) if gap else None
+    yield Section("classes", "IoU by class", [html.table(content.tables["classes"])])
+    yield _gap(content)
+    yield _features(content)
     yield _confusion(run)
-    yield _training(run)
+    yield _training(content)
     yield _styles(run)
     yield _examples(run)
     yield Section("configuration", "Configuration", [_configuration(run)])
 
 
+def _gap(content: Content) -> Section | None:
+    if "gap" not in content.tables:
+        return None
+    body: list[str] = [html.table(content.tables["gap"])]
+    if "losses" in content.diagrams:
+        body.append(element("div", diagrams.inline(content.diagrams["losses"]), class_="figure"))
+    if "losses" in content.tables:
+        body += [element("h3", "Largest losses"), html.table(content.tables["losses"])]
+    return Section("gap", "Domain gap", body)
+
+
+def _features(content: Content) -> Section | None:
+    if "features" not in content.diagrams:
+        return None
+    body: list[str] = [element("div", diagrams.inline(content.diagrams["features"]), class_="figure broad")]
+    if "features" in content.tables:
+        body.append(html.table(content.tables["features"]))
+    intro = "A class that keeps its place from domain to domain can be recognised there."
+    return Section("features", "Features of classes", [element("p", intro, class_="caption"), *body])
+
+
 def _confusion(run: Run) -> Section | None:
     matrices = [
         html.table(tables.confusion_table(evaluation, tables.domain_title(cell.target)), matrix=True)
-        for cell, evaluation in _evaluated(run)
+        for cell, evaluation in run.evaluated()
     ]
     intro = "Where the pixels of each true class go, in percent of the row. The diagonal is what is right."
     body = [element("p", intro, class_="caption"), element("div", *matrices, class_="grid")]
     return Section("confusion", "Confusion matrices", body) if matrices else None
 
 
-def _training(run: Run) -> Section | None:
-    diagrams = [
-        figures.curves(title, series, logarithmic=title.startswith("Loss terms"))
-        for title, series in curve_groups(run.metrics).items()
-    ]
-    body = [element("div", *diagrams, class_="grid wide")]
-    return Section("training", "Training", body) if diagrams else None
-
-
-def curve_groups(metrics: Mapping[str, Series]) -> dict[str, dict[str, Series]]:
-    """Diagram title -> its curves: loss terms together, every other quantity alone, none that is always 0.
-
-    Of the mask decoder's losses only those of the last layer are drawn; the auxiliary ones look alike.
-    """
-    terms = {name.removeprefix("loss/"): values for name, values in metrics.items() if name.startswith("loss/")}
-    shown = {name: values for name, values in terms.items() if not name.rsplit("/", 1)[-1].isdigit()}
-    diagrams = {"Loss": {"loss": metrics["loss"]}} if "loss" in metrics else {}
-    if shown:
-        names = ("Loss terms", "Further loss terms", "Still further loss terms")
-        items = [(name, values) for name, values in shown.items()]
-        for i, title in enumerate(names):
-            if items[8 * i : 8 * (i + 1)]:
-                diagrams[title] = dict(items[8 * i : 8 * (i + 1)])
-    for name, values in metrics.items():
-        if name != "loss" and not name.startswith("loss/") and values.values.any():
-            diagrams[_quantity(name)] = {name: values}
-    return diagrams
-
-
-def _quantity(name: str) -> str:
-    words = name.replace("_per_second", "/s").replace("_", " ")
-    return words[:1].upper() + words[1:]
+def _training(content: Content) -> Section | None:
+    body = [element("div", *map(diagrams.inline, content.curves), class_="grid wide")]
+    return Section("training", "Training", body) if content.curves else None
 
 
 def _styles(run: Run) -> Section | None:
@@ -200,7 +194,7 @@ def _styles(run: Run) -> Section | None:
 
 def _examples(run: Run) -> Section | None:
     body: list[str] = []
-    for cell, evaluation in _evaluated(run):
+    for cell, evaluation in run.evaluated():
         if len(evaluation.images):
             title = tables.domain_title(cell.target)
             body += [element("h3", f"{title} ", element("span", summary.gap_title(cell), class_="muted"))]
@@ -210,13 +204,6 @@ def _examples(run: Run) -> Section | None:
     intro = "Image, truth, prediction, and the pixels that are wrong in red. Chequered pixels carry no label."
     head = [element("p", intro, class_="caption"), html.class_legend(run.palette)]
     return Section("examples", "Examples", [*head, *body])
-
-
-def _evaluated(run: Run) -> Iterator[tuple[Cell, Evaluation]]:
-    for group in summary.groups(run.cells):
-        for cell in group.cells:
-            if cell.name in run.evaluations:
-                yield cell, run.evaluations[cell.name]
 
 
 def _configuration(run: Run) -> Html:
@@ -231,4 +218,5 @@ def _configuration(run: Run) -> Html:
 
 
 def _footer() -> Html:
-    return element("footer", "Written by crossearth_jax. The page needs no other file and loads nothing.")
+    files = "Its tables are also in tables/ (Markdown, LaTeX, CSV), its diagrams in figures/ (SVG, PDF)."
+    return element("footer", f"Written by crossearth_jax. The page needs no other file and loads nothing. {files}")

@@ -6,7 +6,7 @@ import dataclasses
 import datetime
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,17 @@ class StyleExamples:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassFeatures:
+    """`evaluation/class_features.npz`: a mean feature vector per image and class."""
+
+    values: Float[np.ndarray, "n c"]
+    classes: Int[np.ndarray, " n"]  # positions in `class_names`
+    domains: Int[np.ndarray, " n"]  # positions in `domain_names`
+    class_names: tuple[str, ...]
+    domain_names: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
     """Everything a report is made of; the mappings are empty where a run has none of it."""
 
@@ -90,6 +101,13 @@ class Run:
     evaluations: Mapping[str, Evaluation]  # by setting
     metrics: Mapping[str, Series]  # by quantity
     styles: StyleExamples | None
+    features: ClassFeatures | None = None
+
+    def evaluated(self) -> Iterator[tuple[Cell, Evaluation]]:
+        """The settings whose evaluation is kept, in-domain first, then by the number of gaps crossed."""
+        for cell in sorted(self.cells, key=lambda cell: (cell.cross_domain, len(cell.gap))):
+            if cell.name in self.evaluations:
+                yield cell, self.evaluations[cell.name]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -130,6 +148,7 @@ def read_run(workdir: Path) -> Run:
         evaluations={name: _read_evaluation(path) for name, path in paths.items() if path.exists()},
         metrics=_read_metrics(workdir / "metrics.jsonl"),
         styles=_read_styles(workdir / "evaluation" / "style_examples.npz"),
+        features=_read_features(workdir / "evaluation" / "class_features.npz"),
     )
 
 
@@ -224,6 +243,21 @@ def _read_styles(path: Path) -> StyleExamples | None:
         return None
     arrays = _read_arrays(path, ("images", "restyled"))
     return StyleExamples(images=arrays["images"], restyled=arrays["restyled"])
+
+
+def _read_features(path: Path) -> ClassFeatures | None:
+    if not path.exists():
+        return None
+    arrays = _read_arrays(path, ("features", "classes", "domains", "class_names", "domain_names"))
+    if len({len(arrays[name]) for name in ("features", "classes", "domains")}) > 1:
+        raise UserError(f"{path}: its arrays differ in length; evaluate the run again (--mode=evaluate)")
+    return ClassFeatures(
+        values=arrays["features"].astype(np.float32),
+        classes=arrays["classes"].astype(np.int64),
+        domains=arrays["domains"].astype(np.int64),
+        class_names=tuple(map(str, arrays["class_names"])),
+        domain_names=tuple(map(str, arrays["domain_names"])),
+    )
 
 
 def _read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:

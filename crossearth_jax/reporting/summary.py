@@ -72,6 +72,11 @@ def published(cell: Cell) -> float | None:
     return cell.published
 
 
+def class_iou(name: str) -> Value:
+    """The run's own IoU of the class called `name`."""
+    return lambda cell: cell.iou.get(name)
+
+
 def baseline(name: str) -> Value:
     """The mIoU of the baseline called `name`."""
     return lambda cell: cell.baselines[name].miou if name in cell.baselines else None

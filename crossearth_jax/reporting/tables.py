@@ -66,12 +66,18 @@ def signed(value: float | None, scale: float = 40.0) -> Entry:
     return Entry(text=text, heat=max(-1.0, min(1.0, value / scale)))
 
 
-def main_table(run: Run) -> Table:
-    """Setting x mIoU beside baselines and published numbers, by gap, with means of unseen cells only."""
-    cells, names = run.cells, summary.baseline_names(run.cells)
-    columns = [("This model", summary.model), *((_title(n), summary.baseline(n)) for n in names)]
+def score_columns(cells: Sequence[Cell]) -> list[tuple[str, summary.Value]]:
+    """What a setting's score stands beside: the model, baselines, and published numbers if there are any."""
+    columns = [("This model", summary.model)]
+    columns += [(_title(name), summary.baseline(name)) for name in summary.baseline_names(cells)]
     if any(cell.published is not None for cell in cells):
         columns.append(("Published", summary.published))
+    return columns
+
+
+def main_table(run: Run) -> Table:
+    """Setting x mIoU beside baselines and published numbers, by gap, with means of unseen cells only."""
+    cells, columns = run.cells, score_columns(run.cells)
     blocks = []
     for group in summary.groups(cells):
         rows = [_setting_row(cell, columns, run.palette) for cell in group.cells]
@@ -221,6 +227,27 @@ def comparison_table(runs: Mapping[str, Run]) -> Table:
         caption="mIoU in percent; the best run of a row in bold.",
         head=(Entry(text="Target"), *(Entry(text=title) for title in runs)),
         blocks=tuple(blocks),
+    )
+
+
+def class_comparison_table(runs: Mapping[str, Run]) -> Table | None:
+    """Class x run: mean IoU over the unseen settings that score the class in every run; None if there are none."""
+    of_run = [{cell.name: cell for cell in summary.unseen(run.cells)} for run in runs.values()]
+    shared = [name for name in of_run[0] if all(name in cells for cells in of_run)]
+    palette = {name: colour for run in runs.values() for name, colour in run.palette.items()}
+    rows = []
+    for name in dict.fromkeys(name for run in runs.values() for name in run.classes):
+        scored = [setting for setting in shared if all(name in cells[setting].classes for cells in of_run)]
+        means = [summary.mean([cells[setting] for setting in scored], summary.class_iou(name)) for cells in of_run]
+        if scored:
+            label = Entry(text=name, swatch=palette.get(name), note=f"{len(scored)} settings")
+            rows.append((label, *_best_bold(means)))
+    if not rows:
+        return None
+    return Table(
+        caption="IoU of each class in percent, mean over the unseen settings that score it in every run.",
+        head=(Entry(text="Class"), *(Entry(text=title) for title in runs)),
+        blocks=(Block(title="", rows=tuple(rows)),),
     )
 
 

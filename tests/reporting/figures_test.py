@@ -1,16 +1,13 @@
-"""Pictures decoded again: colours of class and error maps, sizes, and what is left of matplotlib's SVG."""
+"""Pictures decoded again: colours of class and error maps, and sizes."""
 
 import base64
 import io
-from xml.etree import ElementTree
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from crossearth_jax.benchmark import IGNORE
 from crossearth_jax.reporting import figures
-from crossearth_jax.reporting.run import Series
 
 PALETTE = np.array([[10, 20, 30], [200, 100, 50]], np.uint8)
 
@@ -53,33 +50,3 @@ def test_large_label_maps_keep_every_third_pixel():
     labels = np.arange(1024, dtype=np.int64)[:, None] % 2 + np.zeros((1, 900), np.int64)
     pixels = decode(figures.class_map(labels.astype(np.uint8), PALETTE), "RGB")
     np.testing.assert_array_equal(pixels, PALETTE[labels[::3, ::3]])
-
-
-def test_running_mean_is_symmetric():
-    np.testing.assert_allclose(figures.running_mean(np.array([1.0, 2, 9, 4, 5]), 1), [1, 4, 5, 6, 5])
-    line = 3.0 + 2.0 * np.arange(30)
-    np.testing.assert_allclose(figures.running_mean(line, 4), line, rtol=1e-12)
-    np.testing.assert_allclose(figures.running_mean(line, 0), line, rtol=1e-12)
-
-
-@pytest.fixture(scope="module")
-def svg():
-    steps = np.arange(1, 900)
-    series = {"mask & <b>": Series(steps=steps, values=1.0 / steps), "dice": Series(steps=steps, values=2.0 / steps)}
-    return figures.curves("Loss <terms>", series, logarithmic=True)
-
-
-def test_curves_are_well_formed_and_take_the_page_s_colours(svg):
-    root = ElementTree.fromstring(svg.replace("xlink:href", "href"))
-    assert root.attrib["aria-label"] == "Loss <terms>" and "width" not in root.attrib
-    texts = [text.text for text in root.iter("text")]
-    assert {"Loss <terms>", "mask & <b>", "dice", "step"} <= set(texts)
-    assert "var(--series-1)" in svg and "var(--series-2)" in svg and "var(--muted)" in svg
-    for leftover in ("#0a0b", "#010203", "<metadata", "<style", "http", "DejaVu"):
-        assert leftover not in svg, leftover
-
-
-def test_curves_are_thinned(svg):
-    root = ElementTree.fromstring(svg.replace("xlink:href", "href"))
-    longest = max(len(path.attrib["d"].split("L")) for path in root.iter("path"))
-    assert longest <= figures.MAX_POINTS

@@ -1,5 +1,6 @@
 """The report of the made-up run of conftest.py: its numbers, its order, and that the page stands alone."""
 
+import csv
 import json
 import re
 from html.parser import HTMLParser
@@ -9,8 +10,8 @@ import pytest
 
 from crossearth_jax import report
 from crossearth_jax.config import UserError
+from crossearth_jax.reporting.content import curve_groups
 from crossearth_jax.reporting.markup import Html, element
-from crossearth_jax.reporting.page import curve_groups
 from crossearth_jax.reporting.run import Series, read_run
 
 GROUPS = ["In-domain", "Cross-climate", "Cross-season", "Cross-climate and season", "All unseen domains"]
@@ -189,6 +190,70 @@ def test_published_numbers_and_style_distances_get_columns(make_run):
     assert mean[5] == "\u2013"  # two published numbers are no mean of seven
 
 
+def with_features(run):
+    """Adds features of two classes in two domains: class 0 keeps its place, class 1 moves into class 0's."""
+    values = np.array([[0.0, 1], [0, 2], [9, 1], [9, 2], [0, 1], [1, 1]], np.float16)
+    np.savez(
+        run / "evaluation" / "class_features.npz",
+        features=values,
+        classes=np.array([0, 0, 1, 1, 0, 1], np.uint8),
+        domains=np.array([0, 0, 0, 0, 1, 1], np.uint16),
+        class_names=np.array(["water", "forest"]),
+        domain_names=np.array(["blue_marble/temperate_green", "blue_marble/cold_green"]),
+    )
+    return run
+
+
+def test_features_are_drawn_and_counted(make_run):
+    run = with_features(make_run("run"))
+    parsed = Page(report.write_report(run).read_text(encoding="utf-8"))
+    assert "features" in parsed.anchors
+    start = parsed.rows.index(["Domain", "water", "forest"])
+    assert parsed.rows[start + 1 : start + 3] == [["temperate green", "100.0", "100.0"], ["cold green", "100.0", "0.0"]]
+    np.savez(run / "evaluation" / "class_features.npz", features=np.zeros((3, 2)))
+    with pytest.raises(UserError, match=r"class_features\.npz cannot be read .*classes"):
+        report.write_report(run)
+
+
+def test_largest_losses_say_what_a_class_is_taken_for(page, results, fake_run):
+    home = results["temperate_green2temperate_green"]["iou"]
+    changes = {
+        (cell["target"], name): cell["iou"][name] - home[name]
+        for cell in results.values()
+        for name in cell["classes"]
+        if cell["cross_domain"] and name in results["temperate_green2temperate_green"]["classes"]
+    }
+    target, name = min(changes, key=changes.get)
+    rows = Page(page).rows
+    row = rows[rows.index(["Class", "Target", "In-domain IoU", "IoU", "Change", "Missed as", "False alarms on"]) + 1]
+    setting = next(key for key, cell in results.items() if cell["target"] == target)
+    assert row[:4] == [name, target.split("/")[1].replace("_", " "), *(f"{results[key]['iou'][name]:.1f}" for key in (
+        "temperate_green2temperate_green", setting))]  # fmt: skip
+    with np.load(fake_run / "evaluation" / f"{setting}.npz") as file:
+        counts, names = file["confusion"], file["classes"].tolist()
+    index = names.index(name)
+    wrong = counts[index] * (np.arange(len(names)) != index)
+    assert row[5] == f"{names[wrong.argmax()]} {100 * wrong.max() / counts[index].sum():.0f} %"
+
+
+def test_tables_and_diagrams_lie_beside_the_page(fake_run, tmp_path, results):
+    report.write_report(fake_run, tmp_path)
+    tables = {"results", "classes", "gap", "losses"}
+    assert {path.name for path in (tmp_path / "tables").iterdir()} == {
+        f"{name}.{end}" for name in tables for end in ("md", "tex", "csv")
+    }
+    drawn = {"results", "losses", "examples", "training_loss", "training_loss_terms", "training_learning_rate"}
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {
+        f"{name}.{end}" for name in drawn | {"training_images_s"} for end in ("svg", "pdf")
+    }
+    with (tmp_path / "tables" / "results.csv").open() as file:
+        rows = {row["Target"]: row for row in csv.DictReader(file)}
+    cell = results["temperate_green2cold_brown"]
+    assert rows["cold brown"]["This model"] == f"{cell['miou']:.1f}"
+    assert rows["cold brown"]["Group"] == "Cross-climate and season"
+    assert (tmp_path / "tables" / "gap.md").read_text() in (tmp_path / "report.md").read_text() + "\n"
+
+
 def test_style_examples_are_shown_as_pairs(make_run):
     run = make_run("run")
     images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
@@ -202,8 +267,8 @@ def test_a_run_without_training_or_examples_still_has_its_table(make_run):
     (run / "metrics.jsonl").unlink()
     for path in (run / "evaluation").iterdir():
         path.unlink()
-    anchors = Page(report.write_report(run).read_text(encoding="utf-8")).anchors
-    assert anchors == ["results", "classes", "gap", "configuration"]
+    page = report.write_report(run).read_text(encoding="utf-8")
+    assert re.findall(r'<section id="(\w+)"', page) == ["results", "classes", "gap", "configuration"]
 
 
 def test_metrics_skip_nulls_and_a_cut_last_line(make_run):
@@ -240,6 +305,12 @@ def test_comparison_means_only_what_all_runs_share(make_run, tmp_path):
     assert missing[2] == "\u2013"
     assert ["seed", "42", "7"] in rows
     assert ["Target", "first", "second"] in rows
+    water = [f"{np.mean([results[run][name]['iou']['water'] for name in shared]):.1f}" for run in (first, second)]
+    assert ["water6 settings", *water] in rows
+    assert {path.name for path in (tmp_path / "out" / "figures").iterdir()} == {
+        f"{name}.{end}" for name in ("comparison", "training_loss") for end in ("svg", "pdf")
+    }
+    assert (tmp_path / "out" / "tables" / "comparison_classes.tex").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,104 @@
+"""What a report shows, made once: the same tables and diagrams go into the page and into files beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+
+from crossearth_jax.reporting import diagnosis, diagrams, plots, projection, tables
+from crossearth_jax.reporting.diagrams import Diagram
+from crossearth_jax.reporting.run import Run, Series
+from crossearth_jax.reporting.tables import Table
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Content:
+    """Tables and diagrams by the names of their files; what a run does not have is left out."""
+
+    tables: Mapping[str, Table]
+    diagrams: Mapping[str, Diagram]
+
+    @property
+    def curves(self) -> list[Diagram]:
+        """Those of training."""
+        return [diagram for name, diagram in self.diagrams.items() if name.startswith("training_")]
+
+
+def run_content(run: Run, method: str) -> Content:
+    """The content of one run's report, features projected by this `projection.METHODS`."""
+    made = {
+        "results": tables.main_table(run),
+        "classes": tables.class_table(run),
+        "gap": tables.gap_table(run),
+        "losses": diagnosis.loss_table(run),
+        "features": diagnosis.centre_table(run, run.features) if run.features else None,
+    }
+    drawn = {"results": plots.scores(run.cells, _series(run), "mIoU of every domain"), "losses": plots.losses(run)}
+    if run.features and len(run.features.values) > 1:
+        points = projection.project(run.features.values, method)
+        drawn["features"] = plots.feature_maps(run.features, run.palette, points, method)
+    for title, series in curve_groups(run.metrics).items():
+        logarithmic = title.startswith("Loss terms")
+        drawn[f"training_{_slug(title)}"] = diagrams.curves(title, series, logarithmic=logarithmic)
+    shown = {tables.domain_title(c.target): e for c, e in run.evaluated() if len(e.images)}
+    if shown:
+        drawn["examples"] = plots.panels(shown)
+    return _present(made, drawn)
+
+
+def comparison_content(runs: Mapping[str, Run]) -> Content:
+    """The content of a comparison."""
+    everything = {cell.name: cell for run in runs.values() for cell in run.cells}
+    scores = {title: {cell.name: cell.miou for cell in run.cells} for title, run in runs.items()}
+    made = {
+        "comparison": tables.comparison_table(runs),
+        "comparison_classes": tables.class_comparison_table(runs),
+        "differences": tables.difference_table(runs),
+    }
+    drawn = {"comparison": plots.scores(tuple(everything.values()), scores, "mIoU of every domain and run")}
+    losses = {title: run.metrics["loss"] for title, run in runs.items() if "loss" in run.metrics}
+    if losses:
+        drawn["training_loss"] = diagrams.curves("Training loss", dict(list(losses.items())[:8]))
+    return _present(made, drawn)
+
+
+def _present(made: Mapping[str, Table | None], drawn: Mapping[str, Diagram | None]) -> Content:
+    return Content(
+        tables={name: table for name, table in made.items() if table is not None},
+        diagrams={name: diagram for name, diagram in drawn.items() if diagram is not None},
+    )
+
+
+def _series(run: Run) -> dict[str, dict[str, float | None]]:
+    values = dict(tables.score_columns(run.cells))
+    return {title: {cell.name: value(cell) for cell in run.cells} for title, value in values.items()}
+
+
+def _slug(title: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", title.lower()).strip("_")
+
+
+def curve_groups(metrics: Mapping[str, Series]) -> dict[str, dict[str, Series]]:
+    """Diagram title -> its curves: loss terms together, every other quantity alone, none that is always 0.
+
+    Of the mask decoder's losses only those of the last layer are drawn; the auxiliary ones look alike.
+    """
+    terms = {name.removeprefix("loss/"): values for name, values in metrics.items() if name.startswith("loss/")}
+    shown = {name: values for name, values in terms.items() if not name.rsplit("/", 1)[-1].isdigit()}
+    found = {"Loss": {"loss": metrics["loss"]}} if "loss" in metrics else {}
+    if shown:
+        names = ("Loss terms", "Further loss terms", "Still further loss terms")
+        items = [(name, values) for name, values in shown.items()]
+        for i, title in enumerate(names):
+            if items[8 * i : 8 * (i + 1)]:
+                found[title] = dict(items[8 * i : 8 * (i + 1)])
+    for name, values in metrics.items():
+        if name != "loss" and not name.startswith("loss/") and values.values.any():
+            found[_quantity(name)] = {name: values}
+    return found
+
+
+def _quantity(name: str) -> str:
+    words = name.replace("_per_second", "/s").replace("_", " ")
+    return words[:1].upper() + words[1:]

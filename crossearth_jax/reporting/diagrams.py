@@ -1,0 +1,135 @@
+"""Diagrams as vector graphics: inside the page in the page's own colours, and as SVG and PDF files beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
+
+from crossearth_jax.atomic import replacing
+from crossearth_jax.reporting.markup import Html, element
+from crossearth_jax.reporting.run import Series
+
+MAX_POINTS = 400  # per curve
+# The light colours of style.css; in the page they become its variables, which follow the reader's light or dark mode.
+INK, MUTED, FAINT, LOSS = "#1b211e", "#5d6761", "#dcdfd8", "#b7472a"
+SERIES = ("#0b6b58", "#c8792b", "#4a6fb3", "#a2476f", "#6d8f2f", "#7a5bb0", "#3a97a8", "#8a6d4b")
+_VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", FAINT: "var(--line)", LOSS: "var(--loss)"} | {
+    colour: f"var(--series-{i + 1})" for i, colour in enumerate(SERIES)
+}
+# Text stays text, in the page's font or the system's; PDF carries its font whole.
+_SAVING: dict[Any, Any] = {"svg.fonttype": "none", "pdf.fonttype": 42}
+
+
+drawing = matplotlib.rc_context({"font.size": 9})  # decorates every function that draws
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagram:
+    """A drawn figure and its title, which is also its name for screen readers."""
+
+    title: str
+    figure: Figure
+
+    @functools.cached_property
+    def svg(self) -> str:
+        """The figure as SVG, the same text for the same drawing."""
+        buffer = io.StringIO()
+        # The salt makes names unique among the page's diagrams and stable.
+        options: dict[Any, Any] = {**_SAVING, "svg.hashsalt": self.title}
+        with matplotlib.rc_context(options):
+            self.figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        return buffer.getvalue()
+
+
+def inline(diagram: Diagram) -> Html:
+    """The bare <svg> element: no prologue, metadata, global style or fixed size; colours and font of the page."""
+    svg = diagram.svg[diagram.svg.index("<svg") :]
+    svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(<g\b[^>]*?) id="[^"]*"', r"\1", svg)  # the same names in every diagram
+    svg = re.sub(r"'DejaVu Sans'(, ('[^']*'|[\w-]+))*", "inherit", svg)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    head, body = svg.split(">", 1)
+    box = head.split('viewBox="')[1].split('"')[0]
+    opening = element("svg", role="img", aria_label=diagram.title, viewBox=box).removesuffix("</svg>")
+    return Html(opening + body)
+
+
+def save(diagram: Diagram, stem: Path) -> None:
+    """Writes `stem`.svg and `stem`.pdf, the same bytes for the same diagram.
+
+    Raises:
+      UserError: they cannot be written.
+    """
+    with replacing(stem.with_suffix(".svg")) as temporary:
+        temporary.write_text(diagram.svg, encoding="utf-8")
+    with replacing(stem.with_suffix(".pdf")) as temporary, matplotlib.rc_context(_SAVING):
+        diagram.figure.savefig(temporary, format="pdf", metadata={"CreationDate": None, "Title": diagram.title})
+
+
+def dress(axes: Axes, title: str = "", *, bottom: bool = True) -> None:
+    """The look all diagrams share: a title at the left, a faint grid, at most one spine."""
+    axes.set_title(title, color=MUTED, fontsize=10, loc="left")
+    axes.tick_params(colors=MUTED, which="both", length=0)
+    axes.grid(color=FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_visible(bottom and side == "bottom")
+        spine.set_color(FAINT)
+
+
+@drawing
+def curves(title: str, series: Mapping[str, Series], *, logarithmic: bool = False) -> Diagram:
+    """One diagram over training steps: the logged values faintly, their running mean on top.
+
+    Args:
+      title: what is shown.
+      series: label -> values; at most eight, one colour each.
+      logarithmic: a logarithmic axis, for losses of many sizes.
+    """
+    figure = Figure(figsize=(4.6, 2.7), layout="constrained")
+    axes = figure.subplots()
+    for (label, values), colour in zip(series.items(), SERIES, strict=False):
+        _curve(axes, label, values, colour)
+    dress(axes, title)
+    axes.set_xlabel("step", color=MUTED)
+    if logarithmic:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.yaxis.set_minor_locator(NullLocator())
+    if len(series) > 1:
+        axes.legend(frameon=False, labelcolor=MUTED, fontsize=8, ncols=2)
+    return Diagram(title, figure)
+
+
+def _curve(axes: Axes, label: str, series: Series, colour: str) -> None:
+    stride = -(-len(series.steps) // MAX_POINTS)
+    radius = len(series.steps) // 40
+    if radius:
+        axes.plot(series.steps[::stride], series.values[::stride], color=colour, alpha=0.25, linewidth=0.8)
+    smooth = running_mean(series.values, radius)
+    axes.plot(series.steps[::stride], smooth[::stride], color=colour, linewidth=1.6, label=label)
+
+
+def running_mean(values: Float[np.ndarray, " n"], radius: int) -> Float[np.ndarray, " n"]:
+    """Mean of each value and its `radius` neighbours on both sides; of fewer, but as many, towards the ends.
+
+    Being symmetric it leaves a straight line where it is.
+    """
+    sums = np.cumsum(np.concatenate([[0.0], values]))
+    at = np.arange(len(values))
+    reach = np.minimum(radius, np.minimum(at, at[::-1]))
+    return (sums[at + reach + 1] - sums[at - reach]) / (2 * reach + 1)

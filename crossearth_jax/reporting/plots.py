@@ -1,0 +1,138 @@
+"""The diagrams of a report: scores, what each class loses where, features of classes, examples of every domain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from crossearth_jax.reporting import figures, projection, summary, tables
+from crossearth_jax.reporting.diagrams import FAINT, INK, MUTED, SERIES, Diagram, drawing, dress
+from crossearth_jax.reporting.run import Cell, ClassFeatures, Evaluation, Run
+
+MARKERS = ("o", "D", "s", "^", "v", "P", "X", "h")
+LINE = 0.22  # inches per row of a dot plot
+
+
+@drawing
+def scores(cells: Sequence[Cell], series: Mapping[str, Mapping[str, float | None]], title: str) -> Diagram:
+    """mIoU of every setting (rows, in-domain first) for each series: label -> setting -> percent."""
+    ordered = [cell for group in summary.groups(cells) for cell in group.cells]
+    figure = Figure(figsize=(6.4, 1.0 + LINE * len(ordered)), layout="constrained")
+    axes = figure.subplots()
+    for number, (label, values) in reversed(list(enumerate(series.items()))):
+        points = [(value, row) for row, cell in enumerate(ordered) if (value := values.get(cell.name)) is not None]
+        style = {"color": SERIES[number % 8], "marker": MARKERS[number % 8]}
+        axes.scatter(*np.reshape(points, (-1, 2)).T, label=label, s=26, zorder=3, clip_on=False, **style)
+    _rows(axes, [tables.domain_title(cell.target) for cell in ordered], title)
+    axes.set_xlabel("mIoU, percent", color=MUTED)
+    _legend(axes, len(series))
+    return Diagram(title, figure)
+
+
+@drawing
+def losses(run: Run) -> Diagram | None:
+    """Per class, its IoU in the source's own domain and in every unseen one; None without such a pair."""
+    gaps = summary.gaps(run.cells)
+    names = [name for name in run.classes if any(name in gap.change for gap in gaps)]
+    if not names:
+        return None
+    kinds = list(dict.fromkeys(summary.gap_title(gap.cell) for gap in gaps))
+    figure = Figure(figsize=(6.4, 1.2 + 1.6 * LINE * len(names)), layout="constrained")
+    axes = figure.subplots()
+    for row, name in enumerate(names):
+        found = [(gap, gap.cell.iou[name] or 0.0) for gap in gaps if name in gap.change]
+        home = found[0][0].reference.iou[name] or 0.0
+        axes.plot([home, min(value for _, value in found)], [row, row], color=FAINT, linewidth=3, zorder=2)
+        for number, kind in enumerate(kinds):
+            values = [value for gap, value in found if summary.gap_title(gap.cell) == kind]
+            style = {"color": SERIES[number % 8], "marker": MARKERS[number % 8], "alpha": 0.85, "clip_on": False}
+            axes.scatter(values, [row] * len(values), s=26, zorder=3, label=kind if row == 0 else None, **style)
+        axes.scatter(home, row, s=70, color=INK, marker="|", linewidth=2, zorder=4, label=None if row else "In-domain")
+    title = "What each class loses"
+    _rows(axes, names, title)
+    axes.set_xlabel("IoU, percent", color=MUTED)
+    _legend(axes, len(kinds) + 1)
+    return Diagram(title, figure)
+
+
+def _rows(axes: Axes, names: Sequence[str], title: str) -> None:
+    dress(axes, title)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlim(0, 100)
+
+
+def _legend(axes: Axes, count: int) -> None:
+    place = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
+    if count > 1:
+        axes.legend(frameon=False, labelcolor=MUTED, fontsize=8, handletextpad=0.3, **place)
+
+
+@drawing
+def feature_maps(
+    features: ClassFeatures, palette: Mapping[str, tuple[int, int, int]], points: Float[np.ndarray, "n 2"], method: str
+) -> Diagram:
+    """Two views of the same points: coloured by class and by domain."""
+    title = f"Class features across domains ({projection.TITLES[method]})"
+    figure = Figure(figsize=(9.2, 4.9), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    by_class = {name: np.divide(palette.get(name, (127, 127, 127)), 255).tolist() for name in features.class_names}
+    _scatter(left, points, features.classes, by_class, "Class")
+    by_domain = {tables.domain_title(name): SERIES[i % 8] for i, name in enumerate(features.domain_names)}
+    _scatter(right, points, features.domains, by_domain, "Domain")
+    return Diagram(title, figure)
+
+
+def _scatter(
+    axes: Axes, points: Float[np.ndarray, "n 2"], kinds: np.ndarray, colours: Mapping[str, object], title: str
+) -> None:
+    for number, (name, colour) in enumerate(colours.items()):
+        chosen = points[kinds == number]
+        if len(chosen):
+            style = {"color": colour, "marker": MARKERS[number % 8], "edgecolor": MUTED}
+            axes.scatter(*chosen.T, s=13, linewidth=0.25, alpha=0.8, label=name, **style)  # type: ignore
+    dress(axes, title, bottom=False)
+    axes.grid(False)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.legend(
+        frameon=False, labelcolor=MUTED, fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, 0),
+        handletextpad=0.1, columnspacing=0.9,
+    )  # fmt: skip
+
+
+@drawing
+def panels(evaluations: Mapping[str, Evaluation]) -> Diagram:
+    """A row per domain: its first example, truth, prediction and errors."""
+    names = ("image", "truth", "prediction", "errors")
+    figure = Figure(figsize=(6.0, 1.5 * len(evaluations) + 0.5), layout="constrained")
+    grid = figure.subplots(len(evaluations), 4, squeeze=False)
+    for row, (domain, evaluation) in zip(grid, evaluations.items(), strict=True):
+        for axes, pixels in zip(row, _pictures(evaluation), strict=True):
+            axes.imshow(pixels, interpolation="nearest")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            for spine in axes.spines.values():
+                spine.set_visible(False)
+        row[0].set_ylabel(domain, color=INK)
+    for axes, name in zip(grid[0], names, strict=True):
+        axes.set_title(name, color=MUTED, fontsize=9)
+    present = {name: colour for evaluation in evaluations.values() for name, colour in evaluation.colours.items()}
+    handles = [
+        Axes.scatter(grid[0][0], [], [], marker="s", color=np.divide(c, 255).tolist(), label=n)
+        for n, c in present.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False, labelcolor=MUTED, fontsize=8)
+    return Diagram("Examples of every domain", figure)
+
+
+def _pictures(evaluation: Evaluation) -> Iterator[np.ndarray]:
+    image, truth, prediction = evaluation.images[0], evaluation.labels[0], evaluation.predictions[0]
+    yield image
+    yield figures.class_colours(truth, evaluation.palette)
+    yield figures.class_colours(prediction, evaluation.palette)
+    yield figures.error_colours(image, truth, prediction)
