@@ -17,14 +17,17 @@ import numpy as np
 from einops import rearrange
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
+from PIL import Image
 
 from crossearth_jax import benchmark, parallel
 from crossearth_jax.atomic import replacing
+from crossearth_jax.benchmark import Resize
 from crossearth_jax.config import Config
-from crossearth_jax.inputs.sources import PreparedSplit
+from crossearth_jax.inputs.sources import Example, PreparedSplit
 from crossearth_jax.inputs.transforms import window
 from crossearth_jax.models.segmentor import SegmentationModel
 from crossearth_jax.ops.normalization import normalize
+from crossearth_jax.protocol import fitted_size
 
 IMAGES = 48  # per domain
 SHARE = 0.02  # of the window, that a class must cover to be counted in an image
@@ -96,9 +99,17 @@ def _batches(config: Config, mesh: Mesh, domain: str) -> Iterator[dict[str, np.n
         images = np.zeros((size, *side, 3), np.uint8)
         labels = np.full((size, *side), benchmark.IGNORE, np.uint8)
         for row, index in enumerate(range(first, min(first + size, total))):
-            example = split[index]
-            images[row], labels[row] = window(example["image"], example["label"], side, (0.5, 0.5))
+            image, label = _resized(split[index], benchmark.DOMAINS[domain].resize)
+            images[row], labels[row] = window(image, label, side, (0.5, 0.5))
         yield {"image": images[rows], "label": labels[rows]}
+
+
+def _resized(example: Example, resize: Resize | None) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
+    """Image and label at the size at which the image is scored."""
+    image, label = Image.fromarray(example["image"]), Image.fromarray(example["label"])
+    height, width = fitted_size(example["label"].shape, resize)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(image), np.asarray(label.resize((width, height), Image.Resampling.NEAREST))
 
 
 def write_class_features(path: Path, *arguments: Any) -> None:

@@ -21,8 +21,8 @@ LAYERS = (
     ("inputs", "augment", "models", "losses", "metrics"),
     ("weights", "training", "reporting", "mapping"),
     ("initialise",),
-    ("predictor", "baselines", "style_codes", "class_features", "protocol"),
-    ("diagnostics",),
+    ("predictor", "baselines", "style_codes", "protocol"),
+    ("diagnostics", "class_features"),
     ("train", "evaluate", "predict", "report", "prepare", "convert", "estimate_style"),
     ("main", "__init__"),
 )

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from crossearth_jax import class_features
-from crossearth_jax.benchmark import IGNORE
+from crossearth_jax.benchmark import IGNORE, Resize
 from crossearth_jax.config import MeshConfig
 from crossearth_jax.inputs.sources import PreparedSplit
 from crossearth_jax.models.segmentor import SegmentationModel
@@ -62,3 +62,14 @@ def test_rows_are_the_images_classes_that_cover_enough(tiny_config, params, monk
     assert found["features"].shape == (len(expected), tiny_config.model.vit.width)
     assert found["features"].dtype == np.float16 and np.isfinite(found["features"]).all()
     assert found["domain_names"].tolist() == DOMAINS and found["class_names"][0] == "water"
+
+
+def test_images_are_cut_at_the_size_they_are_scored_at():
+    image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    example = {
+        "image": image.repeat(4, 0).repeat(4, 1),
+        "label": np.uint8([[1, 2], [3, IGNORE]]).repeat(4, 0).repeat(4, 1),
+    }
+    shrunk, label = class_features._resized(example, Resize(box=(4, 4), keep_ratio=False))
+    assert shrunk.shape == (4, 4, 3)
+    np.testing.assert_array_equal(label, np.uint8([[1, 2], [3, IGNORE]]).repeat(2, 0).repeat(2, 1))
