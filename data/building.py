@@ -42,6 +42,9 @@ class Option:
     doc: str
 
 
+OVERLAP = Option("overlap", ("error", "kept"), "an image that two splits share: refused, or kept and recorded")
+
+
 @dataclasses.dataclass(frozen=True)
 class Catalogue:
     """The scenes of one domain and how to convert them."""
@@ -90,7 +93,7 @@ class SceneBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """As TFDS builders, and:
 
         Args:
-          options: values of `OPTIONS`; defaults for the rest.
+          options: values of `OPTIONS` and of `OVERLAP`; defaults for the rest.
           strict: makes numbers of images other than the benchmark's an error.
           **arguments: of the builder's base class.
 
@@ -127,7 +130,7 @@ class SceneBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 report.scenes += 1
                 report.sizes.update(scene.sizes)
                 report.histogram += scene.histogram
-                report.faults += filter(None, (scene.fault, self._overlap(scene, split)))
+                report.faults += filter(None, (scene.fault, self._overlap_fault(scene, split)))
             if split == next(iter(self.domain.counts)):
                 report.faults += catalogue.faults  # of the whole dataset, said once
             yield report
@@ -181,8 +184,8 @@ class SceneBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _generate_examples(self, split: str, catalogue: Catalogue) -> Iterator[tuple[str, dict[str, Any]]]:
         count = 0
         for scene in self._converted(split, catalogue, functools.partial(convert, recipe=catalogue.recipe)):
-            if overlap := self._overlap(scene, split):
-                raise UserError(overlap)
+            if fault := self._overlap_fault(scene, split):
+                raise UserError(fault)
             for tile in scene.tiles:
                 count += 1
                 yield (
@@ -231,16 +234,21 @@ class SceneBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 raise UserError(f"{message}; complete the archives in --manual_dir or leave out --strict")
             self._metadata["warnings"].append(message)  # `prepare` says it aloud, of finished datasets too
 
-    def _overlap(self, scene: Converted, split: str) -> str:
-        """What to say if another split has the image of `scene`; empty if none has."""
+    def _overlap_fault(self, scene: Converted, split: str) -> str:
+        """What to say if another split has the image of `scene`; empty if none has or it may."""
         if scene.digest is None:
             return ""
         other, path = self._owners.setdefault(scene.digest, (split, scene.scene.image.path))
         if other == split:
             return ""
+        fault = f"{path} (split {other}) and {scene.scene.image.path} (split {split}) are the same image"
+        if self.options[OVERLAP.name] == "kept":
+            logging.warning("%s", fault)
+            self._metadata.setdefault("warnings", []).append(fault)
+            return ""
         return (
-            f"{path} (split {other}) and {scene.scene.image.path} (split {split}) are the same image, but splits must"
-            " not overlap; remove one"
+            f"{fault}, but splits must not overlap; remove one, or if it is the dataset's own doing:"
+            f" --option {self.name}.{OVERLAP.name}=kept"
         )
 
     @property
@@ -251,10 +259,10 @@ class SceneBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def _chosen(builder: type[SceneBuilder], given: Mapping[str, str]) -> dict[str, str]:
-    options = {option.name: option for option in builder.OPTIONS}
+    options = {option.name: option for option in (*builder.OPTIONS, OVERLAP)}
     for name, value in given.items():
         known = options[name].values if name in options else ()
         if value not in known:
-            every = "; ".join(f"{builder.name}.{o.name}={'|'.join(o.values)}" for o in options.values()) or "no options"
+            every = "; ".join(f"{builder.name}.{o.name}={'|'.join(o.values)}" for o in options.values())
             raise UserError(f"unknown option '{builder.name}.{name}={value}'; {builder.name} has {every}")
     return {name: given.get(name, option.values[0]) for name, option in options.items()}

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from crossearth_jax.config import UserError
+
 from . import decode
 from .layouts import Scene
 
@@ -17,7 +19,10 @@ def values_in(scenes: Sequence[Scene]) -> set[int]:
     step = max(len(scenes) // SAMPLE, 1)
     values = set[int]()
     for scene in scenes[::step]:
-        pixels = decode.read_label(scene.label.read(), scene.label.path)
+        try:
+            pixels = decode.read_label(scene.label.read(), scene.label.path)
+        except UserError:  # conversion meets the file again and reports it
+            continue
         if pixels.ndim == 2:
             values.update(np.flatnonzero(np.bincount(pixels.ravel(), minlength=256)).tolist())
     return values

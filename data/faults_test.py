@@ -72,6 +72,15 @@ def test_faults(tmp_path, capsys, fault):
     assert re.search(expected, printed)
 
 
+def test_an_overlap_may_be_kept(tmp_path):
+    loveda_with(tmp_path / "manual", FAULTS["splits overlap"][0])
+    found = prepared.examples("loveda/urban", tmp_path / "manual", tmp_path / "data", overlap="kept")
+    np.testing.assert_array_equal(found["val"]["3514"]["image"], found["train"]["1367"]["image"])
+    recorded = prepared.metadata("loveda/urban", tmp_path / "data")
+    assert recorded["options"] == {"overlap": "kept"}
+    assert any("3514.png (split val) are the same image" in warning for warning in recorded["warnings"])
+
+
 def test_check_finds_every_fault_at_once(tmp_path, capsys):
     changes = {
         name: content for fault in ("mask missing", "splits overlap") for name, content in FAULTS[fault][0].items()
@@ -133,7 +142,7 @@ def test_unknown_colours_may_be_ignored_as_the_reference_does(tmp_path):
     found = prepared.examples("potsdam/rgb", tmp_path / "manual", tmp_path / "data", unknown_colours="ignored")
     stored = found["train"]["2_10_0_0_512_512"]["label"]
     np.testing.assert_array_equal(stored[7, 4:10], [0, 255, 255, 255, 255, 0])
-    assert prepared.metadata("potsdam/rgb", tmp_path / "data")["options"] == {"unknown_colours": "ignored"}
+    assert prepared.metadata("potsdam/rgb", tmp_path / "data")["options"]["unknown_colours"] == "ignored"
 
 
 def test_a_mask_that_is_neither_black_nor_white_is_refused(tmp_path):
@@ -203,11 +212,11 @@ def test_check_of_a_prepared_dataset(tmp_path, capsys):
     twin = {"Val/Urban/images_png/3514.png": loveda.truth("1367")[0]}
     loveda_with(tmp_path / "manual", twin)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(building.SceneBuilder, "_overlap", lambda *_: "")
+        patch.setattr(building.SceneBuilder, "_overlap_fault", lambda *_: "")
         prepare("loveda/urban", tmp_path / "data", tmp_path / "manual")
     with pytest.raises(UserError, match=r"not as expected: loveda/urban val; delete the folder of the domain"):
         main(["loveda/urban", f"--data_dir={tmp_path / 'data'}", "--check"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "loveda/urban was prepared with layout official"
+    assert lines[0] == "loveda/urban was prepared with overlap error, layout official"
     assert lines[1:3] == ["loveda/urban train: 2 images (64x64: 2)", "  warning: 1156 images expected"]
     assert lines[6] == "  fault: 3514 is the same image as 1367 of split train; splits must not overlap"

@@ -6,9 +6,13 @@ import collections
 import concurrent.futures
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import process
 from multiprocessing import connection
+
+from crossearth_jax.config import UserError
 
 WORTH_PROCESSES = 64_000_000  # bytes of input below which starting processes takes longer than the work
 
@@ -18,12 +22,15 @@ def ordered_map[T, R](function: Callable[[T], R], items: Sequence[T], workers: i
 
     Processes are spawned, so `function` and the items are pickled, and a script that gets here needs the usual
     `if __name__ == "__main__"`. With one worker everything happens in this process.
+
+    Raises:
+      UserError: a worker was killed.
     """
     if workers <= 1:
         yield from map(function, items)
         return
     spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn, initializer=_end_with_parent) as pool:
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker) as pool:
         waiting = collections.deque[concurrent.futures.Future[R]]()
         try:
             for item in items:
@@ -32,13 +39,19 @@ def ordered_map[T, R](function: Callable[[T], R], items: Sequence[T], workers: i
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
+        except process.BrokenProcessPool:
+            raise UserError(
+                "a worker process was killed, probably for lack of memory; start again with fewer of them, that is"
+                " with fewer cores: taskset --cpu-list 0 python -m …"
+            ) from None
         finally:
             for future in waiting:
                 future.cancel()
 
 
-def _end_with_parent() -> None:
-    """Ends this worker when the process that started it is killed; it would wait for work for ever."""
+def _start_worker() -> None:
+    """Leaves Ctrl-C to the parent, and ends when the parent is killed; it would wait for work for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=lambda: (connection.wait([parent.sentinel]), os._exit(1)), daemon=True).start()

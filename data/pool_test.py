@@ -34,6 +34,11 @@ def test_order_is_kept_and_errors_arrive():
         next(found)
 
 
+def test_a_killed_worker_is_explained():
+    with pytest.raises(UserError, match="a worker process was killed, probably for lack of memory"):
+        list(ordered_map(os._exit, [1] * 4, 2))
+
+
 def running(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"

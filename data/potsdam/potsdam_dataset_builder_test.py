@@ -39,7 +39,7 @@ def test_official_archives(official, tmp_path, bands):
     domain = f"potsdam/{bands.lower()}"
     assert_tiles(prepared.examples(domain, official, tmp_path), bands)
     recorded = prepared.metadata(domain, tmp_path)
-    assert recorded["options"] == {"unknown_colours": "error"}
+    assert recorded["options"] == {"unknown_colours": "error", "overlap": "error"}
     assert recorded["choices"] == {"layout": "official scenes"}
     assert recorded["counts"]["val"] == {"images": 6, "expected": 2016}
     assert "split val of potsdam/" in recorded["warnings"][1]
