@@ -24,6 +24,7 @@ from crossearth_jax.ops.normalization import normalize
 from crossearth_jax.ops.tiling import sliding_scores
 from crossearth_jax.training.checkpoint import Checkpoints, RunIdentity
 from crossearth_jax.training.program import build_program
+from crossearth_jax.weights import hub
 from crossearth_jax.weights.load import Weights, load_weights
 from crossearth_jax.weights.native import Description, Palette, digest
 
@@ -122,7 +123,9 @@ def load(
     """Loads a trained model.
 
     Args:
-      path: a CrossEarth `.pth`, a `.safetensors` that `crossearth_jax.convert` wrote, or the folder of a run.
+      path: a CrossEarth `.pth`, a `.safetensors` that `crossearth_jax.convert` wrote, the folder of a run, or
+        `hf://organisation/name[@revision]` for a repository on a hub (extra `hub`), of which only the safetensors are
+        fetched.
       num_classes: what the caller expects; the number itself is read from the file.
       class_names: names in the order of the scores, or the name of a taxonomy of `benchmark.TAXONOMIES`; None takes
         what the file says.
@@ -152,11 +155,13 @@ def load(
 
 
 def read(path: str | os.PathLike[str], **options: Any) -> Weights:
-    """The weights of a file (with the options of `load_weights`), or of a run's folder.
+    """The weights of a file or a hub's repository (with the options of `load_weights`), or of a run's folder.
 
     Raises:
       UserError: see `load_weights` and `load_run`.
     """
+    if hub.is_address(path):
+        return load_weights(hub.download(hub.parse(str(path))), **options)
     if not Path(path).is_dir():
         return load_weights(path, **options)
     given = [name for name, value in options.items() if value is not None]

@@ -22,8 +22,8 @@ LAYERS = (
     ("weights", "training", "reporting", "mapping"),
     ("initialise",),
     ("predictor", "baselines", "style_codes", "protocol"),
-    ("diagnostics", "class_features"),
-    ("train", "evaluate", "predict", "report", "prepare", "convert", "estimate_style"),
+    ("diagnostics", "class_features", "model_card"),
+    ("train", "evaluate", "predict", "report", "prepare", "convert", "estimate_style", "push"),
     ("main", "__init__"),
 )
 
@@ -38,6 +38,7 @@ HOMES = {
     "sklearn": ("crossearth_jax/baselines.py", "crossearth_jax/reporting/"),
     "matplotlib": ("crossearth_jax/reporting/",),
     "tensorboardX": ("crossearth_jax/training/writer.py",),
+    "huggingface_hub": (),  # optional: weights/hub.py imports it by name when it is needed
     "tensorflow": (),
     "torch": (),
     "cv2": (),

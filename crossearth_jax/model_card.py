@@ -1,0 +1,99 @@
+"""The card of a model on a hub: what it is, what it scored where, and where it comes from."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from crossearth_jax.reporting import markdown, tables
+from crossearth_jax.reporting.run import Run
+from crossearth_jax.weights.native import Description
+
+UNKNOWN = "unknown"  # licence that nobody stated
+
+
+def model_card(description: Description, digest: str, address: str, licence: str, run: Run | None) -> str:
+    """README.md of a repository, with the metadata hubs read at its head.
+
+    Args:
+      description: of the weights.
+      digest: sha256 of the parameters (`weights.native.digest`).
+      address: what `crossearth_jax.load` is given.
+      licence: identifier of the weights' licence, or `UNKNOWN`.
+      run: the evaluated run they come from; None leaves the scores out.
+    """
+    head = "\n".join(f"{key}: {json.dumps(value)}" for key, value in _metadata(address, licence, run).items())
+    parts = [f"---\n{head}\n---", f"# {address.split('/')[-1].split('@')[0]}", _use(address), _classes(description)]
+    if run:
+        parts += ["## Results", *_results(run)]
+    return "\n\n".join([*parts, _provenance(description, digest, run), _licence(licence)]) + "\n"
+
+
+def _metadata(address: str, licence: str, run: Run | None) -> dict[str, Any]:
+    """Every value is written as JSON, which YAML includes."""
+    found: dict[str, Any] = {
+        "library_name": "crossearth_jax",
+        "license": licence,
+        "pipeline_tag": "image-segmentation",
+        "tags": ["remote-sensing", "semantic-segmentation", "domain-generalization", "jax", "crossearth"],
+    }
+    if run:
+        results = [
+            {
+                "task": {"type": "image-segmentation"},
+                "dataset": {"type": cell.target.split("/")[0], "name": cell.target},
+                "metrics": [{"type": "mean_iou", "name": "mIoU, percent", "value": cell.miou}],
+            }
+            for cell in run.cells
+            if cell.miou is not None
+        ]
+        found["model-index"] = [{"name": address.split("/")[-1].split("@")[0], "results": results}]
+    return found
+
+
+def _use(address: str) -> str:
+    return f"""A CrossEarth model for the semantic segmentation of remote-sensing images, trained with crossearth_jax.
+
+```python
+import crossearth_jax
+
+model = crossearth_jax.load("{address}")  # needs the extra `hub`
+labels = model.predict(images)  # uint8 RGB (b, h, w, 3) -> uint8 (b, h, w)
+```
+
+Georeferenced scenes: `python -m crossearth_jax.predict --checkpoint={address} scene.tif --out=map.tif`"""
+
+
+def _classes(description: Description) -> str:
+    names = description.class_names or tuple(f"class {i}" for i in range(description.model.classes))
+    colours = ["#{:02x}{:02x}{:02x}".format(*colour) for colour in description.palette] or [""] * len(names)
+    rows = [f"| {i} | {markdown.escape(n)} | {c} |" for i, (n, c) in enumerate(zip(names, colours, strict=True))]
+    window = description.window or description.model.vit.image_size
+    text = f"Input: 8-bit RGB by windows of {window} pixels, at the resolution of the training data."
+    return "\n".join(["## Classes", "", "| id | class | colour |", "| ---: | --- | --- |", *rows, "", text])
+
+
+def _results(run: Run) -> list[str]:
+    protocol = "; ".join(dict.fromkeys(cell.protocol for cell in run.cells if cell.protocol))
+    note = f"Protocol: {markdown.escape(protocol)}. In-domain scores stand apart and enter no mean of unseen domains."
+    return [markdown.table(tables.main_table(run)), note]
+
+
+def _provenance(description: Description, digest: str, run: Run | None) -> str:
+    facts = {"Weights": markdown.escape(description.source or "unknown"), "sha256 of the parameters": f"`{digest}`"}
+    if run:
+        facts |= {
+            "Trained on": ", ".join(dict.fromkeys(f"`{cell.source}`" for cell in run.cells)),
+            "Started from": markdown.escape(run.config.get("train.init_from", "null")).replace(
+                "null", "random weights"
+            ),
+            "Evaluated": run.date.isoformat(),
+            "Configuration": "`config.json`, field `experiment`",
+        }
+    lines = [f"- {name}: {value}" for name, value in facts.items()]
+    return "\n".join(["## Provenance", "", *lines])
+
+
+def _licence(licence: str) -> str:
+    text = f"`{licence}`." if licence != UNKNOWN else "Not stated by who published the weights."
+    return f"## Licence\n\n{text} The training data keep their own terms."

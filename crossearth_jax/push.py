@@ -1,0 +1,101 @@
+"""Publishes a model on a hub: weights as safetensors, configuration, scores and a model card.
+
+```
+python -m crossearth_jax.push RUN hf://organisation/name --licence=apache-2.0
+python -m crossearth_jax.push model.safetensors hf://organisation/name@branch
+```
+
+RUN is the folder of a run, or a file of weights (then the card has no scores). It needs the extra `hub` and a token
+that may write (`hf auth login`, or HF_TOKEN). `crossearth_jax.load("hf://organisation/name")` loads it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from absl import logging
+
+from crossearth_jax import command
+from crossearth_jax.atomic import write_json
+from crossearth_jax.config import to_config_dict
+from crossearth_jax.model_card import UNKNOWN, model_card
+from crossearth_jax.predictor import read
+from crossearth_jax.reporting.run import read_run
+from crossearth_jax.weights import hub
+from crossearth_jax.weights.native import digest, save_native
+
+
+def push(
+    source: str | os.PathLike[str], address: str, *, licence: str = UNKNOWN, message: str = "", private: bool = False
+) -> str:
+    """Publishes a run or a file of weights.
+
+    Args:
+      source: folder of an evaluated run, or a file that `crossearth_jax.load` reads.
+      address: `hf://organisation/name[@branch]`; the repository and the branch are made if need be.
+      licence: identifier of the weights' licence as hubs know them, e.g. "apache-2.0".
+      message: of the commit.
+      private: whether a repository that has to be made is private.
+
+    Returns:
+      Address of the commit.
+
+    Raises:
+      UserError: the source cannot be read, or the hub refuses or cannot be reached.
+    """
+    target = hub.parse(address)
+    with tempfile.TemporaryDirectory() as folder:
+        write_repository(Path(source), Path(folder), str(target), licence)
+        return hub.upload(Path(folder), target, message or f"Add {Path(source).name}", private=private)
+
+
+def write_repository(source: Path, folder: Path, address: str, licence: str) -> None:
+    """Writes what is published: `model.safetensors`, `config.json`, `README.md` and, of a run, `results.json`.
+
+    Raises:
+      UserError: the source cannot be read.
+    """
+    run = read_run(source) if source.is_dir() else None
+    weights = read(source)
+    described = weights.description
+    save_native(folder / hub.WEIGHTS, weights.params, described)
+    config = {
+        "library_name": "crossearth_jax",
+        "model": json.loads(to_config_dict(described.model).to_json()),
+        "class_names": described.class_names,
+        "palette": described.palette,
+        "window": described.window,
+        "stride": described.stride,
+        "experiment": json.loads((source / "config.json").read_text(encoding="utf-8")) if run else None,
+    }
+    write_json(folder / "config.json", config)
+    if run:
+        shutil.copyfile(source / "results.json", folder / "results.json")
+    card = model_card(described, digest(weights.params), address, licence, run)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def main(arguments: list[str]) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m crossearth_jax.push", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", metavar="RUN", help="folder of an evaluated run, or a file of weights")
+    parser.add_argument("address", metavar="hf://ORGANISATION/NAME[@BRANCH]", help="where to")
+    parser.add_argument("--licence", default=UNKNOWN, help="of the weights, e.g. apache-2.0; the card states it")
+    parser.add_argument("--message", default="", help="of the commit")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    given = parser.parse_args(arguments)
+    if given.licence == UNKNOWN:
+        logging.warning("no --licence is given, so nobody will know what they may do with the weights")
+    url = push(given.source, given.address, licence=given.licence, message=given.message, private=given.private)
+    print(f"{given.source} is published: {url}")
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,92 @@
+"""Models on a hub: one file of safetensors fetched, or a folder sent, by `hf://organisation/name[@revision]`.
+
+Only the weights are fetched, never code or pickles, so a foreign repository cannot run anything. It needs the extra
+`hub`; the environment variables of huggingface_hub (HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_OFFLINE …) apply.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import logging
+
+from crossearth_jax.config import UserError
+
+PREFIX = "hf://"
+WEIGHTS = "model.safetensors"
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+
+
+class Address(NamedTuple):
+    """A repository on the hub."""
+
+    repository: str  # organisation/name
+    revision: str | None  # branch, tag or commit; None is the main branch
+
+    def __str__(self) -> str:
+        return f"{PREFIX}{self.repository}" + (f"@{self.revision}" if self.revision else "")
+
+
+def is_address(path: object) -> bool:
+    """Whether a path is meant to be on a hub."""
+    return str(path).startswith(PREFIX)
+
+
+def parse(text: str) -> Address:
+    """Reads `hf://organisation/name[@revision]`.
+
+    Raises:
+      UserError: it has another form.
+    """
+    found = re.fullmatch(rf"{PREFIX}({_NAME}/{_NAME})(?:@([\w./-]+))?", text)
+    if not found:
+        raise UserError(f"'{text}' is no address on a hub, expected {PREFIX}organisation/name[@revision]")
+    return Address(found[1], found[2])
+
+
+def download(address: Address) -> Path:
+    """Fetches the weights of a repository, once per revision, and returns the local file.
+
+    Raises:
+      UserError: there are none, the hub cannot be reached, or the extra is not installed.
+    """
+    with _client(f"cannot load {address}") as api:
+        path = api.hf_hub_download(address.repository, WEIGHTS, revision=address.revision)
+    logging.info("%s: %s", address, path)
+    return Path(path)
+
+
+def upload(folder: Path, address: Address, message: str, *, private: bool = False) -> str:
+    """Sends every file of a folder as one commit, making the repository and the branch if need be.
+
+    Returns:
+      Address of the commit.
+
+    Raises:
+      UserError: the hub refuses or cannot be reached, or the extra is not installed.
+    """
+    with _client(f"cannot push to {address}") as api:
+        api.create_repo(address.repository, private=private, exist_ok=True)
+        if address.revision:
+            api.create_branch(address.repository, branch=address.revision, exist_ok=True)
+        done = api.upload_folder(
+            repo_id=address.repository, folder_path=folder, commit_message=message, revision=address.revision
+        )
+    return str(done.commit_url)
+
+
+@contextlib.contextmanager
+def _client(failure: str) -> Iterator[Any]:
+    try:
+        hub, errors = (importlib.import_module(name) for name in ("huggingface_hub", "huggingface_hub.errors"))
+    except ImportError:
+        raise UserError(f"{failure}: that needs a package; pip install 'crossearth-jax[hub]'") from None
+    try:
+        yield hub.HfApi()
+    except (errors.HTTPError, errors.HFValidationError, errors.LocalEntryNotFoundError, OSError) as error:
+        raise UserError(f"{failure}: {' '.join(str(error).split())}") from None
