@@ -21,7 +21,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("main", "prepare", "report", "predict", "convert", "estimate_style")
+COMMANDS = ("main", "prepare", "report", "predict", "convert", "estimate_style", "push")
 _HOST = r"""=["']?(?:https?:)?//"""
 REMOTE = re.compile(rf"<(?:script|img|iframe|source)\b[^>]*\ssrc{_HOST}|<link\b[^>]*stylesheet[^>]*href{_HOST}")
 

@@ -41,7 +41,11 @@ RUN_BY = {
         "--check": "tests/prepare_test.py::test_check_reports_numbers",
         "--manual_dir": "data/faults_test.py::test_check_of_sound_archives",
     },
-    "report": {"--out": ".ci/run"},
+    "report": {
+        "--out": ".ci/run",
+        "--projection": "tests/reporting/projection_test.py::test_umap_is_asked_for_repeatable_places",
+    },
+    "push": {"--licence": "tests/hub_test.py::test_a_run_comes_back_as_it_was"},
     "predict": {
         "--checkpoint": "tests/notebooks_test.py::test_quickstart_trains_reports_and_maps",
         "--out": "tests/notebooks_test.py::test_quickstart_trains_reports_and_maps",
@@ -56,6 +60,7 @@ RUN_BY = {
         "--skip_existing": PREDICT + "test_several_scenes_and_going_on_after_an_interruption",
         "--gsd": MAPPING + "scene_test.py::test_masks_survive_resampling",
         "--range": MAPPING + "scene_test.py::test_eight_bit_is_stretched_only_when_asked",
+        "--percentiles": MAPPING + "scene_test.py::test_eight_bit_is_stretched_only_when_asked",
         "--confidence": MAPPING + "layers_test.py::test_confidence_of_shares",
         "--polygons": MAPPING + "polygons_test.py::test_areas_are_those_of_the_pixels",
         "--flips": MAPPING + "mapper_test.py::test_flips_and_batches_change_nothing_for_a_rule_of_single_pixels",
