@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -110,6 +112,16 @@ def test_check_of_sound_archives(tmp_path, capsys):
     assert lines[4].startswith(f"  background {share[0]:.1%}, building {share[1]:.1%}, ")
     with pytest.raises(UserError, match="not as expected: loveda/rural train, loveda/rural val; see above"):
         main([*arguments, "--strict"])
+
+
+def test_progress_is_logged(tmp_path):
+    loveda.write(tmp_path)
+    arguments = ["loveda/rural", f"--manual_dir={tmp_path}", f"--data_dir={tmp_path / 'data'}"]
+    command = [sys.executable, "-m", "crossearth_jax.prepare", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == ""
+    assert "3/3 scenes in 0:00:0" in done.stderr and "loveda/rural train" in done.stderr
+    assert "tensorflow_datasets" not in done.stderr and "dataset_builder.py" not in done.stderr
 
 
 def test_strict_leaves_nothing(tmp_path):

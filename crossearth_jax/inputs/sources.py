@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
+import logging as python_logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, cast, runtime_checkable
@@ -82,13 +83,17 @@ def dataset_directory(domain: str, data_dir: str | Path) -> Path:
 
 @contextlib.contextmanager
 def quiet_tfds() -> Iterator[None]:
-    """Keeps TFDS's log lines about every file it opens out of the log; warnings stay."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(min(verbosity, logging.WARNING))
+    """Keeps TFDS's log lines about every file it opens out of the log; its warnings and everybody else's lines stay."""
+
+    def worth_reading(record: python_logging.LogRecord) -> bool:
+        return record.levelno >= python_logging.WARNING or "tensorflow_datasets" not in record.pathname
+
+    logger = logging.get_absl_logger()
+    logger.addFilter(worth_reading)
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        logger.removeFilter(worth_reading)
 
 
 def prepared_splits(domain: str, data_dir: str | Path) -> list[str]:
