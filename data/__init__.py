@@ -1,12 +1,14 @@
 """TFDS builders of the benchmark datasets (import name `crossearth_data`).
 
-Importing the package registers every builder, after which `tfds.builder("blue_marble/temperate_green")` works.
+Importing the package registers every builder and the collection of the benchmark's rows, after which
+`tfds.builder("blue_marble/temperate_green")` works.
 """
 
 # By its absolute name: pytest also imports this folder as `data`, and a builder must be registered once only.
 # pyright: reportMissingImports=false
 from crossearth_data.blue_marble import blue_marble_dataset_builder
 from crossearth_data.casid import casid_dataset_builder
+from crossearth_data.crossearth_benchmark import CrossearthBenchmark
 from crossearth_data.deepglobe_roads import deepglobe_roads_dataset_builder
 from crossearth_data.loveda import loveda_dataset_builder
 from crossearth_data.massachusetts_roads import massachusetts_roads_dataset_builder
@@ -16,6 +18,7 @@ from crossearth_data.vaihingen import vaihingen_dataset_builder
 from crossearth_data.whu_building import whu_building_dataset_builder
 
 __all__ = [
+    "CrossearthBenchmark",
     "blue_marble_dataset_builder",
     "casid_dataset_builder",
     "deepglobe_roads_dataset_builder",
