@@ -232,7 +232,7 @@ def score(setting: Setting, confusion: Int[np.ndarray, "k k"]) -> dict[str, Any]
     }
 
 
-def row(setting: Setting, confusion: Int[np.ndarray, "k k"], step: int) -> dict[str, Any]:
+def row(setting: Setting, confusion: Int[np.ndarray, "k k"], step: int | None) -> dict[str, Any]:
     """One setting's entry of `results.json`."""
     return {
         "source": setting.source,

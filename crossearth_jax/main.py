@@ -17,6 +17,11 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, results, report.")
 _MODE = flags.DEFINE_enum("mode", "train_and_evaluate", ["train_and_evaluate", "train", "evaluate"], "What to do.")
+_CHECKPOINTS = flags.DEFINE_string(
+    "checkpoints", None,
+    "With --mode=evaluate: a folder of runs, published .pth and converted .safetensors files; fills the table of the "
+    "config's settings with whatever is there.",
+)  # fmt: skip
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other hosts of a pod or cluster before anything else.")
 
 
@@ -25,6 +30,11 @@ def main(argv: list[str]) -> int:
     config, workdir = _parse(argv)
     if _DISTRIBUTED.value:
         jax.distributed.initialize()
+    if _CHECKPOINTS.value is not None:
+        from crossearth_jax.table import fill_table
+
+        logging.info("table: %s", fill_table(config, workdir, Path(_CHECKPOINTS.value)))
+        return 0
     # Imported after the flags are parsed, so that a wrong one is answered at once.
     from crossearth_jax.evaluate import evaluate
     from crossearth_jax.prepare import prepare_domains
@@ -32,13 +42,15 @@ def main(argv: list[str]) -> int:
     from crossearth_jax.train import Stopped, restore, train
 
     targets = [setting.target for setting in benchmark.settings_of(config.data.source, config.evaluate.settings)]
+    if _MODE.value == "train":
+        targets = []
     prepare_domains(dict.fromkeys([config.data.source, *targets]), config.data.data_dir)
     try:
         run = restore(config, workdir) if _MODE.value == "evaluate" else train(config, workdir)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return stopped.exit_code
-    if _MODE.value != "train" and targets:
+    if targets:
         evaluate(config, workdir, run.program.mesh, run.params, int(run.state.step))
         logging.info("report: %s", write_report(workdir))
     return 0
@@ -55,6 +67,8 @@ def _parse(argv: list[str]) -> tuple[Config, Path]:
         raise UserError(str(error).strip().splitlines()[0]) from None
     if _CONFIG.value is None or _WORKDIR.value is None:
         raise UserError("--config and --workdir are needed, e.g. --config=configs/blue_marble.py --workdir=runs/first")
+    if _CHECKPOINTS.value is not None and _MODE.value != "evaluate":
+        raise UserError(f"--checkpoints is for --mode=evaluate, found --mode={_MODE.value}; leave one of them out")
     config = from_config_dict(_CONFIG.value)
     check_classes(config)
     return config, Path(_WORKDIR.value)

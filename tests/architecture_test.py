@@ -22,8 +22,9 @@ LAYERS = (
     ("weights", "training", "reporting", "mapping"),
     ("initialise",),
     ("predictor", "baselines", "style_codes", "protocol"),
-    ("diagnostics", "class_features", "model_card"),
+    ("diagnostics", "candidates", "class_features", "model_card"),
     ("train", "evaluate", "predict", "report", "prepare", "convert", "estimate_style", "push"),
+    ("table",),
     ("main", "__init__"),
 )
 

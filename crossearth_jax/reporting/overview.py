@@ -1,0 +1,211 @@
+"""The page and the Markdown file of the whole benchmark: every setting, scored or with what it lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from crossearth_jax.benchmark import DOMAINS, TAXONOMIES, OpenRow, Setting
+from crossearth_jax.reporting import html, markdown
+from crossearth_jax.reporting.markup import element
+from crossearth_jax.reporting.tables import NOTHING, Block, Entry, Table, number
+
+TITLE = "The benchmark's table"
+PROTOCOL = (
+    "Every model is the last checkpoint of its training or a published file; nothing was chosen on a target. Images "
+    "are resized as their domain's rule says, windows slide over them, scores are resized to the labels' size, "
+    "ignored pixels are left out, and one confusion matrix is summed over a target. Means are unweighted over "
+    "targets; in-domain rows stand apart and enter none."
+)
+TWO_CLASSES = (
+    "In settings with two classes the score is the IoU of the object alone, since the published figures are too low "
+    "for anything else; the mean over object and background stands beside it."
+)
+NOT_PUBLISHED = "No published score is shown where none could be read from a source that names its row."
+
+
+class Row(NamedTuple):
+    """One line: a setting by one checkpoint, or a setting that could not be scored."""
+
+    setting: Setting
+    result: Mapping[str, Any] | None  # as in results.json
+    missing: tuple[str, ...]  # why there is no result
+
+    @property
+    def score(self) -> float | None:
+        """Object IoU in a two-class setting, else mIoU; percent."""
+        if self.result is None:
+            return None
+        return self.result["object_iou"] if self.setting.object else self.result["miou"]
+
+
+def html_page(rows: Sequence[Row], open_rows: Sequence[OpenRow], checkpoints: str) -> str:
+    """The self-contained page."""
+    lines = missing_lines(rows)
+    parts = [
+        html.section(
+            "table", "Results", *(element("p", text) for text in _notes(rows)), html.table(main_table(rows, open_rows))
+        ),
+        html.section("models", "By model", html.table(model_table(rows))),
+        *(html.section(table.caption.split(" ")[0], table.caption, html.table(table)) for table in class_tables(rows)),
+    ]
+    if lines:
+        parts.append(
+            html.section("missing", "What is missing", element("ul", *(element("li", line) for line in lines)))
+        )
+    header = element("header", element("h1", TITLE), element("p", _lead(rows, checkpoints), class_="lead"))
+    return html.document(TITLE, [header, *parts])
+
+
+def markdown_page(rows: Sequence[Row], open_rows: Sequence[OpenRow], checkpoints: str) -> str:
+    """The same numbers as Markdown."""
+    parts = [
+        f"# {TITLE}",
+        markdown.escape(_lead(rows, checkpoints)),
+        *_notes(rows),
+        markdown.table(main_table(rows, open_rows)),
+    ]
+    parts += ["## By model", markdown.table(model_table(rows))]
+    for table in class_tables(rows):
+        parts.append(markdown.table(table))
+    lines = missing_lines(rows)
+    if lines:
+        parts.append("## What is missing\n\n" + "\n".join(f"- {markdown.escape(line)}" for line in lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _lead(rows: Sequence[Row], checkpoints: str) -> str:
+    settings = {row.setting.name for row in rows}
+    scored = {row.setting.name for row in rows if row.result is not None}
+    return f"{len(scored)} of {len(settings)} settings are scored, with the checkpoints in {checkpoints}."
+
+
+def _notes(rows: Sequence[Row]) -> list[str]:
+    two = any(row.setting.object for row in rows)
+    unpublished = any(row.setting.published is None for row in rows)
+    return [PROTOCOL, *([TWO_CLASSES] if two else []), *([NOT_PUBLISHED] if unpublished else [])]
+
+
+def missing_lines(rows: Sequence[Row]) -> list[str]:
+    """One line for every reason, naming the settings it keeps from being scored."""
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        for reason in row.missing:
+            reasons.setdefault(reason, []).append(row.setting.name)
+    return [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
+
+
+def main_table(rows: Sequence[Row], open_rows: Sequence[OpenRow] = ()) -> Table:
+    """Setting by setting, by gap; published numbers with their source and how sure they are."""
+    blocks = []
+    for title, members in _gaps(rows).items():
+        lines = [_line(row) for row in members]
+        if members[0].setting.cross_domain:
+            lines += _means(members)
+        blocks.append(Block(title=title, rows=tuple(lines)))
+    filler = [Entry(text=NOTHING, muted=True)] * 5
+    if open_rows:
+        lines = tuple((Entry(text=row.name), *filler, Entry(text=row.reason)) for row in open_rows)
+        blocks.append(Block(title="Open", rows=lines))
+    head = ("Setting", "Checkpoint", "Images", "Score", "Two-class mean", "Published", "State")
+    return Table(
+        caption="Percent: mIoU, or the IoU of the named object.",
+        head=tuple(Entry(text=title) for title in head),
+        blocks=tuple(blocks),
+        plain=(0, 1, 6),
+    )
+
+
+def _gaps(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows by what differs between source and target; in-domain rows last."""
+    groups: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: not row.setting.cross_domain):
+        gap = [name.replace("_", " ") for name in row.setting.gap]
+        groups.setdefault(f"Unseen {' and '.join(gap)}" if gap else "In-domain, for reference", []).append(row)
+    return groups
+
+
+def _line(row: Row) -> tuple[Entry, ...]:
+    setting, result = row.setting, row.result or {}
+    known = setting.published
+    published = number(None)
+    if known is not None:
+        published = number(known.miou, note=", ".join(filter(None, (known.source, known.confidence))))
+    images = Entry(text=NOTHING, muted=True)
+    state = "no score" if row.result is None else ""
+    if row.result is not None:
+        images = Entry(text=f"{result['images']:,}")
+        if result["images"] != result["images_of_benchmark"]:
+            state = f"{result['images']:,} of {result['images_of_benchmark']:,} images: not comparable"
+    step = result.get("checkpoint_step")
+    kind = result.get("kind", "")
+    return (
+        Entry(text=setting.name, note=f"{setting.source} → {setting.target}"),
+        Entry(text=result.get("checkpoint", NOTHING), note=kind if step is None else f"{kind}, step {step:,}"),
+        images,
+        number(row.score, bold=row.result is not None, note=f"{setting.object} IoU" if setting.object else "mIoU"),
+        number(result.get("miou") if setting.object else None),
+        published,
+        Entry(text=state),
+    )
+
+
+def _means(rows: Sequence[Row]) -> Iterator[tuple[Entry, ...]]:
+    """The unweighted mean over a gap's targets, for published files and for own runs."""
+    names = dict.fromkeys(row.setting.name for row in rows)
+    if len(names) < 2:
+        return
+    for kinds, what in ((("published", "converted"), "published models"), (("run",), "own runs")):
+        scores = {row.setting.name: row.score for row in rows if row.result and row.result["kind"] in kinds}
+        if not scores:
+            continue
+        complete = len(scores) == len(names) and None not in scores.values()
+        mean = sum(v for v in scores.values() if v is not None) / len(scores) if complete else None
+        state = "" if complete else f"{len(scores)} of {len(names)} settings scored: no mean"
+        blank = Entry(text="")
+        yield (
+            Entry(text=f"Mean of {len(names)}", bold=True), Entry(text=what), blank, number(mean, bold=True),
+            blank, blank, Entry(text=state),
+        )  # fmt: skip
+
+
+def model_table(rows: Sequence[Row]) -> Table:
+    """Each model's unweighted mean over the unseen targets it is scored on."""
+    models: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row.result is not None and row.setting.cross_domain:
+            models.setdefault((row.result["checkpoint"], row.setting.source), []).append(row)
+    lines = []
+    for (label, source), members in models.items():
+        scores = [row.score for row in members if row.score is not None]
+        mean = sum(scores) / len(scores) if len(scores) == len(members) else None
+        targets = ", ".join(row.setting.target for row in members)
+        lines.append((Entry(text=label, note=source), number(mean, bold=True), Entry(text=targets)))
+    return Table(
+        caption="Unweighted mean over the unseen targets that a model is scored on, in percent.",
+        head=tuple(Entry(text=title) for title in ("Model", "Mean", "Targets")),
+        blocks=(Block(title="", rows=tuple(lines)),),
+        plain=(0, 2),
+    )
+
+
+def class_tables(rows: Sequence[Row]) -> Iterator[Table]:
+    """IoU by class, one table for the settings of each taxonomy."""
+    by_taxonomy: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.result is not None:
+            by_taxonomy.setdefault(str(DOMAINS[row.setting.target].taxonomy), []).append(row)
+    for name, members in by_taxonomy.items():
+        taxonomy = TAXONOMIES[name]
+        colours = zip(taxonomy.classes, taxonomy.palette, strict=True)
+        heads = [Entry(text=title, swatch=colour) for title, colour in colours]
+        lines = []
+        for row in members:
+            iou = (row.result or {})["iou"]
+            entries = (number(iou.get(title), heat=(iou.get(title) or 0) / 100) for title in taxonomy.classes)
+            lines.append((Entry(text=row.setting.name, note=(row.result or {})["checkpoint"]), *entries))
+        yield Table(
+            caption=f"{name} classes: IoU in percent.",
+            head=(Entry(text="Setting"), *heads),
+            blocks=(Block(title="", rows=tuple(lines)),),
+        )
