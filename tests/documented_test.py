@@ -35,6 +35,7 @@ RUN_BY = {
         "--config.": ".ci/run",
         "--workdir": ".ci/run",
         "--mode": "tests/train_test.py::test_restored_run_is_the_trained_one",
+        "--checkpoints": ".ci/run",
     },
     "prepare": {
         "--data_dir": "tests/prepare_test.py::test_repeating_changes_nothing",
