@@ -1,7 +1,6 @@
 """The table from published and converted files: what it lacks, how it goes on, what it scores again.
 
-Files are read in earnest; the network is not run: predictions are what the test says. Whole tables with networks
-that are run are in tests/miniature_benchmark_test.py.
+Files are read in earnest; the network is not run: predictions are what the test says. CI fills a table by the command.
 """
 
 import dataclasses
