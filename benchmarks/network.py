@@ -113,16 +113,14 @@ def forward(options: Options) -> Result:
     flops = backbone_flops(SIZES[options.size].model, SIZES[options.size].image)
     for name, one, worker in zip(names, found, started, strict=True):
         result[name] = {task: workers.spread(workers.seconds(one, task)) for task in tasks}
-        share = [flops / b / (GEMM_FLOPS / g) for b, g in _pairs(one, "backbone", "gemm")]
-        result[name]["backbone_share_of_gemm"] = workers.spread(share)
+        for share, kind in (("backbone_share_of_gemm", "seconds"), ("backbone_share_of_gemm_cpu", "cpu_seconds")):
+            pairs = zip(workers.seconds(one, "backbone", kind), workers.seconds(one, "gemm", kind), strict=True)
+            result[name][share] = workers.spread([flops / b / (GEMM_FLOPS / g) for b, g in pairs])
         result[name]["peak_bytes"] = worker.close()["peak_bytes"]
+    result["rounds"] = dict(zip(names, found, strict=True))
     if len(found) == 2:
         result["ratios"] = _ratios(found, tasks)
     return result
-
-
-def _pairs(results: Any, *tasks: str) -> list[tuple[float, ...]]:
-    return list(zip(*(workers.seconds(results, task) for task in tasks), strict=True))
 
 
 def _ratios(found: Any, tasks: tuple[str, ...]) -> Result:
@@ -153,6 +151,7 @@ def step(options: Options) -> Result:
     for name, one, worker in zip(("ours", "torch"), found, started, strict=False):
         result[name] = {"seconds": workers.spread(workers.seconds(one, "step")), "facts": worker.facts}
         result[name]["peak_bytes"] = worker.close()["peak_bytes"]
+    result["rounds"] = dict(zip(("ours", "torch"), found, strict=False))
     if len(found) == 2:
         memory = result["ours"]["peak_bytes"] / result["torch"]["peak_bytes"]
         result["ratios"] = _ratios(found, ("step",)) | {"memory": memory}
@@ -171,7 +170,8 @@ def styled(options: Options) -> Result:
         "plain_seconds": workers.spread(plain),
         "styled_seconds": workers.spread(all_styled),
         "ratio_at_one_tenth": workers.spread(shares),
-        "median_of_all_styled": statistics.median(all_styled) / statistics.median(plain),
+        "ratio_all_styled": statistics.median(all_styled) / statistics.median(plain),
+        "rounds": found,
     }
 
 

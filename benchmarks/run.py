@@ -130,6 +130,8 @@ def _numbers(value: Any, path: str = "") -> Iterator[str]:
         yield f"{path[1:]:70} {value['median']:12.5g}   {value['min']:.5g} … {value['max']:.5g}"
     elif isinstance(value, dict):
         for key, part in value.items():
+            if key == "rounds":  # one by one only in the file
+                continue
             yield from _numbers(part, f"{path}.{key}")
     elif isinstance(value, float | int):
         yield f"{path[1:]:70} {value:12.5g}"
