@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from crossearth_jax.config import UserError
+from crossearth_jax.progress import Progress
 
 Tensors = dict[str, np.ndarray]
 
@@ -95,17 +96,19 @@ def to_ours(rules: Iterable[Rule], tensors: Mapping[str, np.ndarray]) -> tuple[T
     """
     params: Tensors = {}
     used: set[str] = set()
-    for one in rules:
-        numbers = layers(one.reference, tensors)
+    found = [(one, numbers) for one in rules if (numbers := layers(one.reference, tensors))]
+    progress = Progress(sum(len(numbers) for _, numbers in found), "tensors")
+    for one, numbers in found:
         names = [one.reference.replace("{i}", i) for i in numbers]
         used.update(names)
-        if one.stacked and names:
+        if one.stacked:
             _check_stack(one, numbers)
             params[one.ours[0]] = _stack(names, [one.split(name, tensors[name])[0] for name in names])
-            continue
-        for i, name in zip(numbers, names, strict=True):
-            for ours, part in zip(one.ours, one.split(name, tensors[name]), strict=True):
-                params[ours.replace("{i}", i)] = np.array(part, np.float32, order="C")
+        else:
+            for i, name in zip(numbers, names, strict=True):
+                for ours, part in zip(one.ours, one.split(name, tensors[name]), strict=True):
+                    params[ours.replace("{i}", i)] = np.array(part, np.float32, order="C")
+        progress.advance(len(names))
     return params, used
 
 
