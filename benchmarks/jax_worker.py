@@ -42,7 +42,8 @@ def main() -> None:
     workers.use_threads(arguments.threads)
     size, data = SIZES[arguments.size], dict(np.load(arguments.image))
     weights = load_weights(arguments.checkpoint, config=size.model)
-    params = {name: jnp.asarray(value) for name, value in weights.params.items()}
+    # Only what is computed with: tensors that are carried along are views that keep the whole mapped file in memory.
+    params = {name: jnp.asarray(weights.params[name]) for name in SegmentationModel(size.model).shapes()}
     del weights
     facts: dict[str, Any] = {"version": jax.__version__, "threads": arguments.threads}
     tasks: dict[str, Task] = {}

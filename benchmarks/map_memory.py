@@ -64,7 +64,7 @@ def write_scene(path: Path, side: int) -> None:
         for top in range(0, side, BLOCK):
             for left in range(0, side, BLOCK):
                 height, width = min(BLOCK, side - top), min(BLOCK, side - left)
-                dataset.write(block[:, :height, :width], window=Window(left, top, width, height))
+                dataset.write(block[:, :height, :width], window=Window(left, top, width, height))  # pyright: ignore[reportCallIssue]
 
 
 def measure(folder: Path, side: int, options: list[str]) -> None:
