@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Float32, Int, Key
 
@@ -46,8 +47,8 @@ class StyleBackend(Protocol):
 class StyleStatistics(NamedTuple):
     """The distribution of the codes of Earth imagery: covariance = factor @ factor.T."""
 
-    mean: Float[Array, " k"]
-    factor: Float[Array, "k k"]
+    mean: Float[np.ndarray, " k"]
+    factor: Float[np.ndarray, "k k"]
 
 
 class StyleDraws(NamedTuple):

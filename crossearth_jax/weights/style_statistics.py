@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jaxtyping import Float
@@ -61,7 +60,8 @@ class CodeStatistics:
     @property
     def sampler(self) -> StyleStatistics:
         """What Earth-Style Injection draws from, rounded to float32."""
-        return StyleStatistics(jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.factor, jnp.float32))
+        # Host arrays: the step they become constants of may be compiled for devices that are not there.
+        return StyleStatistics(self.mean.astype(np.float32), self.factor.astype(np.float32))
 
     def check_network(self, params: Mapping[str, jax.Array]) -> None:
         """Makes sure that these are statistics of the network with these parameters.
