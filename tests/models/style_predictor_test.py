@@ -11,7 +11,13 @@ from einops import rearrange
 from flax import nnx
 
 from crossearth_jax.models.style import StyleNetwork
-from crossearth_jax.models.style_predictor import Depthwise, average_pool, inception_colours, max_pool
+from crossearth_jax.models.style_predictor import (
+    Depthwise,
+    average_pool,
+    depthwise_by_groups,
+    inception_colours,
+    max_pool,
+)
 from crossearth_jax.weights.style import from_torch
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "train"
@@ -82,3 +88,4 @@ def test_depthwise_equals_the_grouped_convolution(stride, side):
         x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=5
     )
     np.testing.assert_allclose(jax.jit(lambda x: module(x))(x), expected + jnp.arange(5.0), atol=1e-5)
+    np.testing.assert_allclose(depthwise_by_groups(x, module.kernel[...], stride), expected, atol=1e-6)
