@@ -1,6 +1,7 @@
 """Eight virtual devices for every test, and weights that several folders test with."""
 
 import json
+import os
 import pathlib
 import zlib
 
@@ -26,6 +27,9 @@ from crossearth_jax.config import (
 )
 from crossearth_jax.prepare import prepare_domains
 
+# The TPU compiler is installed: without this, every process that a test starts would look for a TPU first.
+os.environ["JAX_PLATFORMS"] = "cpu"
+jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "train"
