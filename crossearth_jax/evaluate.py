@@ -86,10 +86,15 @@ class Evaluator:
     def _step(self, resize: Resize | None) -> Any:
         """The jitted step of domains that are resized by this rule."""
         if resize not in self._steps:
-            batch, whole = parallel.batch_sharding(self._mesh), parallel.replicated(self._mesh)
-            step = functools.partial(evaluation_step, self._model, self._config, resize)
-            self._steps[resize] = jax.jit(step, in_shardings=(None, batch, batch, batch), out_shardings=(whole, batch))
+            self._steps[resize] = jit_evaluation_step(self._model, self._config, resize, self._mesh)
         return self._steps[resize]
+
+
+def jit_evaluation_step(model: SegmentationModel, config: EvaluateConfig, resize: Resize | None, mesh: Mesh) -> Any:
+    """`evaluation_step` of (params, images, labels, valid), jitted with the batch split over the mesh."""
+    batch, whole = parallel.batch_sharding(mesh), parallel.replicated(mesh)
+    step = functools.partial(evaluation_step, model, config, resize)
+    return jax.jit(step, in_shardings=(None, batch, batch, batch), out_shardings=(whole, batch))
 
 
 def _log_size(domain: Domain, size: tuple[int, int], known: set[tuple[int, int]]) -> None:

@@ -16,12 +16,20 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment: a file in configs/, with `:argument` if it takes one."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, results, report.")
-_MODE = flags.DEFINE_enum("mode", "train_and_evaluate", ["train_and_evaluate", "train", "evaluate"], "What to do.")
+_MODE = flags.DEFINE_enum(
+    "mode", "train_and_evaluate", ["train_and_evaluate", "train", "evaluate", "compile"], "What to do."
+)
 _CHECKPOINTS = flags.DEFINE_string(
     "checkpoints", None,
     "With --mode=evaluate: a folder of runs, published .pth and converted .safetensors files; fills the table of the "
     "config's settings with whatever is there.",
 )  # fmt: skip
+_TOPOLOGY = flags.DEFINE_list(
+    "topology", [], "With --mode=compile: TPU slices to compile for, such as v5e:2x4,v5p:4x8x8."
+)
+_BATCH_PER_CHIP = flags.DEFINE_integer(
+    "batch_per_chip", None, "With --mode=compile: images per chip, in place of the config's global batches.", 1
+)
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other hosts of a pod or cluster before anything else.")
 
 
@@ -34,6 +42,11 @@ def main(argv: list[str]) -> int:
         from crossearth_jax.table import fill_table
 
         logging.info("table: %s", fill_table(config, workdir, Path(_CHECKPOINTS.value)))
+        return 0
+    if _MODE.value == "compile":
+        from crossearth_jax.compile import compile_steps
+
+        compile_steps(config, _TOPOLOGY.value, workdir, _BATCH_PER_CHIP.value)
         return 0
     # Imported after the flags are parsed, so that a wrong one is answered at once.
     from crossearth_jax.evaluate import evaluate
@@ -65,13 +78,16 @@ def _parse(argv: list[str]) -> tuple[Config, Path]:
         flags.FLAGS([sys.argv[0], *argv])
     except (flags.Error, OSError, AttributeError, TypeError, ValueError, KeyError) as error:
         raise UserError(str(error).strip().splitlines()[0]) from None
-    if _CONFIG.value is None or _WORKDIR.value is None:
+    compiling = _MODE.value == "compile"
+    if _CONFIG.value is None or (_WORKDIR.value is None and not compiling):
         raise UserError("--config and --workdir are needed, e.g. --config=configs/blue_marble.py --workdir=runs/first")
     if _CHECKPOINTS.value is not None and _MODE.value != "evaluate":
         raise UserError(f"--checkpoints is for --mode=evaluate, found --mode={_MODE.value}; leave one of them out")
+    if compiling and not _TOPOLOGY.value:
+        raise UserError("--mode=compile needs --topology, e.g. --topology=v5e:2x4 or --topology=v5e:16x16,v5p:4x8x8")
     config = from_config_dict(_CONFIG.value)
     check_classes(config)
-    return config, Path(_WORKDIR.value)
+    return config, Path(_WORKDIR.value or f"runs/compile-{config.name}")
 
 
 def check_classes(config: Config) -> None:

@@ -19,12 +19,12 @@ LAYERS = (
     ("parallel",),
     ("ops",),
     ("inputs", "augment", "models", "losses", "metrics"),
-    ("weights", "training", "reporting", "mapping"),
+    ("weights", "training", "reporting", "mapping", "aot"),
     ("initialise",),
     ("predictor", "baselines", "style_codes", "protocol"),
     ("diagnostics", "candidates", "class_features", "model_card"),
     ("train", "evaluate", "predict", "report", "prepare", "convert", "estimate_style", "push"),
-    ("table",),
+    ("table", "compile"),
     ("main", "__init__"),
 )
 

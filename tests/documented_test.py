@@ -36,6 +36,8 @@ RUN_BY = {
         "--workdir": ".ci/run",
         "--mode": "tests/train_test.py::test_restored_run_is_the_trained_one",
         "--checkpoints": ".ci/run",
+        "--topology": "tests/compile_test.py::test_wrong_slices_are_refused",
+        "--batch_per_chip": "tests/compile_test.py::test_wrong_slices_are_refused",
     },
     "prepare": {
         "--data_dir": "tests/prepare_test.py::test_repeating_changes_nothing",

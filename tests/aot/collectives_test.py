@@ -1,0 +1,86 @@
+"""Groups of devices in every notation, and what the sharding tables explain."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from crossearth_jax import parallel
+from crossearth_jax.aot import collectives, hlo
+from crossearth_jax.aot.collectives import ACTIVATIONS, GRADIENTS, PARAMETERS, REDUCED, SUMS, UNEXPLAINED
+from crossearth_jax.config import MeshConfig
+
+QKV, CLASS_HEAD = "backbone/blocks/attention/qkv/kernel", "head/mask_decoder/class_head/kernel"
+SHAPES = {
+    QKV: jax.ShapeDtypeStruct((3, 256, 768), jnp.float32),
+    CLASS_HEAD: jax.ShapeDtypeStruct((5000, 7), jnp.float32),
+}
+
+
+def instruction(attributes: str) -> hlo.Instruction:
+    return hlo.Instruction("x", "all-reduce", (), (), attributes)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "groups"),
+    [
+        ("replica_groups={{0,2},{4,6},{1,3},{5,7}}", {(0, 2), (4, 6), (1, 3), (5, 7)}),
+        ("replica_groups=[4,2]<=[8]", {(0, 1), (2, 3), (4, 5), (6, 7)}),
+        ("replica_groups=[2,4]<=[4,2]T(1,0)", {(0, 2, 4, 6), (1, 3, 5, 7)}),
+        ("replica_groups=mesh['data'=2,'fsdp'=2,'model'=2] {'data','model'}", {(0, 1, 4, 5), (2, 3, 6, 7)}),
+        ("source_target_pairs={{0,4},{4,0},{1,1}}, x", {(0, 4), (4, 0)}),
+        ("channel_id=1", {tuple(range(8))}),
+    ],
+)
+def test_groups_are_read_in_every_notation(attributes, groups):
+    assert {tuple(sorted(group)) for group in collectives.device_groups(instruction(attributes), 8)} == {
+        tuple(sorted(group)) for group in groups
+    }
+
+
+def test_groups_span_mesh_axes():
+    mesh = parallel.make_mesh(MeshConfig(data=2, fsdp=2, model=2))
+    assert collectives.mesh_axes([(0, 1)], mesh) == ("model",)
+    assert collectives.mesh_axes([(0, 2), (1, 3)], mesh) == ("fsdp",)
+    assert collectives.mesh_axes([(0, 2, 4, 6)], mesh) == ("data", "fsdp")
+    assert collectives.mesh_axes([(0,)], mesh) == ()
+
+
+def explained(kind: str, axes: tuple[str, ...], *dims: int, dtype: str = "f32") -> str:
+    mesh = parallel.make_mesh(MeshConfig(data=2, fsdp=2, model=2))
+    found = collectives.Collective(kind, axes, 2, (hlo.Shape(dtype, dims, False),), 1.0, "")
+    shardings = parallel.param_shardings(mesh, SHAPES)
+    return collectives.explain([found], shardings, SHAPES, [CLASS_HEAD, QKV])[0].reason
+
+
+@pytest.mark.parametrize(
+    ("kind", "axes", "dims", "reason"),
+    [
+        ("all-reduce", ("data", "fsdp"), (5000, 7), GRADIENTS),
+        ("all-reduce", ("data",), (3, 128, 384), GRADIENTS),
+        ("all-reduce", ("data", "fsdp", "model"), (), SUMS),
+        ("all-gather", ("fsdp",), (1, 256, 384), PARAMETERS),  # one layer of the scan
+        ("all-gather", ("fsdp",), (3, 256, 384), PARAMETERS),
+        ("reduce-scatter", ("fsdp",), (128, 384), REDUCED),
+        ("all-reduce", ("model",), (2, 1025, 1024), ACTIVATIONS),
+        # Nothing in the tables gathers over data, moves images between devices or sums activations over the batch.
+        ("all-gather", ("data",), (3, 256, 384), UNEXPLAINED),
+        ("all-to-all", ("data", "fsdp"), (2, 512, 512, 3), UNEXPLAINED),
+        ("collective-permute", ("data",), (2, 512, 512, 3), UNEXPLAINED),
+        ("all-reduce", ("data", "fsdp"), (2, 1025, 1024), UNEXPLAINED),
+        ("all-gather", ("fsdp",), (4, 1025, 1024), UNEXPLAINED),
+        ("all-gather", ("fsdp", "model"), (3, 256, 768), UNEXPLAINED),
+    ],
+)
+def test_tables_explain_what_they_cause_and_nothing_else(kind, axes, dims, reason):
+    assert explained(kind, axes, *dims) == reason
+
+
+def test_bytes_sent_follow_the_ring_algorithms():
+    def sent(kind: str, group: int) -> float:
+        return collectives.Collective(kind, ("data",), group, (hlo.Shape("f32", (100,), False),), 3.0, "").bytes
+
+    # 400 bytes of result, three times, between four devices.
+    assert sent("all-reduce", 4) == 3 * 400 * 2 * 3 / 4
+    assert sent("all-gather", 4) == 3 * 400 * 3 / 4
+    assert sent("reduce-scatter", 4) == 3 * 400 * 3
+    assert sent("collective-permute", 4) == 3 * 400
