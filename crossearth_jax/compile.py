@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import time
 from collections.abc import Sequence
@@ -93,7 +94,7 @@ def lower_evaluation(config: Config, mesh: Mesh) -> tuple[Any, list[str]]:
     if not targets:
         raise UserError(f"no setting of the benchmark starts at {config.data.source}: there is nothing to evaluate")
     sizes = {(target.sizes[target.eval_split], target.resize) for target in targets}
-    size, resize = max(sizes, key=lambda pair: jnp.prod(jnp.asarray(fitted_size(*pair))))
+    size, resize = max(sizes, key=lambda pair: math.prod(fitted_size(*pair)))
     shards = parallel.batch_shards(mesh)
     count = -(-config.evaluate.batch_size // shards) * shards
     batch = _batch(mesh, count, size, valid=((), jnp.bool))
