@@ -89,9 +89,10 @@ def class_features(
 
 def _batches(config: Config, mesh: Mesh, domain: str) -> Iterator[dict[str, np.ndarray]]:
     """This process' rows of the batches; the last one is filled up with windows without labels."""
-    shards, count = parallel.batch_shards(mesh), jax.process_count()
+    shards = parallel.batch_shards(mesh)
     size = -(-config.evaluate.batch_size // shards) * shards
-    rows = slice(jax.process_index() * size // count, (jax.process_index() + 1) * size // count)
+    part, count = parallel.input_shard(mesh)
+    rows = slice(part * size // count, (part + 1) * size // count)
     split = PreparedSplit(domain, benchmark.DOMAINS[domain].eval_split, config.data.data_dir)
     side = (config.evaluate.window, config.evaluate.window)
     total = min(IMAGES, len(split))
@@ -113,8 +114,10 @@ def _resized(example: Example, resize: Resize | None) -> tuple[UInt8[np.ndarray,
 
 
 def write_class_features(path: Path, *arguments: Any) -> None:
-    """Writes `class_features(*arguments)` where the report finds them."""
+    """Writes `class_features(*arguments)` where the report finds them; of several processes, the first one does."""
     arrays = class_features(*arguments)
+    if jax.process_index() != 0:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]

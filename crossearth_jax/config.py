@@ -96,6 +96,7 @@ class DataConfig:
     batch_size: int = 4  # global, over all devices and processes
     workers: int = 0  # grain worker processes; 0 reads in the main process
     prefetch: int = 2  # batches kept ready
+    timeout: float = 600.0  # seconds without a batch after which the run stops
     corrupt_records: str = "stop"  # "stop" or "skip" (skipped records are counted and logged)
 
 
@@ -128,6 +129,9 @@ class StyleConfig:
     mask_ratio: float = 0.7  # share of blocks that take the restyled image
     block_size: int = 64  # pixels at crops of 512 and more
     literal: bool = False  # the reference's behaviour: one coin per batch, [0, 1] input to the backbone
+    # Parts of the (micro-)batch that choose their restyled images on their own, a multiple of the device shards. None
+    # takes one per shard, and then another mesh restyles other images; a number makes the mesh irrelevant.
+    groups: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -202,6 +206,9 @@ class EvaluateConfig:
     batch_size: int = 4
     examples: int = 4  # images per domain shown in the report
     settings: tuple[str, ...] = ()  # rows of the benchmark to score; () takes every one of the source
+    # Which checkpoint is scored: "last", or "best_on_source" by mIoU on the validation split of the source.
+    select: str = "last"
+    every: int | None = None  # steps between two validations for "best_on_source"; None: train.checkpoint_every
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

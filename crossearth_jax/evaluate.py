@@ -22,7 +22,7 @@ from crossearth_jax import baselines, benchmark, diagnostics, initialise, metric
 from crossearth_jax.atomic import replacing, write_json
 from crossearth_jax.benchmark import Domain, Resize, Setting, Taxonomy
 from crossearth_jax.class_features import write_class_features
-from crossearth_jax.config import Config, EvaluateConfig, MeshConfig, UserError
+from crossearth_jax.config import Config, EvaluateConfig, MeshConfig, ModelConfig, UserError
 from crossearth_jax.inputs.pipeline import evaluation_batches
 from crossearth_jax.models.segmentor import SegmentationModel
 from crossearth_jax.predictor import Segmentor
@@ -33,6 +33,7 @@ from crossearth_jax.training.state import Params
 PROTOCOL = "last checkpoint; nothing was chosen on a target"
 MANY_SIZES = 16  # sizes of image in one domain that are worth a warning
 EXAMPLE_SIDE = 512  # pixels, of the images a report shows
+HOLDOUTS = ("validation", "val")  # names of splits that a source's checkpoints may be chosen on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Evaluator:
           UserError: the domain is not prepared.
         """
         size = -(-self._config.batch_size // self._shards) * self._shards
-        batches = evaluation_batches(name, split, size, data_dir, jax.process_index(), jax.process_count())
+        batches = evaluation_batches(name, split, size, data_dir, *parallel.input_shard(self._mesh))
         return self._accumulate(params, benchmark.DOMAINS[name], batches)
 
     def _accumulate(self, params: Params, domain: Domain, batches: Iterable[Any]) -> DomainResult:
@@ -132,15 +133,15 @@ class Examples:
         self._kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
     def add(self, batch: Mapping[str, np.ndarray], predicted: jax.Array) -> None:
-        """Keeps what is still wanted of a batch; nothing where other processes hold parts of the prediction."""
+        """Keeps what is still wanted of this process's rows of a batch."""
         missing = self._count - len(self._kept)
-        if missing <= 0 or not predicted.is_fully_addressable:
+        if missing <= 0:
             return
         step = -(-max(predicted.shape[1:]) // EXAMPLE_SIDE)
         if self._kept and self._kept[0][1].shape != predicted[0, ::step, ::step].shape:
             return
         keep = np.flatnonzero(batch["valid"])[:missing]
-        columns = (batch["image"][keep], batch["label"][keep], np.asarray(predicted)[keep])
+        columns = (batch["image"][keep], batch["label"][keep], parallel.local_rows(predicted)[keep])
         self._kept += zip(*(column[:, ::step, ::step] for column in columns), strict=True)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -156,11 +157,60 @@ def taxonomy(domain: str) -> Taxonomy:
     return benchmark.TAXONOMIES[str(benchmark.DOMAINS[domain].taxonomy)]
 
 
+def holdout(source: str) -> str:
+    """The split of a source that its checkpoints may be chosen on.
+
+    Raises:
+      UserError: it has none.
+    """
+    splits = benchmark.DOMAINS[source].counts
+    found = [split for split in HOLDOUTS if split in splits]
+    if not found:
+        raise UserError(
+            f"{source} has the splits {', '.join(splits)}, but none to choose a checkpoint on; "
+            "score the last one (evaluate.select=last)"
+        )
+    return found[0]
+
+
+def validate(config: Config, mesh: Mesh, params: Params) -> float:
+    """mIoU, in percent, on the validation split of the source: of the classes of its in-domain setting, else of all.
+
+    Raises:
+      UserError: the source has no such split.
+    """
+    source = config.data.source
+    evaluator = _evaluator(config.model, config.evaluate, mesh)
+    confusion = evaluator.domain(params, source, holdout(source), config.data.data_dir).confusion
+    names = taxonomy(source).classes
+    own = [setting.classes for setting in benchmark.settings_from(source) if setting.target == source]
+    iou = metrics.iou(confusion)[[names.index(name) for name in (own[0] if own else names)]]
+    return float(np.nanmean(iou) * 100) if np.isfinite(iou).any() else 0.0
+
+
+@functools.lru_cache(maxsize=1)
+def _evaluator(model: ModelConfig, config: EvaluateConfig, mesh: Mesh) -> Evaluator:
+    """One for all validations of a run: it compiles once."""
+    return Evaluator(SegmentationModel(model), config, mesh)
+
+
+def selection(config: Config, setting: Setting) -> str:
+    """How the scored checkpoint was chosen, in words for the report."""
+    if config.evaluate.select == "last":
+        return PROTOCOL
+    source, split = config.data.source, holdout(config.data.source)
+    seen = setting.target == source and benchmark.DOMAINS[source].eval_split == split
+    chosen = f"best checkpoint on the {split} split of the source {source}"
+    return f"{chosen}, which this row scores too" if seen else f"{chosen}; nothing was chosen on a target"
+
+
 def evaluate(config: Config, workdir: Path, mesh: Mesh, params: Params, step: int) -> dict[str, Any]:
     """Evaluates the config's settings and writes `results.json` and `evaluation/`.
 
+    All processes of a run take part; the first one writes.
+
     Returns:
-      What was written to `results.json`.
+      What was written to `results.json`; nothing on other processes.
     """
     settings = benchmark.settings_of(config.data.source, config.evaluate.settings)
     evaluator = Evaluator(SegmentationModel(config.model), config.evaluate, mesh)
@@ -170,17 +220,21 @@ def evaluate(config: Config, workdir: Path, mesh: Mesh, params: Params, step: in
             for target in dict.fromkeys(setting.target for setting in settings)
         }
         write_class_features(workdir / "evaluation" / "class_features.npz", config, mesh, params, found)
+    if jax.process_index() != 0:
+        return {}
     distances: dict[str, float] = {}
     if config.style is not None:
-        distances = diagnostics.style_distances(config, params, found)
-        diagnostics.write_style_examples(workdir / "evaluation" / "style_examples.npz", config, params)
+        # These are whole on every device; the first process goes on alone with its own copy.
+        style = {name: jnp.asarray(parallel.fetch(params[name])) for name in params if name.startswith("style/")}
+        distances = diagnostics.style_distances(config, style, found)
+        diagnostics.write_style_examples(workdir / "evaluation" / "style_examples.npz", config, style)
     reference = baselines.confusions(config.data.source, list(found), config.data.data_dir)
-    chosen = protocol_text(initialise.style_targets(config))
+    style_targets = initialise.style_targets(config)
     results = {}
     for setting in settings:
         result = found[setting.target]
         results[setting.name] = row(setting, result.confusion, step) | {
-            "protocol": chosen,
+            "protocol": protocol_text(style_targets, selection(config, setting)),
             "style_distance": distances.get(setting.target),
             "baselines": {name: score(setting, matrices[setting.target]) for name, matrices in reference.items()},
         }
@@ -253,11 +307,11 @@ def row(setting: Setting, confusion: Int[np.ndarray, "k k"], step: int | None) -
     }
 
 
-def protocol_text(style_targets: Sequence[str]) -> str:
+def protocol_text(style_targets: Sequence[str], selection: str = PROTOCOL) -> str:
     """How the scored checkpoint was chosen, and which targets its styles were estimated from (by request only)."""
     if not style_targets:
-        return PROTOCOL
-    return f"{PROTOCOL}; not blind to {', '.join(style_targets)}, whose styles are in the style statistics"
+        return selection
+    return f"{selection}; not blind to {', '.join(style_targets)}, whose styles are in the style statistics"
 
 
 def _number(value: Any) -> float | None:

@@ -10,13 +10,16 @@ import jax
 import numpy as np
 from absl import logging
 
+from crossearth_jax import parallel
 from crossearth_jax.augment.style import Injection, style_injection
 from crossearth_jax.config import Config, UserError
 from crossearth_jax.models.style import StyleKind, StyleNetwork
+from crossearth_jax.training.checkpoint import RunIdentity
 from crossearth_jax.training.program import Program
 from crossearth_jax.training.state import Params, Shapes
 from crossearth_jax.training.step import no_injection
 from crossearth_jax.weights.initialise import starting_weights
+from crossearth_jax.weights.native import digest
 from crossearth_jax.weights.style import load_style
 from crossearth_jax.weights.style_statistics import load_statistics
 
@@ -28,14 +31,18 @@ def style_parts(config: Config, shards: int) -> tuple[Shapes, Injection]:
       shards: pieces the batch is cut into.
 
     Raises:
-      UserError: the statistics are missing, damaged, of another network, or hold a domain the run is scored on.
+      UserError: the statistics are missing, damaged, of another network, or hold a domain the run is scored on; or
+        `style.groups` is no multiple of the shards.
     """
     if config.style is None:
         return {}, no_injection
+    groups = config.style.groups or shards
+    if groups % shards:
+        raise UserError(f"style.groups is {groups}, expected a multiple of the {shards} device shards of the batch")
     network = style_network(config)
     statistics = load_statistics(config.style.statistics, network.kind)
     statistics.check_targets(config.data.source)
-    return network.shapes(), style_injection(config.style, network, statistics.sampler, shards)
+    return network.shapes(), style_injection(config.style, network, statistics.sampler, groups)
 
 
 def style_targets(config: Config) -> tuple[str, ...]:
@@ -82,6 +89,12 @@ def initial_params(program: Program) -> tuple[Params, Params]:
         load_statistics(config.style.statistics, network.kind).check_network(style)
         params |= _put(style, shardings)
     return {name: params[name] for name in program.trainable}, {name: params[name] for name in program.frozen}
+
+
+def run_identity(config: Config, frozen: Params) -> RunIdentity:
+    """What the checkpoints of a run belong to; all processes must ask for it together."""
+    values = {name: parallel.fetch(value) for name, value in frozen.items()}
+    return RunIdentity(config, digest(values), {name: digest({name: value}) for name, value in values.items()})
 
 
 def _put(values: Mapping[str, np.ndarray | jax.Array], shardings: Mapping[str, jax.sharding.Sharding]) -> Params:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 from absl import flags, logging
+from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
 from crossearth_jax import benchmark, command
@@ -31,13 +35,45 @@ _BATCH_PER_CHIP = flags.DEFINE_integer(
     "batch_per_chip", None, "With --mode=compile: images per chip, in place of the config's global batches.", 1
 )
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other hosts of a pod or cluster before anything else.")
+_COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0, where JAX cannot find it out.")
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes in all, where JAX cannot find it out.")
+_PROCESS = flags.DEFINE_integer("process_id", None, "Number of this process, where JAX cannot find it out.")
 
 
 def main(argv: list[str]) -> int:
     """Parses the flags and does what `--mode` says."""
     config, workdir = _parse(argv)
-    if _DISTRIBUTED.value:
-        jax.distributed.initialize()
+    if not _DISTRIBUTED.value:
+        return _run(config, workdir)
+    try:
+        jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UserError(
+            f"cannot join the other processes ({error}); outside SLURM, Open MPI, Kubernetes and Cloud TPU give "
+            "--coordinator_address=HOST:PORT --num_processes=N --process_id=I"
+        ) from None
+    with _leaving_at_once():
+        return _run(config, workdir)
+
+
+@contextlib.contextmanager
+def _leaving_at_once() -> Iterator[None]:
+    """Ends this process when it fails, without the farewell for which the others, who wait for it, never come."""
+    try:
+        yield
+    except UserError as error:
+        _leave(2, f"error: {error}")
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        _leave(3, f"lost another process of the run ({reason}); its log says why. The same command continues")
+
+
+def _leave(code: int, message: str) -> None:
+    print(f"process {jax.process_index()} of {jax.process_count()}: {message}", file=sys.stderr, flush=True)
+    os._exit(code)
+
+
+def _run(config: Config, workdir: Path) -> int:
     if _CHECKPOINTS.value is not None:
         from crossearth_jax.table import fill_table
 
@@ -49,24 +85,40 @@ def main(argv: list[str]) -> int:
         compile_steps(config, _TOPOLOGY.value, workdir, _BATCH_PER_CHIP.value)
         return 0
     # Imported after the flags are parsed, so that a wrong one is answered at once.
-    from crossearth_jax.evaluate import evaluate
+    from crossearth_jax.evaluate import evaluate, validate
     from crossearth_jax.prepare import prepare_domains
     from crossearth_jax.report import write_report
-    from crossearth_jax.train import Stopped, restore, train
+    from crossearth_jax.train import restore, train
+    from crossearth_jax.training.stop import Stopped
 
     targets = [setting.target for setting in benchmark.settings_of(config.data.source, config.evaluate.settings)]
     if _MODE.value == "train":
         targets = []
-    prepare_domains(dict.fromkeys([config.data.source, *targets]), config.data.data_dir)
+    # One process prepares, the others find it done; where they have disks of their own, each does it for itself.
+    with _first_process_first():
+        prepare_domains(dict.fromkeys([config.data.source, *targets]), config.data.data_dir)
     try:
-        run = restore(config, workdir) if _MODE.value == "evaluate" else train(config, workdir)
+        run = None if _MODE.value == "evaluate" else train(config, workdir, validate)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return stopped.exit_code
+    if run is None or (config.evaluate.select != "last" and _MODE.value != "train"):
+        run = restore(config, workdir)
     if targets:
         evaluate(config, workdir, run.program.mesh, run.params, int(run.state.step))
-        logging.info("report: %s", write_report(workdir))
+        if jax.process_index() == 0:
+            logging.info("report: %s", write_report(workdir))
     return 0
+
+
+@contextlib.contextmanager
+def _first_process_first() -> Iterator[None]:
+    """Lets process 0 through the block before the others."""
+    if jax.process_index():
+        multihost_utils.sync_global_devices("prepared")
+    yield
+    if not jax.process_index():
+        multihost_utils.sync_global_devices("prepared")
 
 
 def _parse(argv: list[str]) -> tuple[Config, Path]:

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from crossearth_jax import tables
@@ -126,10 +127,42 @@ def bytes_per_device(shapes: Any, shardings: Any) -> int:
     return sum(math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, sharding in pairs)
 
 
-def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def input_shard(mesh: Mesh) -> tuple[int, int]:
+    """Which part of every global batch this process reads, as (index, count).
+
+    Processes whose devices hold the same rows (a `model` axis across hosts) read the same part.
+
+    Raises:
+      UserError: the parts overlap without being equal.
+    """
+    owners = np.vectorize(lambda device: device.process_index)(mesh.devices).reshape(batch_shards(mesh), -1)
+    rows = {int(process): frozenset(np.flatnonzero((owners == process).any(1)).tolist()) for process in owners.flat}
+    parts = sorted(set(rows.values()), key=sorted)
+    if sum(map(len, parts)) != batch_shards(mesh) or len({len(part) for part in parts}) > 1:
+        raise UserError(
+            f"mesh {dict(mesh.shape)} gives processes unequal, overlapping parts of the batch; choose data x fsdp a "
+            "multiple of the number of processes, or model a multiple of the devices of each"
+        )
+    return parts.index(rows[jax.process_index()]), len(parts)
+
+
+def global_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     """Joins the processes' local batches into global arrays, split over the batch axes."""
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+
+
+def fetch(array: jax.Array) -> np.ndarray:
+    """The whole array on the host; all processes must call it together if it is spread over them."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def local_rows(array: jax.Array) -> np.ndarray:
+    """This process's rows of an array that is split over the batch axes, in order; the inverse of `global_batch`."""
+    shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
 
 def per_shard(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -18,15 +18,15 @@ from jaxtyping import Array, Float, UInt8
 
 from crossearth_jax import benchmark, parallel
 from crossearth_jax.config import Config, MeshConfig, ModelConfig, UserError, from_config_dict
-from crossearth_jax.initialise import initial_params, style_parts
+from crossearth_jax.initialise import initial_params, run_identity, style_parts
 from crossearth_jax.models.segmentor import Params, SegmentationModel
 from crossearth_jax.ops.normalization import normalize
 from crossearth_jax.ops.tiling import sliding_scores
-from crossearth_jax.training.checkpoint import Checkpoints, RunIdentity
+from crossearth_jax.training.checkpoint import Checkpoints
 from crossearth_jax.training.program import build_program
 from crossearth_jax.weights import hub
 from crossearth_jax.weights.load import Weights, load_weights
-from crossearth_jax.weights.native import Description, Palette, digest
+from crossearth_jax.weights.native import Description, Palette
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -171,7 +171,7 @@ def read(path: str | os.PathLike[str], **options: Any) -> Weights:
 
 
 def load_run(workdir: Path) -> Weights:
-    """The parameters that evaluation uses, from the newest checkpoint of a run's folder.
+    """The parameters that evaluation uses, from the checkpoint of a run's folder that `evaluate.select` names.
 
     The frozen ones, which checkpoints do not hold, are read or drawn again as when the run started, and compared
     by digest.
@@ -184,11 +184,10 @@ def load_run(workdir: Path) -> Weights:
     with jax.set_mesh(mesh):
         program = build_program(config, mesh, *style_parts(config, 1))
         _, frozen = initial_params(program)
-        identity = RunIdentity(config, digest(frozen))
+        identity = run_identity(config, frozen)
         checkpoints = Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints, identity)
-        if checkpoints.latest is None:
-            raise UserError(f"{workdir} holds no checkpoint yet; wait for the first one, or train longer")
-        state = checkpoints.restore(program.state, program.state_shardings)
+        step = checkpoints.selected(config.evaluate.select)
+        state = checkpoints.restore(program.state, program.state_shardings, step)
         checkpoints.close()
     params = state.evaluated | {k: v for k, v in frozen.items() if not k.startswith("style/")}
     described = describe_run(config, int(state.step))

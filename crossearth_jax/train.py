@@ -5,30 +5,33 @@
 
 from __future__ import annotations
 
-import signal
-import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import grain
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
 from crossearth_jax import parallel
 from crossearth_jax.atomic import write_json
 from crossearth_jax.config import Config, UserError
-from crossearth_jax.initialise import initial_params, style_parts
-from crossearth_jax.inputs.pipeline import train_iterator
+from crossearth_jax.initialise import initial_params, run_identity, style_parts
+from crossearth_jax.inputs.pipeline import Batch, train_iterator
+from crossearth_jax.inputs.watch import WatchedBatches
 from crossearth_jax.progress import Progress
-from crossearth_jax.training.checkpoint import Checkpoints, RunIdentity
+from crossearth_jax.training.checkpoint import SELECTIONS, Checkpoints
+from crossearth_jax.training.guard import Guard
 from crossearth_jax.training.program import Program, build_program
 from crossearth_jax.training.state import Params, TrainState
+from crossearth_jax.training.stop import Stopped, StopSignal
 from crossearth_jax.training.writer import MetricsWriter
-from crossearth_jax.weights.native import digest
+
+COUNTED = ("nonfinite", "replaced_records")  # metrics of which the number matters, not the mean
+SHOWN = ("loss", "validation/miou")  # beside the progress
+
+Validation = Callable[[Config, Mesh, Params], float]  # scores all parameters on the source, larger is better
 
 
 class Run(NamedTuple):
@@ -44,8 +47,11 @@ class Run(NamedTuple):
         return self.state.evaluated | self.frozen
 
 
-def train(config: Config, workdir: Path) -> Run:
+def train(config: Config, workdir: Path, validation: Validation | None = None) -> Run:
     """Trains to `config.train.steps`, continuing from the newest checkpoint of `workdir` if there is one.
+
+    Args:
+      validation: scores the parameters for `evaluate.select = "best_on_source"`.
 
     Raises:
       UserError: the input, the configuration or the run directory is wrong, or a step was not finite.
@@ -53,161 +59,139 @@ def train(config: Config, workdir: Path) -> Run:
     """
     mesh = parallel.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        iterator = train_iterator(config.data, config.seed, jax.process_index(), jax.process_count())
-        run, checkpoints = _start(config, workdir, mesh, iterator)
+        run, checkpoints = start(config, workdir, mesh)
+        first = jax.process_index() == 0
         # Not before the checkpoint is known to be this run's: a refused run must not leave its configuration here.
-        write_json(workdir / "config.json", checkpoints.identity["config"])
-        start = int(run.state.step)
-        images = config.data.batch_size
-        with MetricsWriter(workdir, start, images_per_step=images, active=jax.process_index() == 0) as writer:
-            state = _loop(run, iterator, checkpoints, writer, workdir)
-        checkpoints.close()
+        if first:
+            write_json(workdir / "config.json", checkpoints.identity["config"])
+        done = int(run.state.step)
+        batches = train_iterator(config.data, config.seed, *parallel.input_shard(mesh), start_step=done)
+        validator = _validator(config, mesh, validation)
+        try:
+            with MetricsWriter(workdir, done, images_per_step=config.data.batch_size, active=first) as writer:
+                state = _loop(run, batches, checkpoints, writer, Guard(config.train.nonfinite, workdir), validator)
+        finally:
+            batches.close()
+            checkpoints.close()
     return run._replace(state=state)
 
 
 def restore(config: Config, workdir: Path) -> Run:
-    """Reads the newest checkpoint of `workdir`.
+    """Reads the checkpoint of `workdir` that `evaluate.select` names.
 
     Raises:
       UserError: there is none, or it belongs to another configuration.
     """
     mesh = parallel.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        run, checkpoints = _start(config, workdir, mesh, None)
-        if checkpoints.latest is None:
-            raise UserError(f"{workdir} holds no checkpoint; train first (--mode=train), or name the run's own folder")
+        run, checkpoints = start(config, workdir, mesh, lambda found: found.selected(config.evaluate.select))
         checkpoints.close()
     return run
 
 
-def _start(
-    config: Config, workdir: Path, mesh: Mesh, iterator: grain.DatasetIterator | None
+def start(
+    config: Config,
+    workdir: Path,
+    mesh: Mesh,
+    choose: Callable[[Checkpoints], int | None] = lambda checkpoints: checkpoints.latest,
 ) -> tuple[Run, Checkpoints]:
-    """Builds the program and its first state: fresh, or from the newest checkpoint together with the iterator."""
+    """Builds the program and a state of the run: that of the step that `choose` returns, fresh if it is None."""
+    if config.evaluate.select not in SELECTIONS:
+        raise UserError(f"evaluate.select is '{config.evaluate.select}', expected one of {', '.join(SELECTIONS)}")
     program = build_program(config, mesh, *style_parts(config, parallel.batch_shards(mesh)))
     trainable, frozen = initial_params(program)
-    identity = RunIdentity(config, digest(frozen))
+    identity = run_identity(config, frozen)
     checkpoints = Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints, identity)
-    if checkpoints.latest is None:
+    step = choose(checkpoints)
+    if step is None:
         state = program.create_state(trainable)
     else:
-        state = checkpoints.restore(program.state, program.state_shardings, iterator)
+        state = checkpoints.restore(program.state, program.state_shardings, step)
     return Run(program, state, frozen), checkpoints
 
 
+class Validator(NamedTuple):
+    """When and how the source is scored during training."""
+
+    every: int
+    score: Callable[[Params], float]
+
+    def due(self, done: int, last: bool) -> bool:
+        """Whether to score after `done` steps."""
+        return last or done % self.every == 0
+
+
+def _validator(config: Config, mesh: Mesh, validation: Validation | None) -> Validator | None:
+    if config.evaluate.select == "last":
+        return None
+    if validation is None:
+        raise UserError("evaluate.select=best_on_source needs a validation; train with crossearth_jax.main")
+    every = config.evaluate.every or config.train.checkpoint_every
+    return Validator(every, lambda params: validation(config, mesh, params))
+
+
 def _loop(
-    run: Run, iterator: grain.DatasetIterator, checkpoints: Checkpoints, writer: MetricsWriter, workdir: Path
+    run: Run,
+    batches: WatchedBatches[Batch],
+    checkpoints: Checkpoints,
+    writer: MetricsWriter,
+    guard: Guard,
+    validator: Validator | None,
 ) -> TrainState:
     program, state, frozen = run
     config = program.config.train
-    start = int(state.step)
-    progress = Progress(config.steps, "steps", done=start, images_per_unit=program.config.data.batch_size)
-    averages, guard, stop = Averages(), Guard(config.nonfinite, workdir), StopSignal()
-    with stop:
-        for step in range(start, config.steps):
-            host_batch = next(iterator)
-            batch = parallel.global_batch(host_batch, program.mesh)
+    progress = Progress(config.steps, "steps", done=int(state.step), images_per_unit=program.config.data.batch_size)
+    averages = Averages()
+    with StopSignal() as stop:
+        for step in range(int(state.step), config.steps):
+            batch = parallel.global_batch(next(batches), program.mesh)
             state, metrics = program.step(state, frozen, batch)
-            guard.check(step, host_batch, metrics)
-            averages.add(metrics)
+            guard.check(step, batch, metrics)
+            averages.add({**metrics, "replaced_records": batch["replaced"]})
             done = step + 1
             last = done == config.steps
-            note = ""
+            stopping = stop.reached(done) and not last
+            values: dict[str, float] = {}
             if done % config.log_every == 0 or last:
-                values = averages.pop()
+                values = averages.pop() | {"input_wait": batches.waited_share()}
+            score = None
+            if validator is not None and validator.due(done, last):
+                score = validator.score(state.evaluated | frozen)
+                values["validation/miou"] = score
+            if values:
                 writer.write(done, values)
-                note = f"loss {values['loss']:.3f}"
-            progress.advance(note=note)
-            if done % config.checkpoint_every == 0 or last or stop.requested:
-                checkpoints.save(state, iterator)
-            if stop.requested and not last:
-                checkpoints.close()
-                raise Stopped(done, stop.requested)
-    guard.flush()
+            progress.advance(note=", ".join(f"{name} {values[name]:.3f}" for name in SHOWN if name in values))
+            if done % config.checkpoint_every == 0 or last or stopping or score is not None:
+                guard.flush()
+                checkpoints.save(state, score)
+            if stopping:
+                checkpoints.wait()
+                raise Stopped(done, stop.number)
+    skipped, replaced = (averages.totals[name] for name in COUNTED)
+    if skipped or replaced:
+        logging.warning("%d steps were skipped and %d corrupt records replaced since the start", skipped, replaced)
     return state
 
 
-class Stopped(Exception):
-    """Training was asked to stop and has saved its state."""
-
-    def __init__(self, step: int, signal_number: int):
-        super().__init__(f"stopped at step {step} and saved; the same command continues from there")
-        self.exit_code = 128 + signal_number
-
-
-class StopSignal:
-    """Turns the first SIGINT or SIGTERM into a request; the second acts as usual."""
-
-    def __init__(self) -> None:
-        self.requested = 0
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._request)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _request(self, number: int, frame: types.FrameType | None) -> None:
-        del frame
-        logging.info("signal %s: finishing this step, saving, then stopping", signal.Signals(number).name)
-        self.requested = number
-        self.__exit__()
-
-
 class Averages:
-    """Means of the metrics since the last log line, summed on device so that no step waits for the host."""
+    """Means (or counts) of the metrics since the last log line, summed on device so that no step waits for the host."""
 
     def __init__(self) -> None:
+        self.totals = dict.fromkeys(COUNTED, 0)
         self._sums: Any = None
         self._count = 0
-        self._add = jax.jit(lambda sums, metrics: jax.tree.map(jnp.add, sums, metrics))
+        self._total = jax.jit(lambda metrics: jax.tree.map(jnp.sum, metrics))
+        self._add = jax.jit(lambda sums, metrics: jax.tree.map(lambda a, b: a + jnp.sum(b), sums, metrics))
 
     def add(self, metrics: Mapping[str, jax.Array]) -> None:
         """Adds one step's metrics."""
-        self._sums = dict(metrics) if self._sums is None else self._add(self._sums, dict(metrics))
+        self._sums = self._total(dict(metrics)) if self._sums is None else self._add(self._sums, dict(metrics))
         self._count += 1
 
     def pop(self) -> dict[str, float]:
-        """Fetches the means and starts over."""
-        means = {name: float(value) / self._count for name, value in jax.device_get(self._sums).items()}
+        """Fetches the means and counts, and starts over."""
+        sums = jax.device_get(self._sums)
+        self.totals = {name: total + int(sums[name]) for name, total in self.totals.items()}
+        values = {name: float(value) / (1 if name in COUNTED else self._count) for name, value in sums.items()}
         self._sums, self._count = None, 0
-        return means
-
-
-class Guard:
-    """Watches for steps that are not finite, one step late so that the device is never idle.
-
-    The step itself has left the parameters alone (`training.step`).
-    """
-
-    def __init__(self, policy: str, workdir: Path):
-        self._policy, self._workdir = policy, workdir
-        self._pending: tuple[int, Mapping[str, np.ndarray], jax.Array] | None = None
-
-    def check(self, step: int, batch: Mapping[str, np.ndarray], metrics: Mapping[str, jax.Array]) -> None:
-        """Looks at the step before this one."""
-        self.flush()
-        self._pending = (step, batch, metrics["nonfinite"])
-
-    def flush(self) -> None:
-        """Looks at the last step.
-
-        Raises:
-          UserError: it was not finite and the policy is to stop; its batch is saved.
-        """
-        if self._pending is None or not bool(self._pending[2]):
-            return
-        step, batch, _ = self._pending
-        self._pending = None
-        path = self._workdir / f"nonfinite_step_{step}.npz"
-        np.savez(path, **dict(batch))  # pyright: ignore[reportArgumentType]
-        if self._policy == "skip":
-            logging.warning("step %d was not finite and was skipped; its batch is in %s", step, path)
-            return
-        raise UserError(
-            f"the loss or gradient of step {step} was not finite; its batch is in {path}, the parameters before it "
-            "are those of the last checkpoint, from which the same command replays the same steps"
-        )
+        return values

@@ -25,7 +25,7 @@ LAYERS = (
     ("diagnostics", "candidates", "class_features", "model_card"),
     ("train", "evaluate", "predict", "report", "prepare", "convert", "estimate_style", "push"),
     ("table", "compile"),
-    ("main", "__init__"),
+    ("main", "replay", "__init__"),
 )
 
 # Dependency -> the only places (files or folders) that may import it.

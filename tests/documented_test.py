@@ -49,6 +49,7 @@ RUN_BY = {
         "--projection": "tests/reporting/projection_test.py::test_umap_is_asked_for_repeatable_places",
     },
     "push": {"--licence": "tests/hub_test.py::test_a_run_comes_back_as_it_was"},
+    "replay": {},
     "predict": {
         "--checkpoint": "tests/notebooks_test.py::test_quickstart_trains_reports_and_maps",
         "--out": "tests/notebooks_test.py::test_quickstart_trains_reports_and_maps",
@@ -83,7 +84,9 @@ RUN_BY = {
         "--weights": "tests/weights/style_test.py::test_reads_legacy_folder_and_crossearth_checkpoint_alike",
     },
 }
-NOT_RUN = {"--distributed": "several hosts"}
+NOT_RUN = dict.fromkeys(
+    ("--distributed", "--coordinator_address", "--num_processes", "--process_id"), "several processes of one run"
+)
 
 # First words of other commands -> what CI's own script has of them.
 OTHER = {

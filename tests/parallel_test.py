@@ -1,10 +1,13 @@
 """Properties of mesh and shardings, on eight virtual devices."""
 
+from types import SimpleNamespace
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from crossearth_jax import parallel
 from crossearth_jax.config import MeshConfig, UserError
@@ -54,6 +57,47 @@ def test_global_batch_puts_rows_in_order():
     batch = parallel.global_batch({"image": np.arange(16).reshape(16, 1)}, mesh)["image"]
     assert batch.sharding.spec == PartitionSpec(("data", "fsdp"))
     assert [int(shard.data[0, 0]) for shard in batch.addressable_shards] == list(range(0, 16, 2))
+
+
+def mesh_over_processes(shape, owners):
+    """A mesh whose devices, in its order, belong to these processes."""
+    mesh = mock.Mock(spec=Mesh, shape=dict(zip(("data", "fsdp", "model"), shape, strict=True)))
+    devices = np.empty(len(owners), object)
+    devices[:] = [SimpleNamespace(process_index=owner) for owner in owners]
+    mesh.devices = devices.reshape(shape)
+    return mesh
+
+
+@pytest.mark.parametrize(
+    ("shape", "owners", "parts"),
+    [
+        ((4, 2, 1), [0, 0, 0, 0, 1, 1, 1, 1], [(0, 2), (1, 2)]),
+        ((2, 2, 2), [0, 0, 0, 0, 1, 1, 1, 1], [(0, 2), (1, 2)]),
+        ((4, 1, 1), [1, 0, 0, 1], [(1, 2), (0, 2)]),  # a mesh that follows the wires, not the numbers
+        ((1, 1, 4), [0, 0, 1, 1], [(0, 1), (0, 1)]),  # both hold all rows
+        ((2, 1, 4), [0, 0, 1, 1, 2, 2, 3, 3], [(0, 2), (0, 2), (1, 2), (1, 2)]),
+    ],
+)
+def test_processes_read_the_rows_that_their_devices_hold(monkeypatch, shape, owners, parts):
+    mesh = mesh_over_processes(shape, owners)
+    found = []
+    for process in range(len(parts)):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        found.append(parallel.input_shard(mesh))
+    assert found == parts
+
+
+def test_processes_with_half_the_same_rows_are_refused():
+    with pytest.raises(UserError, match="gives processes unequal, overlapping parts of the batch"):
+        parallel.input_shard(mesh_over_processes((3, 1, 2), [0, 0, 0, 1, 1, 1]))
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(data=2, fsdp=2, model=2)])
+def test_local_rows_are_those_of_the_batch(mesh):
+    rows = np.arange(24).reshape(8, 3)
+    array = parallel.global_batch({"x": rows}, parallel.make_mesh(mesh))["x"]
+    np.testing.assert_array_equal(parallel.local_rows(array), rows)
+    np.testing.assert_array_equal(parallel.fetch(array), rows)
 
 
 def test_per_example_equals_vmap_and_does_not_communicate():

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 
 import jax
@@ -10,10 +11,13 @@ import numpy as np
 import pytest
 
 import crossearth_jax
-from crossearth_jax import benchmark, convert, train
+from crossearth_jax import benchmark, convert, replay, train
 from crossearth_jax.config import MeshConfig, UserError, to_config_dict
 from crossearth_jax.evaluate import write_json
+from crossearth_jax.initialise import style_parts
 from crossearth_jax.parallel import make_mesh
+
+POISONED = "backbone/patch_embed/bias"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -100,12 +104,79 @@ def test_mesh_does_not_change_the_numbers(tiny_config, whole_run, tmp_path, mesh
     assert_same(one.state.trainable, other.state.trainable, atol=1e-5, rtol=1e-4)
 
 
-def test_step_that_is_not_finite_stops_the_run_and_keeps_its_batch(tiny_config, tmp_path, monkeypatch):
-    poisoned = dataclasses.replace(tiny_config.optimizer, learning_rate=float("nan"))
-    config = dataclasses.replace(tiny_config, optimizer=poisoned)
-    with pytest.raises(UserError, match=r"step 1 was not finite; its batch is in .*nonfinite_step_1.npz"):
-        train.train(config, tmp_path)
-    assert np.load(tmp_path / "nonfinite_step_1.npz")["image"].shape == (16, 64, 64, 3)
+def poison(monkeypatch, *steps):
+    """Lets the loss and gradient of these steps be computed with a frozen parameter that is not a number."""
+    build = train.build_program
+
+    def poisoned_program(*args, **kwargs):
+        program = build(*args, **kwargs)
+
+        def poisoned(function):
+            def call(state, frozen, batch):
+                if int(state.step) in steps:
+                    frozen = frozen | {POISONED: frozen[POISONED].at[0].set(np.nan)}
+                return function(state, frozen, batch)
+
+            return call
+
+        return dataclasses.replace(program, step=poisoned(program.step), gradients=poisoned(program.gradients))
+
+    monkeypatch.setattr(train, "build_program", poisoned_program)
+
+
+def saved_steps(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def test_a_step_that_is_not_finite_stops_the_run_and_can_be_replayed(tiny_config, tmp_path, monkeypatch, capsys):
+    saved = tmp_path / "nonfinite_step_3.npz"
+    with monkeypatch.context() as patch:
+        poison(patch, 3)
+        with pytest.raises(UserError, match=r"step 3 was not finite and the run stopped; .*replay .*step_3.npz'"):
+            train.train(tiny_config, tmp_path)
+        assert np.load(saved)["image"].shape == (16, 64, 64, 3)
+        assert saved_steps(tmp_path) == [2]  # not step 4, which was due just after the fault
+        assert replay.main([str(saved)]) == 0
+    printed = capsys.readouterr().out
+    assert "step 3, replayed on 8 devices" in printed
+    assert "loss is nan" in printed and re.search(r"loss/mask\S* is nan", printed)
+    assert "gradients not finite in" in printed and "parameters not finite" not in printed
+    # Without the fault the same step is finite: the replay says so.
+    assert replay.main([str(saved)]) == 1
+    assert capsys.readouterr().out == "step 3, replayed on 8 devices\n"
+    with pytest.raises(UserError, match=r"cannot read .*config\.json.*expected a nonfinite_step_N\.npz"):
+        replay.main([str(tmp_path / "config.json")])
+
+
+def test_steps_that_are_not_finite_are_skipped_and_counted(tiny_config, whole_run, tmp_path, monkeypatch, caplog):
+    with monkeypatch.context() as patch:
+        poison(patch, 1)
+        run = train.train(with_train(tiny_config, nonfinite="skip", steps=2), tmp_path)
+    assert "1 steps were skipped and 0 corrupt records replaced since the start" in caplog.text
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [record["nonfinite"] for record in records] == [0, 1]
+    # The skipped step has left the parameters where the first one had them.
+    one = train.train(with_train(tiny_config, steps=1), tmp_path / "one")
+    assert_same(run.state.trainable, one.state.trainable)
+
+
+def test_the_best_checkpoint_on_the_source_is_the_one_restored(tiny_config, whole_run, tmp_path):
+    config = dataclasses.replace(
+        tiny_config, evaluate=dataclasses.replace(tiny_config.evaluate, select="best_on_source", every=1)
+    )
+    scores = iter([10.0, 30.0, 20.0, 5.0])
+    config = with_train(config, keep_checkpoints=1)
+    run = train.train(config, tmp_path, lambda config, mesh, params: next(scores))
+    assert saved_steps(tmp_path) == [2, 4]
+    assert int(train.restore(config, tmp_path).state.step) == 2
+    last = train.restore(tiny_config, tmp_path)
+    assert_same(run.params, last.params)
+    assert_same(whole_run[0].params, last.params)  # looking at the source changes nothing
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [record["validation/miou"] for record in records] == [10.0, 30.0, 20.0, 5.0]
+    with pytest.raises(UserError, match=r"evaluate\.select is 'best', expected one of last, best_on_source"):
+        bad = dataclasses.replace(config.evaluate, select="best")
+        train.train(dataclasses.replace(config, evaluate=bad), tmp_path)
 
 
 def test_other_model_in_the_run_folder_is_refused(tiny_config, whole_run):
@@ -148,3 +219,9 @@ def test_batch_that_does_not_divide_is_refused(tiny_config, tmp_path):
 
 def test_mesh_is_made_of_all_devices():
     assert make_mesh(MeshConfig()).size == jax.device_count() == 8
+
+
+def test_style_groups_that_do_not_divide_over_the_shards_are_refused(tiny_config):
+    style = dataclasses.replace(tiny_config.style, groups=12)
+    with pytest.raises(UserError, match=r"style\.groups is 12, expected a multiple of the 8 device shards"):
+        style_parts(dataclasses.replace(tiny_config, style=style), 8)

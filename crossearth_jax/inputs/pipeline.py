@@ -17,12 +17,12 @@ from typing import NotRequired, TypedDict
 import grain
 import numpy as np
 from absl import logging
-from grain.experimental import set_next_index
 from jaxtyping import Bool, Int32, UInt8
 
 from crossearth_jax import benchmark
 from crossearth_jax.config import DataConfig, UserError
 from crossearth_jax.inputs import sources, transforms
+from crossearth_jax.inputs.watch import WatchedBatches
 
 MEMORY_LIMIT = 2**30  # bytes of decoded pixels up to which a split is decoded once and kept
 SAMPLED = 64  # images whose size is looked at before training
@@ -35,24 +35,27 @@ class Batch(TypedDict):
     image: UInt8[np.ndarray, "b h w 3"]  # RGB
     label: UInt8[np.ndarray, "b h w"]  # train ids, IGNORE
     index: Int32[np.ndarray, " b"]  # record number in the split, -1 for padding
+    replaced: Bool[np.ndarray, " b"]  # whether another record stands in for a corrupt one
     valid: NotRequired[Bool[np.ndarray, " b"]]  # evaluation only: False for padding of the last batch
 
 
 def train_iterator(
     config: DataConfig, seed: int, process_index: int = 0, process_count: int = 1, start_step: int = 0
-) -> grain.DatasetIterator[Batch]:
+) -> WatchedBatches[Batch]:
     """Endless shuffled batches of the train split of `config.source`.
+
+    A run resumes by the step alone, with any number of processes and workers: there is no state to save.
 
     Args:
       config: what is read and how; `batch_size` is global.
       seed: fixes the order (0 to 2**32 - 1).
-      process_index: number of this process.
-      process_count: number of processes; each gets `batch_size / process_count` rows.
-      start_step: global step of the first batch. `get_state` and `set_state` count from step 0 whatever it is.
+      process_index: number of this process (or of the group of processes that read the same rows).
+      process_count: number of processes (or groups); each gets `batch_size / process_count` rows.
+      start_step: global step of the first batch.
 
     Returns:
-      An iterator that can be checkpointed (`grain.checkpoint`); images have the train size of the domain, or that of
-      its files if they are smaller.
+      An iterator to be closed in the end; images have the train size of the domain, or that of its files if they are
+      smaller.
 
     Raises:
       UserError: the domain is unknown or not prepared, the batch does not divide, or a label is unknown.
@@ -61,23 +64,16 @@ def train_iterator(
     rows = _local_rows(config.batch_size, process_index, process_count)
     source = _train_source(domain, config)
     in_memory = isinstance(source, sources.MemorySource)
-    batches = grain.MapDataset.range(sys.maxsize).map(
+    batches = grain.MapDataset.range(start_step, sys.maxsize).map(
         _TrainBatches(_Reader(source, _train_size(source, domain), domain), seed, config.batch_size, rows)
     )
     # Threads would only fight over the interpreter lock for examples that are already decoded.
     threads = 0 if in_memory else config.prefetch
     dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
-    if config.workers and not in_memory:
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
-    iterator = iter(dataset)
-    if start_step and config.workers > 1 and not in_memory:
-        raise UserError(
-            f"cannot start at step {start_step} with {config.workers} worker processes, grain places only one;"
-            " the batches do not depend on their number: set data.workers=0"
-        )
-    if start_step:
-        set_next_index(iterator, start_step)
-    return iterator
+    workers = 0 if in_memory else config.workers
+    if workers:
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return WatchedBatches(iter(dataset), f"{domain.name}, split train", workers, config.timeout)
 
 
 def evaluation_batches(
@@ -204,13 +200,15 @@ class _Reader:
         image = np.zeros((len(indices), *self.size, 3), np.uint8)
         label = np.full((len(indices), *self.size), benchmark.IGNORE, np.uint8)
         index = np.full(len(indices), -1, np.int32)
+        replaced = np.zeros(len(indices), bool)
         for row, record in enumerate(indices):
             if record < len(self.source):
                 example = transforms.check_labels(self.source[record], self._classes)
                 place = (0.0, 0.0) if places is None else tuple(places[row])
                 image[row], label[row] = transforms.window(example["image"], example["label"], self.size, place)
                 index[row] = example["index"]
-        return Batch(image=image, label=label, index=index)
+                replaced[row] = example["index"] != record
+        return Batch(image=image, label=label, index=index, replaced=replaced)
 
     @property
     def _classes(self) -> int:

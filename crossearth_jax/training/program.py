@@ -24,7 +24,7 @@ from crossearth_jax.training.state import (
     split_names,
     state_shardings,
 )
-from crossearth_jax.training.step import make_loss, make_train_step, no_injection
+from crossearth_jax.training.step import make_gradients, make_loss, make_train_step, no_injection
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Program:
     state_shardings: TrainState
     frozen_shardings: dict[str, NamedSharding]
     step: Any  # jitted (state, frozen, batch) -> (state, metrics)
+    gradients: Any  # jitted (state, frozen, batch) -> (gradients, loss terms), for looking into a step
 
     def create_state(self, trainable: Params) -> TrainState:
         """The state before the first step, made in place on the mesh."""
@@ -75,13 +76,22 @@ def build_program(
     frozen_shardings = parallel.param_shardings(mesh, frozen)
     log_memory(mesh, state, shardings, "training state")
     log_memory(mesh, frozen, frozen_shardings, "frozen parameters")
+    loss = make_loss(config, model, parallel.batch_shards(mesh))
+    inputs = (shardings, frozen_shardings, parallel.batch_sharding(mesh))
     step = jax.jit(
-        make_train_step(config, model, optimizer, make_loss(config, model, parallel.batch_shards(mesh)), inject),
-        in_shardings=(shardings, frozen_shardings, parallel.batch_sharding(mesh)),
+        make_train_step(config, model, optimizer, loss, inject),
+        in_shardings=inputs,
         out_shardings=(shardings, parallel.replicated(mesh)),
         donate_argnums=0,
     )
-    return Program(config, mesh, model, optimizer, trainable, frozen, state, shardings, frozen_shardings, step)
+    gradients = jax.jit(
+        make_gradients(config, loss, inject),
+        in_shardings=inputs,
+        out_shardings=(shardings.trainable, parallel.replicated(mesh)),
+    )
+    return Program(
+        config, mesh, model, optimizer, trainable, frozen, state, shardings, frozen_shardings, step, gradients
+    )
 
 
 def check_batch(config: Config, mesh: Mesh) -> None:

@@ -52,17 +52,18 @@ def make_train_step(
       inject: Earth-Style Injection `(frozen, key, images) -> (images, styled)`, or `no_injection`.
     """
     schedule = optimizers.schedule(config.optimizer)
+    differentiate = make_gradients(config, loss, inject)
 
     def train_step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, Terms]:
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        gradients, terms = _accumulate(config, loss, inject, state.trainable, frozen, batch, key)
+        gradients, terms = differentiate(state, frozen, batch)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
         trainable: Any = optax.apply_updates(state.trainable, updates)
         average = None
         if config.optimizer.ema is not None:
             average = optimizers.average(config.optimizer.ema, state.step, state.average, trainable)
         norm = optax.tree.norm(gradients)
-        finite = jnp.isfinite(terms["loss"]) & jnp.isfinite(norm)
+        # The updates too: a step that overflows only there would spoil the parameters for the next checkpoint.
+        finite = jnp.isfinite(terms["loss"]) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
         new = TrainState(state.step, trainable, opt_state, average)
         # A step that is not finite leaves the parameters alone, so that training can go on or be looked into.
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
@@ -70,6 +71,18 @@ def make_train_step(
         return new._replace(step=state.step + 1), metrics
 
     return train_step
+
+
+def make_gradients(
+    config: Config, loss: Loss, inject: Injection
+) -> Callable[[TrainState, Params, Batch], tuple[Params, Terms]]:
+    """Builds `(state, frozen, batch) -> (gradients, loss terms)`: a step up to what the optimizer is given."""
+
+    def gradients(state: TrainState, frozen: Params, batch: Batch) -> tuple[Params, Terms]:
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        return _accumulate(config, loss, inject, state.trainable, frozen, batch, key)
+
+    return gradients
 
 
 def no_injection(
@@ -131,6 +144,8 @@ def _reconstruction_loss(mim: MimTaskConfig, model: SegmentationModel) -> Loss:
 def _multi_task_loss(
     loss: LossConfig, mim: MimTaskConfig, style: StyleConfig | None, model: SegmentationModel, shards: int
 ) -> Loss:
+    groups = (style and style.groups) or shards
+
     def multi_task(trainable: Params, frozen: Params, example: Example, key: PRNGKeyArray) -> Terms:
         params = trainable | frozen
         masked = content_mask(mim, named_key(key, "content"), example.clean, params["mim/mask_token"])
@@ -141,7 +156,7 @@ def _multi_task_loss(
         terms = mask_set_loss(loss, named_key(key, "points"), *predictions, example.labels)
         from_masked = model.reconstruct(params, masked_levels)
         from_styled = of_styled(
-            lambda levels: model.reconstruct(params, levels), style, shards, example.styled, shown_levels
+            lambda levels: model.reconstruct(params, levels), style, groups, example.styled, shown_levels
         )
         return terms | reconstruction_loss(mim, example.clean, from_masked, from_styled, example.styled)
 

@@ -32,7 +32,7 @@ def of_styled(
     Args:
       function: of levels with a leading batch axis, each example on its own.
       config: None if the run restyles nothing; then the result is zero.
-      shards: pieces the batch is sharded into.
+      shards: equal parts of the batch that chose their images on their own, a multiple of the device shards.
       styled: which images were restyled.
       levels: of all images.
     """

@@ -1,0 +1,117 @@
+"""Replays a training step that was not finite and says where the first values that are not finite stand.
+
+`python -m crossearth_jax.replay RUN/nonfinite_step_N.npz`
+
+The newest checkpoint before that step is restored (or the run's start, if there is none), the steps between are
+repeated, which gives the same numbers on the same devices, and the saved batch is put through the step. The exit
+code is 0 if the step is not finite here either, and 1 if it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from crossearth_jax import command, parallel
+from crossearth_jax.config import UserError
+from crossearth_jax.inputs.pipeline import train_iterator
+from crossearth_jax.predictor import read_run_config
+from crossearth_jax.progress import Progress
+from crossearth_jax.train import Run, start
+from crossearth_jax.training.checkpoint import Checkpoints
+
+
+def main(argv: list[str]) -> int:
+    """Replays the step that the command line names; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m crossearth_jax.replay", description=__doc__)
+    parser.add_argument("batch", type=Path, metavar="RUN/nonfinite_step_N.npz", help="as training has saved it")
+    path: Path = parser.parse_args(argv).batch
+    step, batch = read_batch(path)
+    config = read_run_config(path.parent)
+    mesh = parallel.make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        run, checkpoints = start(config, path.parent, mesh, lambda found: newest_before(found, step))
+        checkpoints.close()
+        run = advance(run, step)
+        lines = diagnose(run, {name: jax.device_put(batch[name], parallel.batch_sharding(mesh)) for name in batch})
+    print("\n".join([f"step {step}, replayed on {mesh.size} devices", *lines]))
+    return 0 if lines else 1
+
+
+def read_batch(path: Path) -> tuple[int, dict[str, np.ndarray]]:
+    """The 0-based step and the global batch in a file that training has saved.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            batch = {name: arrays[name] for name in arrays.files}
+        return int(batch.pop("step")), batch
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"cannot read {path} ({error}); expected a nonfinite_step_N.npz in a run's folder") from None
+
+
+def newest_before(checkpoints: Checkpoints, step: int) -> int | None:
+    """The newest checkpoint that does not hold `step` yet; None if there is none."""
+    return max((done for done in checkpoints.steps if done <= step), default=None)
+
+
+def advance(run: Run, step: int) -> Run:
+    """Repeats the steps of the run up to `step`."""
+    program, state, frozen = run
+    first = int(state.step)
+    batches = train_iterator(program.config.data, program.config.seed, start_step=first)
+    progress = Progress(step, "steps", done=first)
+    try:
+        for _ in range(first, step):
+            state, _ = program.step(state, frozen, parallel.global_batch(next(batches), program.mesh))
+            progress.advance()
+    finally:
+        batches.close()
+    logging.info("repeated steps %d to %d", first, step)
+    return run._replace(state=state)
+
+
+def diagnose(run: Run, batch: Mapping[str, jax.Array]) -> list[str]:
+    """What is not finite in one step: parameters, loss terms, gradients, else the update; empty if all is finite."""
+    program, state, frozen = run
+    gradients, terms = program.gradients(state, frozen, batch)
+    values = {name: float(value) for name, value in terms.items()}
+    lines = [
+        *_lines("parameters", state.trainable | frozen),
+        *(f"{name} is {value}" for name, value in values.items() if not np.isfinite(value)),
+        *_lines("gradients", gradients),
+    ]
+    if not lines and bool(program.step(state, frozen, batch)[1]["nonfinite"]):
+        lines = ["loss and gradients are finite; the norm of the gradient or of the update overflows"]
+    if lines:
+        lines.append("finite: " + (", ".join(f"{n} {v:.6g}" for n, v in values.items() if np.isfinite(v)) or "no loss"))
+    return lines
+
+
+def _lines(what: str, tensors: Mapping[str, jax.Array]) -> list[str]:
+    """A heading and a line for every tensor that is not finite."""
+    counts: Mapping[str, Any] = jax.device_get(_count(dict(tensors)))
+    bad = {name: int(count) for name, count in counts.items() if count}
+    if not bad:
+        return []
+    rows = (f"  {name} {tensors[name].shape}: {count} of {tensors[name].size} values" for name, count in bad.items())
+    return [f"{what} not finite in {len(bad)} of {len(tensors)} tensors:", *rows]
+
+
+@jax.jit
+def _count(tensors: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: jnp.sum(~jnp.isfinite(value)) for name, value in tensors.items()}
+
+
+if __name__ == "__main__":
+    command.run(main)
