@@ -32,6 +32,20 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_programs_are_kept(tmp_path_factory):
+    """Many tests compile the same steps; the compiler's cache makes that one compilation for all, of any process."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all workers
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))  # for commands that tests start
+        jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
+        yield
+        jax.config.update("jax_compilation_cache_dir", None)
+
+
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "train"
 
 

@@ -20,15 +20,6 @@ from crossearth_jax.parallel import make_mesh
 POISONED = "backbone/patch_embed/bias"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_steps_are_kept(tmp_path_factory):
-    """Runs of the same configuration compile the same step: the compiler's cache makes it one compilation."""
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
-
-
 @pytest.fixture(scope="module")
 def whole_run(tiny_config, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole")
