@@ -1,8 +1,11 @@
 """Every row of the benchmark resolves to a registered builder, one of its configurations, a split and a class list."""
 
-import crossearth_data  # noqa: F401  (registers the builders and the collection)
+from typing import Any
+
+import crossearth_data  # noqa: F401  # pyright: ignore[reportMissingImports] (registers builders and collection)
 import pytest
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import registered
 
 from crossearth_jax.benchmark import DOMAINS, SETTINGS, TAXONOMIES, TRAININGS, training_of
 
@@ -11,7 +14,7 @@ ROWS = [setting for setting in SETTINGS.values() if training_of(setting.name) is
 
 @pytest.fixture(scope="module")
 def references():
-    collection = tfds.core.registered.imported_dataset_collection_cls("crossearth_benchmark")()
+    collection: Any = registered.imported_dataset_collection_cls("crossearth_benchmark")()
     assert collection.info.name == "crossearth_benchmark"
     return collection.datasets["1.0.0"]
 
@@ -24,7 +27,7 @@ def test_row_resolves(references, tmp_path, setting, role):
     split = reference.split_mapping[role]
     assert split == ("train" if role == "train" else domain.eval_split) and split in domain.counts
     # By the name that TFDS itself resolves: dataset/config:version.
-    builder = tfds.builder(reference.tfds_name(), data_dir=tmp_path)
+    builder: Any = tfds.builder(reference.tfds_name(), data_dir=tmp_path)
     assert (builder.name, builder.builder_config.name) == (domain.dataset, domain.config)
     assert str(builder.version) == reference.version
     classes = TAXONOMIES[str(domain.taxonomy)].classes
