@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 
 from absl import logging
@@ -101,21 +101,22 @@ def _write_blocks(
             stack.enter_context(layer_writer(work / f"blocks{layer.suffix}.tif", layer, legend, scene.grid, tags))
             for layer in layers
         ]
-        for block in _blocks(scorer, scene, plan, options):
+        for block in stack.enter_context(contextlib.closing(_blocks(scorer, scene, plan, options))):
             for writer in writers:
                 writer.write(block)
     return writers
 
 
-def _blocks(scorer: Scorer, scene: Scene, plan: Plan, options: MapOptions) -> Iterator[Block]:
+def _blocks(scorer: Scorer, scene: Scene, plan: Plan, options: MapOptions) -> Generator[Block]:
     classes = len(scorer.class_names)
     score = scoring.with_flips(scorer.score) if options.flips else scorer.score
-    windows = scoring.tiles(plan, scoring.ahead(scoring.strips(scene, plan)))
-    scored = scoring.score_tiles(score, classes, windows, options.batch_size)
     empty = True
-    for block in mosaic.blend(plan, _counted(scored, len(plan)), classes):
-        empty = False
-        yield block
+    # The thread that reads ahead must have ended, whatever ends this, before the scene is closed.
+    with contextlib.closing(scoring.ahead(scoring.strips(scene, plan))) as strips:
+        scored = scoring.score_tiles(score, classes, scoring.tiles(plan, strips), options.batch_size)
+        for block in mosaic.blend(plan, _counted(scored, len(plan)), classes):
+            empty = False
+            yield block
     if empty:
         raise UserError(f"{scene.path} has no valid pixel to map: all is nodata, masked or transparent")
 

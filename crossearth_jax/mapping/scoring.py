@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -65,7 +65,7 @@ def strips(scene: Scene, plan: Plan) -> Iterator[Strip]:
         yield Strip(panel, row, left, image, valid)
 
 
-def ahead[T](items: Iterator[T]) -> Iterator[T]:
+def ahead[T](items: Iterator[T]) -> Generator[T]:
     """Makes the next item in a thread while the caller works on this one."""
 
     def take() -> list[T]:
