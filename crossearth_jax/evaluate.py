@@ -79,7 +79,7 @@ class Evaluator:
             _log_size(domain, batch["label"].shape[1:], sizes)
             arrays = parallel.global_batch(dict(batch), self._mesh)
             matrix, predicted = self._step(domain.resize)(params, arrays["image"], arrays["label"], arrays["valid"])
-            confusion += np.asarray(matrix, np.int64)
+            confusion += jax.device_get(matrix)
             examples.add(batch, predicted)
             progress.advance(note=domain.name)
         return DomainResult(confusion, *examples.arrays())

@@ -155,14 +155,15 @@ def global_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
 def fetch(array: jax.Array) -> np.ndarray:
     """The whole array on the host; all processes must call it together if it is spread over them."""
     if array.is_fully_addressable or array.is_fully_replicated:
-        return np.asarray(array)
-    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+        return jax.device_get(array)
+    with jax.transfer_guard("allow"):  # JAX fetches what it has gathered in its own way
+        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def local_rows(array: jax.Array) -> np.ndarray:
     """This process's rows of an array that is split over the batch axes, in order; the inverse of `global_batch`."""
     shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
-    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+    return np.concatenate([jax.device_get(shards[start]) for start in sorted(shards)])
 
 
 def per_shard(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -140,10 +140,13 @@ def _loop(
 ) -> TrainState:
     program, state, frozen = run
     config = program.config.train
-    progress = Progress(config.steps, "steps", done=int(state.step), images_per_unit=program.config.data.batch_size)
+    start = int(state.step)
+    progress = Progress(config.steps, "steps", done=start, images_per_unit=program.config.data.batch_size)
     averages = Averages()
-    with StopSignal() as stop:
-        for step in range(int(state.step), config.steps):
+    # What moves between host and devices is said to (`jax.device_put`, `jax.device_get`): anything else would make
+    # every step wait without a word.
+    with StopSignal() as stop, jax.transfer_guard("disallow"):
+        for step in range(start, config.steps):
             batch = parallel.global_batch(next(batches), program.mesh)
             state, metrics = program.step(state, frozen, batch)
             guard.check(step, batch, metrics)

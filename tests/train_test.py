@@ -104,8 +104,9 @@ def poison(monkeypatch, *steps):
 
         def poisoned(function):
             def call(state, frozen, batch):
-                if int(state.step) in steps:
-                    frozen = frozen | {POISONED: frozen[POISONED].at[0].set(np.nan)}
+                if int(jax.device_get(state.step)) in steps:
+                    with jax.transfer_guard("allow"):
+                        frozen = frozen | {POISONED: frozen[POISONED].at[0].set(np.nan)}
                 return function(state, frozen, batch)
 
             return call
@@ -188,7 +189,7 @@ def test_signal_saves_and_the_run_continues_exactly(tiny_config, whole_run, tmp_
         program = build(*args, **kwargs)
 
         def step(state, frozen, batch):
-            if int(state.step) == 2:
+            if int(jax.device_get(state.step)) == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
             return program.step(state, frozen, batch)
 
@@ -216,3 +217,24 @@ def test_style_groups_that_do_not_divide_over_the_shards_are_refused(tiny_config
     style = dataclasses.replace(tiny_config.style, groups=12)
     with pytest.raises(UserError, match=r"style\.groups is 12, expected a multiple of the 8 device shards"):
         style_parts(dataclasses.replace(tiny_config, style=style), 8)
+
+
+@pytest.mark.parametrize("mistake", ["host to device", "device to host"])
+def test_a_transfer_that_nobody_asked_for_ends_the_loop(tiny_config, tmp_path, monkeypatch, mistake):
+    build = train.build_program
+
+    def careless(*args, **kwargs):
+        program = build(*args, **kwargs)
+
+        def step(state, frozen, batch):
+            if mistake == "host to device":
+                return program.step(state, frozen, batch | {"index": jax.device_get(batch["index"])})
+            assert np.asarray(batch["index"]).size
+            return program.step(state, frozen, batch)
+
+        return dataclasses.replace(program, step=step)
+
+    monkeypatch.setattr(train, "build_program", careless)
+    with pytest.raises(Exception, match=f"Disallowed {mistake.replace(' ', '-')} transfer"):
+        train.train(with_train(tiny_config, steps=2), tmp_path)
+    assert not (tmp_path / "metrics.jsonl").read_text()

@@ -104,18 +104,19 @@ class Checkpoints:
         Raises:
           UserError: it (or the save before it) could not be written, say on a full disk.
         """
-        step = int(state.step)
+        step = int(jax.device_get(state.step))
         if step in self._manager.all_steps():
             return
         try:
-            saved = self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state._asdict()),
-                    meta=ocp.args.JsonSave(self.identity),
-                ),
-                metrics=None if score is None else {_SCORE: score},
-            )
+            with jax.transfer_guard("allow"):  # orbax fetches the state in its own way
+                saved = self._manager.save(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardSave(state._asdict()),
+                        meta=ocp.args.JsonSave(self.identity),
+                    ),
+                    metrics=None if score is None else {_SCORE: score},
+                )
         except (OSError, ValueError, jax.errors.JaxRuntimeError) as error:
             raise self._write_error(step, error) from error
         if not saved:

@@ -63,7 +63,7 @@ class Guard:
         if pending is None:
             return
         step, batch, nonfinite = pending
-        if not bool(nonfinite):
+        if not jax.device_get(nonfinite):
             self._in_a_row = 0
             return
         path = self._save(step, batch)
