@@ -26,6 +26,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+COMMAND = ("-m", "crossearth_jax.main")
 POLL = 0.002  # seconds
 UNREPEATABLE = ("time", "images_per_second", "input_wait")  # metrics that measure the machine
 
@@ -42,17 +43,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", help="more flags of crossearth_jax.main, after --")
     options = parser.parse_args(argv)
     options.out.mkdir(parents=True)
-    runs = Runs(options)
+    steps = options.steps or 6 * options.kills
+    runs = Runs(options.out, options.config, steps, options.every, options.overrides)
     began = time.monotonic()
     runs.finish("whole")
     draw = random.Random(options.seed)
-    kills = [runs.kill(*moment(draw, number)) for number in range(options.kills)]
+    kills = [runs.end(signal.SIGKILL, *moment(draw, number)) for number in range(options.kills)]
     runs.finish("killed")
-    differences = compare(options.out / "whole", options.out / "killed", runs.steps)
+    differences = compare(options.out / "whole", options.out / "killed", steps)
     summary = {
         "kills": len(kills),
         "in_a_save": sum(kill["unfinished_save"] for kill in kills),
-        "steps": runs.steps,
+        "steps": steps,
         "differences": differences,
         "seconds": round(time.monotonic() - began),
         "moments": kills,
@@ -71,40 +73,45 @@ def moment(draw: random.Random, number: int) -> tuple[str, int, float]:
 class Runs:
     """The run nobody disturbs ("whole") and the one that is killed ("killed")."""
 
-    def __init__(self, options: argparse.Namespace):
-        self._out: Path = options.out
-        self.steps: int = options.steps or 6 * options.kills
-        self._command = [
-            *(sys.executable, "-m", "crossearth_jax.main", f"--config={options.config}", "--mode=train"),
-            f"--config.train.steps={self.steps}",
-            f"--config.train.checkpoint_every={options.every}",
-            "--config.train.log_every=1",
-            *options.overrides,
+    def __init__(self, out: Path, config: str, steps: int, every: int, overrides: Sequence[str] = ()):
+        self._out = out
+        self._flags = [
+            *(f"--config={config}", "--mode=train", "--config.train.log_every=1"),
+            *(f"--config.train.steps={steps}", f"--config.train.checkpoint_every={every}"),
+            *overrides,
         ]
         # Compiled programs are kept, so that a restart costs seconds.
         self._environment = os.environ | {
-            "JAX_COMPILATION_CACHE_DIR": str(self._out / "compiled"),
+            "JAX_COMPILATION_CACHE_DIR": str(out / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
 
-    def _start(self, name: str) -> subprocess.Popen[bytes]:
+    def _start(self, name: str, program: Sequence[str] = COMMAND) -> subprocess.Popen[bytes]:
         with (self._out / f"{name}.log").open("ab") as log:
             return subprocess.Popen(
-                [*self._command, f"--workdir={self._out / name}"],
+                [sys.executable, *program, *self._flags, f"--workdir={self._out / name}"],
                 env=self._environment,
                 stderr=log,
                 stdout=log,
                 start_new_session=True,
             )
 
+    def run(self, name: str, *program: str) -> int:
+        """Starts a run and waits for its end; returns its exit code.
+
+        Args:
+          program: what the interpreter is given in place of the command.
+        """
+        return self._start(name, program or COMMAND).wait()
+
     def finish(self, name: str) -> None:
         """Starts a run and waits until it has ended well."""
-        code = self._start(name).wait()
+        code = self.run(name)
         if code:
             sys.exit(f"the {name} run ended with exit code {code}; see {self._out / name}.log")
 
-    def kill(self, event: str, count: int, delay: float) -> dict[str, Any]:
-        """Starts the killed run, waits for the moment, kills it and returns what was found."""
+    def end(self, number: signal.Signals, event: str, count: int, delay: float) -> dict[str, Any]:
+        """Starts the killed run, waits for the moment, sends it the signal and returns what was found."""
         folder = self._out / "killed"
         before = last_logged(folder)
         happened: dict[str, Callable[[], bool]] = {
@@ -118,9 +125,9 @@ class Runs:
         time.sleep(delay)
         if process.poll() is not None:
             sys.exit(f"the run ended with exit code {process.returncode} before it was killed; raise --steps")
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        os.killpg(process.pid, number)  # like a terminal: to all processes of the run
         found = {
+            "exit_code": process.wait(),
             "event": event,
             "delay": round(delay, 4),
             "logged_step": last_logged(folder),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging as python_logging
 import sys
-import types
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import flags, logging
 
@@ -18,7 +18,7 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
     A `UserError` becomes one line on stderr and exit code 2, an interrupt exit code 130; anything else is a bug
     of ours and keeps its traceback.
     """
-    sys.excepthook = _unexpected
+    sys.unraisablehook = _unraisable
     logging.use_absl_handler()
     logging.get_absl_handler().addFilter(_worth_reading)
     logging.set_verbosity(logging.INFO)
@@ -39,13 +39,14 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
 def _worth_reading(record: python_logging.LogRecord) -> bool:
     """Leaves out the running commentary of orbax, jax and the font packer of figures; their warnings stay.
 
-    A save that fails is told by orbax once for each of its threads, each time with a traceback, before it raises.
+    A save that fails is told by orbax and its asyncio once for each thread and task, each time with a traceback,
+    before it raises.
     """
-    origin = {"orbax", "jax", "fontTools"} & set(record.pathname.split("/"))
+    origin = {"orbax", "asyncio", "jax", "fontTools"} & set(record.pathname.split("/"))
     return not origin or (record.levelno >= python_logging.WARNING and not record.exc_info)
 
 
-def _unexpected(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
-    """Prints what nobody has caught, except for writes that end after orbax has given up a save for another's fault."""
-    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-        sys.__excepthook__(kind, error, trace)
+def _unraisable(found: Any) -> None:
+    """Prints what Python could not raise, except for writes that end after orbax gave up a save for another's fault."""
+    if not (found.exc_type is RuntimeError and str(found.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(found)

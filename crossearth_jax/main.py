@@ -65,7 +65,7 @@ def _leaving_at_once() -> Iterator[None]:
         _leave(2, f"error: {error}")
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).strip().splitlines()[0]
-        _leave(3, f"lost another process of the run ({reason}); its log says why. The same command continues")
+        _leave(3, f"a device or another process failed ({reason}); its log says why. The same command continues")
 
 
 def _leave(code: int, message: str) -> None:

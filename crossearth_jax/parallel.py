@@ -149,7 +149,8 @@ def input_shard(mesh: Mesh) -> tuple[int, int]:
 def global_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     """Joins the processes' local batches into global arrays, split over the batch axes."""
     sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+    with jax.transfer_guard("allow"):  # with several processes JAX would not take this for a transfer that is meant
+        return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
 
 
 def fetch(array: jax.Array) -> np.ndarray:

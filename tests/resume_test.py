@@ -1,0 +1,102 @@
+"""What ends a run from outside: kills, signals and a full disk, in real processes of the real command.
+
+One run meets all of them, one after another, and is continued by the same command each time. In the end it must have
+the bits of a run that nobody disturbed. `benchmarks/kill_and_resume.py` does the same with as many kills as wanted.
+"""
+
+import dataclasses
+import signal
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks.kill_and_resume import Runs, compare, complete_saves
+from crossearth_jax.config import to_config_dict
+
+STEPS, EVERY = 60, 5
+EXPERIMENT = """
+import json
+from crossearth_jax.config import from_config_dict, to_config_dict
+
+def get_config():
+    return to_config_dict(from_config_dict(json.loads({text!r})))
+"""
+# The command with a limit to the size of its files, which no checkpoint of the run keeps and all small files do: a
+# full disk could only be had by those who may mount one. Writes past it fail with EFBIG in place of ENOSPC.
+FULL_DISK = """
+import resource
+from crossearth_jax import command, main
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, resource.RLIM_INFINITY))
+command.run(main.main)
+"""
+
+
+@pytest.fixture(scope="module")
+def disturbed(tiny_config, tmp_path_factory):
+    """What happened to the run, in the order of the fields."""
+    # On one device and with one task: every process traces its step anew, and there are seven. That the other task
+    # and styles resume to the bit is tested within one process.
+    small = dataclasses.replace(
+        tiny_config,
+        data=dataclasses.replace(tiny_config.data, batch_size=2),
+        model=dataclasses.replace(tiny_config.model, mim=None),
+        style=None,
+        mim=None,
+        optimizer=dataclasses.replace(tiny_config.optimizer, accumulate=1),
+    )
+    out = tmp_path_factory.mktemp("disturbed")
+    (out / "experiment.py").write_text(EXPERIMENT.format(text=to_config_dict(small).to_json()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_NUM_CPU_DEVICES", "1")
+        patch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiles in half the time
+        runs = Runs(out, str(out / "experiment.py"), STEPS, EVERY)
+        runs.finish("whole")
+        log = out / "killed.log"
+
+        def last_line():
+            return log.read_text().splitlines()[-1]
+
+        return SimpleNamespace(
+            out=out,
+            in_steps=runs.end(signal.SIGKILL, "steps", 7, 0.01),
+            in_save=runs.end(signal.SIGKILL, "save", 1, 0.0),
+            interrupted=runs.end(signal.SIGINT, "steps", 2, 0.0) | {"line": last_line()},
+            terminated=runs.end(signal.SIGTERM, "steps", 2, 0.0) | {"line": last_line()},
+            before_full=max(complete_saves(out / "killed")),
+            full=runs.run("killed", "-c", FULL_DISK),
+            full_line=last_line(),
+            after_full=complete_saves(out / "killed"),
+            finished=runs.finish("killed"),
+            log=log.read_text(),
+        )
+
+
+def test_a_run_that_was_ended_in_every_way_has_the_bits_of_one_that_was_not(disturbed):
+    assert compare(disturbed.out / "whole", disturbed.out / "killed", STEPS) == []
+    assert "Traceback" not in disturbed.log
+
+
+def test_kills_strike_between_and_within_saves(disturbed):
+    assert [disturbed.in_steps["exit_code"], disturbed.in_save["exit_code"]] == [-signal.SIGKILL] * 2
+    assert disturbed.in_save["unfinished_save"]
+    assert disturbed.in_save["complete_checkpoint"] < STEPS
+
+
+@pytest.mark.parametrize(("name", "code"), [("interrupted", 130), ("terminated", 143)])
+def test_a_signal_saves_the_step_it_meets(disturbed, name, code):
+    found = getattr(disturbed, name)
+    assert found["exit_code"] == code
+    saved = found["complete_checkpoint"]
+    assert found["line"] == f"stopped at step {saved} and saved; the same command continues from there"
+    assert saved == found["logged_step"]
+    assert f"restored step {saved} from" in disturbed.log
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_usable(disturbed):
+    assert disturbed.full == 2
+    assert disturbed.full_line.startswith("error: ") and "could not be written to" in disturbed.full_line
+    last = disturbed.before_full
+    assert f"the last complete one is step {last}: make room and run the same command" in disturbed.full_line
+    assert max(disturbed.after_full) == last
+    assert disturbed.log.count(f"restored step {last} from") == 2  # by the run that fails, and by the one after it
