@@ -228,7 +228,7 @@ def test_a_transfer_that_nobody_asked_for_ends_the_loop(tiny_config, tmp_path, m
 
         def step(state, frozen, batch):
             if mistake == "host to device":
-                return program.step(state, frozen, batch | {"index": jax.device_get(batch["index"])})
+                return program.step(state, frozen, batch | {"image": jax.device_get(batch["image"])})
             assert np.asarray(batch["index"]).size
             return program.step(state, frozen, batch)
 
