@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from crossearth_jax import benchmark, parallel
 from crossearth_jax.aot import chips, collectives, hlo
 from crossearth_jax.aot.markdown import compile_table, step_line
+from crossearth_jax.aot.origins import NOTHING, Origin, shared_sizes
 from crossearth_jax.atomic import replacing, write_json
 from crossearth_jax.config import Config, UserError
 from crossearth_jax.evaluate import jit_evaluation_step
@@ -54,7 +55,7 @@ def compile_steps(
     for topology, devices in slices.items():
         mesh = parallel.make_mesh(config.mesh, devices)
         scaled = _with_batch(config, mesh, batch_per_chip)
-        for step, build in (("train", lower_training), ("evaluate", lower_evaluation)):
+        for step, build in (("train", trace_training), ("evaluate", trace_evaluation)):
             record = _compile(scaled, mesh, topology, step, build)
             print(step_line(record), flush=True)
             records.append(record)
@@ -76,17 +77,31 @@ def _with_batch(config: Config, mesh: Mesh, per_chip: int | None) -> Config:
     )
 
 
-def lower_training(config: Config, mesh: Mesh) -> tuple[Any, list[str]]:
-    """Traces the training step for `mesh`; returns it with the names of the trainable parameters."""
+class Traced(NamedTuple):
+    """A step that is ready for the compiler, and which of its sums over the batch are to be expected."""
+
+    step: Any  # of `jax.jit(…).trace(…)`
+    trainable: list[str]  # names of the parameters with a gradient
+    shared: set[int]  # numbers of elements of what is computed from those alone
+
+
+def trace_training(config: Config, mesh: Mesh) -> Traced:
+    """Traces the training step for `mesh`."""
     program = build_program(config, mesh, *style_parts(config, parallel.batch_shards(mesh)))
     size = find_domain(config.data.source).sizes["train"]
     state = _placed(program.state, program.state_shardings)
     frozen = _placed(program.frozen, program.frozen_shardings)
     batch = _batch(mesh, config.data.batch_size, size, index=((), jnp.int32))
-    return program.step.lower(state, frozen, batch), list(program.trainable)
+    step = program.step.trace(state, frozen, batch)
+    origins = jax.tree.map(lambda _: NOTHING, state)
+    origins = origins._replace(trainable=dict.fromkeys(state.trainable, Origin(trainable=True, batch=False)))
+    of_batch = dict.fromkeys(batch, Origin(trainable=False, batch=True))
+    return Traced(
+        step, list(program.trainable), shared_sizes(step.jaxpr, (origins, dict.fromkeys(frozen, NOTHING), of_batch))
+    )
 
 
-def lower_evaluation(config: Config, mesh: Mesh) -> tuple[Any, list[str]]:
+def trace_evaluation(config: Config, mesh: Mesh) -> Traced:
     """Traces the evaluation step for the largest images that the config's settings score; nothing is trainable."""
     model = SegmentationModel(config.model)
     settings = benchmark.settings_of(config.data.source, config.evaluate.settings)
@@ -100,7 +115,7 @@ def lower_evaluation(config: Config, mesh: Mesh) -> tuple[Any, list[str]]:
     batch = _batch(mesh, count, size, valid=((), jnp.bool))
     params = _placed(model.shapes(), parallel.param_shardings(mesh, model.shapes()))
     step = jit_evaluation_step(model, config.evaluate, resize, mesh)
-    return step.lower(params, batch["image"], batch["label"], batch["valid"]), []
+    return Traced(step.trace(params, batch["image"], batch["label"], batch["valid"]), [], set())
 
 
 def _placed(shapes: Any, shardings: Any) -> Any:
@@ -126,13 +141,13 @@ def _compile(config: Config, mesh: Mesh, topology: str, step: str, build: Any) -
     logging.info("compiling the %s step for %s (minutes for large networks)", step, topology)
     with jax.set_mesh(mesh):
         start = time.monotonic()
-        lowered, trainable = build(config, mesh)
+        traced = build(config, mesh)
         try:
-            compiled = lowered.compile()
+            compiled = traced.step.lower().compile()
         except jax.errors.JaxRuntimeError as error:
             return record | {"failure": compiler_failure(str(error))}
         record["seconds"] = round(time.monotonic() - start, 1)
-    return record | describe(compiled, config, mesh, chips.CHIPS[topology.partition(":")[0]], trainable)
+    return record | describe(compiled, config, mesh, chips.CHIPS[topology.partition(":")[0]], traced)
 
 
 def compiler_failure(message: str) -> str:
@@ -141,13 +156,11 @@ def compiler_failure(message: str) -> str:
     return f"needs {used.group(1)} of {used.group(2)} HBM" if used else message.strip().splitlines()[0][:200]
 
 
-def describe(compiled: Any, config: Config, mesh: Mesh, chip: chips.Chip, trainable: list[str]) -> dict[str, Any]:
+def describe(compiled: Any, config: Config, mesh: Mesh, chip: chips.Chip, traced: Traced) -> dict[str, Any]:
     """Memory, work, collectives and times of a compiled step, per chip."""
     program = hlo.parse(compiled.as_text())
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    shapes = SegmentationModel(config.model).shapes()
-    found = collectives.find(program, mesh)
-    explained = collectives.explain(found, parallel.param_shardings(mesh, shapes), shapes, trainable)
+    found = explained(program, config, mesh, traced)
     arguments, outputs = memory.argument_size_in_bytes, memory.output_size_in_bytes
     aliased, temporaries = memory.alias_size_in_bytes, memory.temp_size_in_bytes
     flops, sent = program.flops(), collectives.bytes_by_kind(found)
@@ -160,11 +173,18 @@ def describe(compiled: Any, config: Config, mesh: Mesh, chip: chips.Chip, traina
         },
         "flops": flops,
         "sent": sent,
-        "reasons": _reasons(explained),
-        "unexplained": [str(collective) for collective in explained if not collective.reason],
+        "reasons": _reasons(found),
+        "unexplained": [str(collective) for collective in found if not collective.reason],
         "roofline": bound._asdict(),
         "compiler": {"optimal_seconds": cost.get("optimal_seconds"), "cycles": program.cycles()},
     }  # fmt: skip
+
+
+def explained(program: hlo.Program, config: Config, mesh: Mesh, traced: Traced) -> list[collectives.Collective]:
+    """All collectives of a compiled step with the reasons that the sharding tables give them."""
+    shapes = SegmentationModel(config.model).shapes()
+    shardings = parallel.param_shardings(mesh, shapes)
+    return collectives.explain(collectives.find(program, mesh), shardings, shapes, traced.trainable, traced.shared)
 
 
 def _reasons(explained: list[collectives.Collective]) -> dict[str, dict[str, float]]:

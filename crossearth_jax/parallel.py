@@ -8,6 +8,7 @@ hidden units. Parameters get logical axes by name (`LOGICAL_AXES`), logical axes
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ import jax
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from crossearth_jax import tables
 from crossearth_jax.config import MeshConfig, UserError
@@ -63,6 +64,8 @@ LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"style/.*", ()),
 )
 
+SCANNED = r"backbone/blocks/.*|head/pixel_decoder/encoder/.*"  # parameters stacked over the layers of a `jax.lax.scan`
+
 
 def make_mesh(config: MeshConfig, devices: Any = None) -> Mesh:
     """Builds the `(data, fsdp, model)` mesh over all devices; an axis of -1 takes what is left.
@@ -94,7 +97,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def batch_shards(mesh: Mesh) -> int:
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """How many pieces the batch is cut into."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
@@ -105,20 +108,21 @@ def param_shardings(mesh: Mesh, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> d
     A dimension that its mesh axis does not divide stays whole; that is logged, since it costs memory.
     """
     logical = tables.resolve(LOGICAL_AXES, shapes, "sharding")
-    return {name: NamedSharding(mesh, _spec(mesh, name, shapes[name].shape, logical[name])) for name in shapes}
+    for name, axes in logical.items():
+        for size, axis in zip(shapes[name].shape, axes, strict=False):
+            if (mesh_axis := MESH_AXES[axis] if axis else None) and size % mesh.shape[mesh_axis]:
+                parts = mesh.shape[mesh_axis]
+                logging.info("%s: %d is not divisible by %s=%d, kept whole", name, size, mesh_axis, parts)
+    return {name: NamedSharding(mesh, _spec(mesh, shapes[name].shape, logical[name])) for name in shapes}
 
 
-def _spec(mesh: Mesh, name: str, shape: tuple[int, ...], logical: tuple[str | None, ...]) -> PartitionSpec:
+def _spec(mesh: Mesh | AbstractMesh, shape: tuple[int, ...], logical: tuple[str | None, ...]) -> PartitionSpec:
     if logical and len(logical) != len(shape):
-        raise ValueError(f"{name} has shape {shape} but logical axes {logical}")
-    axes = []
-    for size, axis in zip(shape, logical, strict=False):
-        mesh_axis = MESH_AXES[axis] if axis else None
-        if mesh_axis and size % mesh.shape[mesh_axis]:
-            logging.info("%s: %d is not divisible by %s=%d, kept whole", name, size, mesh_axis, mesh.shape[mesh_axis])
-            mesh_axis = None
-        axes.append(mesh_axis)
-    return PartitionSpec(*axes)
+        raise ValueError(f"a parameter of shape {shape} has the logical axes {logical}")
+    axes = (MESH_AXES[axis] if axis else None for axis in logical)
+    return PartitionSpec(
+        *(axis if axis and size % mesh.shape[axis] == 0 else None for size, axis in zip(shape, axes, strict=False))
+    )
 
 
 def bytes_per_device(shapes: Any, shardings: Any) -> int:
@@ -165,6 +169,38 @@ def local_rows(array: jax.Array) -> np.ndarray:
     """This process's rows of an array that is split over the batch axes, in order; the inverse of `global_batch`."""
     shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
     return np.concatenate([jax.device_get(shards[start]) for start in sorted(shards)])
+
+
+def split_by_batch(activation: jax.Array) -> jax.Array:
+    """Pins an activation, whose leading axis is the batch, to the batch axes of the active mesh.
+
+    Without it a compiler may carry the split of a parameter over `fsdp` on to the activations it is applied to, and
+    then sums and moves those between devices. Left as it is where there is no mesh (`jax.set_mesh`), where a device
+    sees its own part anyway (`per_shard`), and where the batch does not divide.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.manual_axes or len(activation) % batch_shards(mesh):
+        return activation
+    return jax.lax.with_sharding_constraint(activation, PartitionSpec(BATCH_AXES))
+
+
+def whole_for_use(params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Gathers the parameters that the active mesh splits over `fsdp`, where they are applied whole.
+
+    The stacks that a scan runs over (`SCANNED`) are left alone: the scan gathers one layer at a time.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.manual_axes or mesh.shape["fsdp"] == 1:
+        return dict(params)
+    logical = tables.resolve(LOGICAL_AXES, params, "sharding")
+
+    def gathered(name: str, value: jax.Array) -> jax.Array:
+        if re.fullmatch(SCANNED, name):
+            return value
+        axes = [None if axis in BATCH_AXES else axis for axis in _spec(mesh, value.shape, logical[name])]
+        return jax.lax.with_sharding_constraint(value, PartitionSpec(*axes))
+
+    return {name: gathered(name, value) for name, value in params.items()}
 
 
 def per_shard(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -52,6 +52,48 @@ def test_param_shardings_split_what_divides_and_keep_the_rest_whole():
     assert parallel.bytes_per_device(shapes, shardings) == expected
 
 
+def test_dimensions_that_stay_whole_are_named(caplog):
+    mesh = parallel.make_mesh(MeshConfig(data=1, fsdp=4, model=2))
+    name = "backbone/blocks/mlp/fc1/kernel"
+    with caplog.at_level("INFO"):
+        parallel.param_shardings(mesh, {name: jax.ShapeDtypeStruct((3, 6, 15), jnp.float32)})
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{name}: 6 is not divisible by fsdp=4, kept whole",
+        f"{name}: 15 is not divisible by model=2, kept whole",
+    ]
+
+
+@pytest.mark.parametrize("config", [MeshConfig(data=2, fsdp=4), MeshConfig(data=2, fsdp=2, model=2)])
+def test_activations_stay_with_their_images_and_parameters_are_gathered_for_use(config):
+    mesh = parallel.make_mesh(config)
+    name, shape = "reins/delta/kernel", jax.ShapeDtypeStruct((64, 64), jnp.float32)
+    sharding = parallel.param_shardings(mesh, {name: shape})[name]
+
+    def apply(params, x):
+        x = parallel.split_by_batch(x @ parallel.whole_for_use(params)[name])
+        return parallel.split_by_batch(jnp.tanh(x))
+
+    with jax.set_mesh(mesh):
+        weights = jax.random.normal(jax.random.key(0), shape.shape)
+        images = jax.random.normal(jax.random.key(1), (8, 64))
+        expected = jnp.tanh(images @ weights)
+        arguments = {name: jax.device_put(weights, sharding)}, jax.device_put(images, parallel.batch_sharding(mesh))
+        compiled = jax.jit(apply).lower(*arguments).compile()
+        np.testing.assert_allclose(compiled(*arguments), expected, rtol=1e-5, atol=1e-5)
+    text = compiled.as_text()
+    assert "f32[64,64]" in text and "all-gather(" in text
+    assert not any(operation in text for operation in ("all-reduce(", "all-to-all(", "collective-permute("))
+
+
+def test_without_a_mesh_nothing_is_pinned():
+    x = jnp.ones((3, 4))
+    assert parallel.split_by_batch(x) is x
+    assert parallel.whole_for_use({"any": x}) == {"any": x}
+    with jax.set_mesh(parallel.make_mesh(MeshConfig())):
+        assert parallel.split_by_batch(x) is x  # three images do not divide over eight devices
+        assert parallel.per_shard(parallel.split_by_batch)(jnp.ones((8, 4))).shape == (8, 4)
+
+
 def test_global_batch_puts_rows_in_order():
     mesh = parallel.make_mesh(MeshConfig(data=4, fsdp=2))
     batch = parallel.global_batch({"image": np.arange(16).reshape(16, 1)}, mesh)["image"]

@@ -18,7 +18,7 @@ from crossearth_jax.parallel import BATCH_AXES
 SMALL = 4096  # elements up to which a sum over the batch is one of losses, metrics or norms
 
 # Reasons, in the words of the sharding tables of `crossearth_jax.parallel`.
-GRADIENTS = "gradients of trainable parameters, summed over the batch axes"
+GRADIENTS = "gradients of trainable parameters and of what depends on nothing else, summed over the batch axes"
 SUMS = "losses, metrics and norms, summed over the batch axes or over split parameters"
 PARAMETERS = "parameters whose `embed` dimension is split over fsdp, gathered for use"
 REDUCED = "gradients of parameters split over fsdp, each device keeping its part"
@@ -117,6 +117,7 @@ def explain(
     shardings: Mapping[str, NamedSharding],
     shapes: Mapping[str, jax.ShapeDtypeStruct],
     trainable: Iterable[str],
+    shared: Iterable[int] = (),
 ) -> list[Collective]:
     """Gives every collective the reason that the sharding tables offer, or none.
 
@@ -125,8 +126,9 @@ def explain(
       shardings: of all parameters.
       shapes: of all parameters.
       trainable: names of those with a gradient.
+      shared: numbers of elements of what is computed from trainable parameters alone (`origins.shared_sizes`).
     """
-    sizes = ParameterSizes(shardings, shapes, set(trainable))
+    sizes = ParameterSizes(shardings, shapes, set(trainable), shared)
     return [dataclasses.replace(collective, reason=_reason(collective, sizes)) for collective in found]
 
 
@@ -153,9 +155,13 @@ class ParameterSizes:
     """Numbers of elements by which a collective on parameters or their gradients is told from one on activations."""
 
     def __init__(
-        self, shardings: Mapping[str, NamedSharding], shapes: Mapping[str, jax.ShapeDtypeStruct], trainable: set[str]
+        self,
+        shardings: Mapping[str, NamedSharding],
+        shapes: Mapping[str, jax.ShapeDtypeStruct],
+        trainable: set[str],
+        shared: Iterable[int] = (),
     ):
-        self.gradients: set[int] = set()  # of a trainable parameter: whole, or a device's part of it
+        self.gradients: set[int] = set(shared)  # and of a trainable parameter: whole, or a device's part of it
         self.gathered: set[int] = set()  # of a parameter split over fsdp, once gathered
         self.kept: set[int] = set()  # of a device's part of such a parameter
         for name, sharding in shardings.items():

@@ -16,6 +16,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
+from crossearth_jax import parallel
 from crossearth_jax.config import HeadConfig, ViTConfig
 from crossearth_jax.models.layers import Mlp, conv, group_norm, layer_norm, linear, stack
 from crossearth_jax.ops.deformable_attention import deformable_attention
@@ -137,7 +138,9 @@ class PixelDecoder(nnx.Module):
         sizes = tuple(x.shape[1:3] for x in maps)
         tokens = jnp.concatenate([rearrange(x, "b h w d -> b (h w) d") for x in maps], axis=1)
         position = self.positions(sizes)
-        tokens, _ = jax.lax.scan(lambda x, layer: (layer(x, position, sizes), None), tokens, self.encoder)
+        tokens, _ = jax.lax.scan(
+            lambda x, layer: (layer(parallel.split_by_batch(x), position, sizes), None), tokens, self.encoder
+        )
         parts = jnp.split(tokens, np.cumsum([h * w for h, w in sizes])[:-1], axis=1)
         return tuple(rearrange(x, "b (h w) d -> b h w d", h=h) for x, (h, _) in zip(parts, sizes, strict=True))
 

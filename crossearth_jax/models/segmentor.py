@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from crossearth_jax import parallel
 from crossearth_jax.config import ModelConfig, UserError
 from crossearth_jax.models.initial_values import initial_values
 from crossearth_jax.models.mask_decoder import MaskDecoder, Predictions
@@ -87,7 +88,8 @@ class SegmentationModel:
                 f"{len(missing)} of the model's {len(leaves)} parameters are missing, e.g. {', '.join(missing[:3])}; "
                 "load a checkpoint that matches the model's config"
             )
-        state = nnx.from_flat_state([(path, leaf.replace(params[_name(path)])) for path, leaf in leaves])
+        whole = parallel.whole_for_use({_name(path): params[_name(path)] for path, _ in leaves})
+        state = nnx.from_flat_state([(path, leaf.replace(whole[_name(path)])) for path, leaf in leaves])
         return nnx.merge(graph, state)
 
     def features(self, params: Mapping[str, jax.Array], images: Float[Array, "b h w 3"]) -> Features:

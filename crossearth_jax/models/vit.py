@@ -12,6 +12,7 @@ from einops import rearrange, repeat
 from flax import nnx
 from jaxtyping import Array, Float
 
+from crossearth_jax import parallel
 from crossearth_jax.config import UserError, ViTConfig
 from crossearth_jax.models.layers import conv, layer_norm, linear, stack
 from crossearth_jax.ops.attention import attention
@@ -153,7 +154,7 @@ class VisionTransformer(nnx.Module):
         is_patch = jnp.arange(tokens.shape[1])[:, None] > 0
 
         def layer(x: jax.Array, block: Block, inputs: Any) -> jax.Array:
-            x = block(x)
+            x = parallel.split_by_batch(block(parallel.split_by_batch(x)))
             # Choosing is cheaper than cutting the class token off and putting it back.
             return x if adapter is None else jnp.where(is_patch, adapter(x, inputs), x)
 

@@ -75,6 +75,14 @@ def test_tables_explain_what_they_cause_and_nothing_else(kind, axes, dims, reaso
     assert explained(kind, axes, *dims) == reason
 
 
+def test_gradients_of_what_is_computed_from_parameters_are_explained_by_its_size():
+    mesh = parallel.make_mesh(MeshConfig())
+    tokens = collectives.Collective("all-reduce", ("data",), 8, (hlo.Shape("bf16", (100, 1024), False),), 24.0, "")
+    arguments = parallel.param_shardings(mesh, SHAPES), SHAPES, [CLASS_HEAD]
+    assert collectives.explain([tokens], *arguments)[0].reason == UNEXPLAINED
+    assert collectives.explain([tokens], *arguments, {100 * 1024})[0].reason == GRADIENTS
+
+
 def test_bytes_sent_follow_the_ring_algorithms():
     def sent(kind: str, group: int) -> float:
         return collectives.Collective(kind, ("data",), group, (hlo.Shape("f32", (100,), False),), 3.0, "").bytes

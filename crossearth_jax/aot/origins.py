@@ -1,0 +1,88 @@
+"""Which values of a traced program are computed from trainable parameters alone.
+
+Their gradients have no batch axis either: a compiler may sum them over the batch before it carries them on to the
+parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend.core import Jaxpr, Literal
+
+
+class Origin(NamedTuple):
+    """What a value depends on."""
+
+    trainable: bool
+    batch: bool
+
+    def __or__(self, other: Any) -> Origin:
+        return Origin(self.trainable or other.trainable, self.batch or other.batch)
+
+
+NOTHING = Origin(False, False)
+
+
+def shared_sizes(program: Jaxpr, origins: Any) -> set[int]:
+    """Numbers of elements of all values that depend on what is trained but not on the batch.
+
+    Args:
+      program: as traced.
+      origins: its arguments with an `Origin` in place of each array.
+    """
+    sizes: set[int] = set()
+    _follow(program, jax.tree.leaves(origins, is_leaf=lambda x: isinstance(x, Origin)), sizes)
+    return sizes
+
+
+def _follow(program: Any, origins: Sequence[Origin], sizes: set[int]) -> list[Origin]:
+    """Adds the sizes of a program's shared values; returns the origins of its results."""
+    known: dict[Any, Origin] = dict(zip(program.invars, origins, strict=True))
+
+    def origin(value: Any) -> Origin:
+        return NOTHING if isinstance(value, Literal) else known.get(value, NOTHING)
+
+    for equation in program.eqns:
+        results = _results(equation, [origin(value) for value in equation.invars], sizes)
+        for value, found in zip(equation.outvars, results, strict=True):
+            known[value] = found
+            if found == Origin(True, False):
+                sizes.add(value.aval.size)
+    return [origin(value) for value in program.outvars]
+
+
+def _results(equation: Any, inputs: list[Origin], sizes: set[int]) -> list[Origin]:
+    merged = NOTHING
+    for origin in inputs:
+        merged |= origin
+    if equation.primitive.name == "scan":
+        inputs = _settled(equation, inputs)
+    results = [merged] * len(equation.outvars)
+    # A `while` carries its results around: they may depend on all it is given.
+    inner = [] if equation.primitive.name == "while" else list(_programs(equation.params))
+    for program in inner:
+        found = _follow(program, inputs[len(inputs) - len(program.invars) :], sizes)
+        results = found if program is inner[0] else [a | b for a, b in zip(results, found, strict=True)]
+    return results
+
+
+def _settled(scan: Any, inputs: list[Origin]) -> list[Origin]:
+    """Inputs of a scan with what is carried from round to round as it is in the last one."""
+    (program,) = _programs(scan.params)
+    # What is scanned over, and what is stacked, has one axis less inside; the rest is carried (or constant).
+    stacked = sum(
+        outer.aval.ndim > inside.aval.ndim for outer, inside in zip(scan.outvars, program.outvars, strict=True)
+    )
+    scanned = sum(outer.aval.ndim > inside.aval.ndim for outer, inside in zip(scan.invars, program.invars, strict=True))
+    count, end = len(scan.outvars) - stacked, len(inputs) - scanned
+    carried, after = inputs[end - count : end], _follow(program, inputs, set())[:count]
+    settled = [a | b for a, b in zip(carried, after, strict=True)]
+    return inputs if settled == carried else _settled(scan, [*inputs[: end - count], *settled, *inputs[end:]])
+
+
+def _programs(parameters: dict[str, Any]) -> Iterator[Any]:
+    found = jax.tree.leaves(parameters, is_leaf=lambda x: isinstance(x, Jaxpr))
+    yield from (value for value in found if isinstance(value, Jaxpr))
