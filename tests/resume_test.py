@@ -65,7 +65,7 @@ def disturbed(tiny_config, tmp_path_factory):
             terminated=runs.end(signal.SIGTERM, "steps", 2, 0.0) | {"line": last_line()},
             before_full=max(complete_saves(out / "killed")),
             full=runs.run("killed", "-c", FULL_DISK),
-            full_line=last_line(),
+            full_lines=[line for line in log.read_text().splitlines() if line.startswith("error: ")],
             after_full=complete_saves(out / "killed"),
             finished=runs.finish("killed"),
             log=log.read_text(),
@@ -95,8 +95,9 @@ def test_a_signal_saves_the_step_it_meets(disturbed, name, code):
 
 def test_a_full_disk_leaves_the_last_checkpoint_usable(disturbed):
     assert disturbed.full == 2
-    assert disturbed.full_line.startswith("error: ") and "could not be written to" in disturbed.full_line
+    (line,) = disturbed.full_lines  # Python may still warn, after it, of writes that orbax never began
+    assert "could not be written to" in line
     last = disturbed.before_full
-    assert f"the last complete one is step {last}: make room and run the same command" in disturbed.full_line
+    assert f"the last complete one is step {last}: make room and run the same command" in line
     assert max(disturbed.after_full) == last
     assert disturbed.log.count(f"restored step {last} from") == 2  # by the run that fails, and by the one after it
