@@ -72,7 +72,7 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _gib(size: float) -> str:
+def _gib(size: int | float) -> str:
     return f"{size / 2**30:.2f}"
 
 
