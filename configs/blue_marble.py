@@ -4,8 +4,11 @@
     python -m crossearth_jax.main --config=configs/blue_marble.py:arid --workdir=runs/arid
 
 Both ideas of the paper are on: Earth-Style Injection and masked image modelling beside segmentation. Pixels are 7 km
-wide and colour tells most, so patches are 2 pixels, crops 16, and colours are distorted less than in photographs.
+wide and colour tells most, so patches are 2 pixels, crops 16, and colours are distorted less than in photographs. They
+are dark, so the source's own statistics standardise them.
 """
+
+from dataclasses import replace
 
 from ml_collections import ConfigDict
 
@@ -31,6 +34,13 @@ from crossearth_jax.config import (
 
 ARGUMENTS = benchmark.CLIMATES
 STEPS = 1000
+# RGB mean and deviation of the labelled pixels of each climate's train split in the green season.
+PIXELS = {
+    "tropical": ((39.4, 49.0, 22.3), (24.1, 17.6, 21.9)),
+    "arid": ((127.9, 109.5, 80.7), (47.0, 37.1, 33.8)),
+    "temperate": ((55.8, 60.5, 32.2), (22.8, 16.8, 21.9)),
+    "cold": ((59.6, 66.8, 45.3), (45.1, 41.7, 49.3)),
+}
 
 VIT = ViTConfig(
     image_size=16,
@@ -68,7 +78,13 @@ def experiment(source: str = "temperate") -> Config:
     return Config(
         name=f"blue_marble-{source}",
         data=DataConfig(source=f"blue_marble/{source}_green", batch_size=32),
-        model=ModelConfig(classes=5, vit=VIT, reins=ReinsConfig(tokens=16, rank=8, scale=0.01), head=HEAD, mim=MIM),
+        model=ModelConfig(
+            classes=5,
+            vit=replace(VIT, pixel_statistics=PIXELS[source]),
+            reins=ReinsConfig(tokens=16, rank=8, scale=0.01),
+            head=HEAD,
+            mim=MIM,
+        ),
         augment=AUGMENT,
         style=StyleConfig(),
         mim=MimTaskConfig(),

@@ -2,12 +2,15 @@
 
     python -m crossearth_jax.main --config=configs/pretrain_blue_marble.py --workdir=runs/pretrain --mode=train
 
-It sees the 2,239 `blue_marble/unlabelled` tiles: every climate, both seasons, train blocks of the globe only.
+It sees the 2,239 `blue_marble/unlabelled` tiles: every climate, both seasons, train blocks of the globe only. Pixels
+are standardised as for a temperate source, which the backbone then serves.
 """
+
+from dataclasses import replace
 
 from ml_collections import ConfigDict
 
-from configs.blue_marble import AUGMENT, MIM, VIT
+from configs.blue_marble import AUGMENT, MIM, PIXELS, VIT
 from crossearth_jax.config import (
     Config,
     DataConfig,
@@ -26,7 +29,9 @@ def get_config() -> ConfigDict:
         Config(
             name="pretrain_blue_marble",
             data=DataConfig(source="blue_marble/unlabelled", batch_size=64),
-            model=ModelConfig(classes=5, vit=VIT, reins=None, head=None, mim=MIM),
+            model=ModelConfig(
+                classes=5, vit=replace(VIT, pixel_statistics=PIXELS["temperate"]), reins=None, head=None, mim=MIM
+            ),
             augment=AUGMENT,
             loss=None,
             mim=MimTaskConfig(mask_ratio=0.5, block_size=128),

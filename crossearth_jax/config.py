@@ -33,6 +33,8 @@ class ViTConfig:
     depth: int = 24
     heads: int = 16
     mlp_width: int = 4096
+    # RGB mean and deviation, 0..255, of the images that the patch embedding is made for; None: ImageNet's, as released.
+    pixel_statistics: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
     swiglu: bool = False  # DINOv2 ViT-g: gated MLP in place of GELU
     layer_scale: float = 1e-5  # initial value of the per-channel residual gains
     feature_blocks: tuple[int, ...] = (7, 11, 15, 23)  # 0-based blocks whose output becomes a feature level

@@ -16,6 +16,7 @@ from crossearth_jax import parallel
 from crossearth_jax.config import UserError, ViTConfig
 from crossearth_jax.models.layers import conv, layer_norm, linear, stack
 from crossearth_jax.ops.attention import attention
+from crossearth_jax.ops.normalization import standardize
 from crossearth_jax.ops.resize import apply_matrices, cubic_kernel, interpolation_matrix
 
 
@@ -130,6 +131,8 @@ class VisionTransformer(nnx.Module):
         patch = self.config.patch_size
         if images.shape[1] % patch or images.shape[2] % patch:
             raise UserError(f"the image is {images.shape[1]} x {images.shape[2]}; sides must be multiples of {patch}")
+        if self.config.pixel_statistics is not None:
+            images = standardize(images, *self.config.pixel_statistics)
         patches = self.patch_embed(images)
         patches = patches + position_table(self.position[1:], *patches.shape[1:3]).astype(patches.dtype)
         class_token = repeat(self.class_token[...] + self.position[0], "c -> b 1 c", b=len(images))

@@ -19,3 +19,10 @@ def normalize(images: Shaped[Array, "*b h w 3"]) -> Float[Array, "*b h w 3"]:
 def denormalize(images: Float[Array, "*b h w 3"]) -> Float[Array, "*b h w 3"]:
     """Inverse of `normalize`: float32 RGB on the 0..255 scale, neither rounded nor clipped."""
     return images * STD + MEAN
+
+
+def standardize(
+    images: Float[Array, "*b h w 3"], mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> Float[Array, "*b h w 3"]:
+    """Normalised images with these statistics (RGB, 0..255 scale) in place of ImageNet's."""
+    return (denormalize(images) - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)

@@ -11,6 +11,7 @@ from scipy.special import expit
 from crossearth_jax.config import ModelConfig, ViTConfig
 from crossearth_jax.models.segmentor import SegmentationModel
 from crossearth_jax.models.vit import position_table
+from crossearth_jax.ops.normalization import standardize
 from crossearth_jax.ops.resize import cubic_kernel, interpolation_matrix
 
 CONFIG = ViTConfig(
@@ -85,3 +86,11 @@ def test_position_table_is_resized_unless_it_fits_exactly():
     rows = interpolation_matrix(4, 2, scale=2.1 / 4, kernel=cubic_kernel)
     columns = interpolation_matrix(4, 4, scale=4.1 / 4, kernel=cubic_kernel)
     np.testing.assert_allclose(resized, rows @ table.reshape(4, 4, 3)[..., 0] @ columns[1], atol=1e-6)
+
+
+def test_pixel_statistics_standardise_what_the_patch_embedding_sees(images):
+    statistics = ((50.0, 60.0, 30.0), (20.0, 10.0, 5.0))
+    plain, standardised = build(CONFIG), build(dataclasses.replace(CONFIG, pixel_statistics=statistics))
+    expected = plain.embed(standardize(images, *statistics))
+    np.testing.assert_allclose(standardised.embed(images), expected, atol=1e-5)
+    assert not np.allclose(plain.embed(images), expected, atol=0.1)
