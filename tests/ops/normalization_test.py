@@ -23,6 +23,6 @@ def test_equals_the_reference_and_inverts():
 
 
 def test_other_statistics_take_the_place_of_imagenets():
-    images = np.array([[[[60, 40, 20], [50, 60, 10]]]], np.uint8)
+    images = jnp.asarray([[[[60, 40, 20], [50, 60, 10]]]], jnp.uint8)
     found = standardize(normalize(images), (50.0, 60.0, 30.0), (20.0, 10.0, 5.0))
     np.testing.assert_allclose(found, [[[[0.5, -2, -2], [0, 0, -4]]]], atol=1e-5)
