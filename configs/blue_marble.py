@@ -54,6 +54,7 @@ VIT = ViTConfig(
     pyramid=(2.0, 1.0, 0.5, 0.25),
     remat=False,
 )
+REINS = ReinsConfig(tokens=16, rank=8, scale=0.01)
 HEAD = HeadConfig(
     width=64, heads=4, groups=8, encoder_layers=1, encoder_mlp_width=128, points=2, decoder_layers=2,
     decoder_mlp_width=128,
@@ -75,16 +76,11 @@ def experiment(source: str = "temperate") -> Config:
     """The typed configuration, for other experiments to vary."""
     if source not in ARGUMENTS:
         raise UserError(f"configs/blue_marble.py:{source} is unknown; expected one of {', '.join(ARGUMENTS)}")
+    vit = replace(VIT, pixel_statistics=PIXELS[source])
     return Config(
         name=f"blue_marble-{source}",
         data=DataConfig(source=f"blue_marble/{source}_green", batch_size=32),
-        model=ModelConfig(
-            classes=5,
-            vit=replace(VIT, pixel_statistics=PIXELS[source]),
-            reins=ReinsConfig(tokens=16, rank=8, scale=0.01),
-            head=HEAD,
-            mim=MIM,
-        ),
+        model=ModelConfig(classes=5, vit=vit, reins=REINS, head=HEAD, mim=MIM),
         augment=AUGMENT,
         style=StyleConfig(),
         mim=MimTaskConfig(),
