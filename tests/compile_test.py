@@ -11,15 +11,7 @@ import pytest
 from crossearth_jax.aot.chips import CHIPS, roofline
 from crossearth_jax.aot.markdown import compile_table
 from crossearth_jax.compile import compiler_failure
-from crossearth_jax.config import MeshConfig, to_config_dict
-
-EXPERIMENT = """
-import json
-from ml_collections import ConfigDict
-
-def get_config():
-    return ConfigDict(json.loads({!r}))
-"""
+from crossearth_jax.config import MeshConfig
 
 
 def run(*arguments, config="configs/blue_marble.py"):
@@ -29,12 +21,11 @@ def run(*arguments, config="configs/blue_marble.py"):
 
 
 @pytest.fixture(scope="module")
-def compiled(tiny_config, tmp_path_factory):
+def compiled(tiny_config, write_experiment, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("compiled")
     model = dataclasses.replace(tiny_config.model, dtype="bfloat16")
     config = dataclasses.replace(tiny_config, model=model, mesh=MeshConfig(fsdp=2))
-    (workdir / "experiment.py").write_text(EXPERIMENT.format(to_config_dict(config).to_json()))
-    done = run("--topology=v5e:2x4", f"--workdir={workdir}", config=workdir / "experiment.py")
+    done = run("--topology=v5e:2x4", f"--workdir={workdir}", config=write_experiment(workdir, config))
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads((workdir / "compile.json").read_text()), workdir, done.stdout
 

@@ -24,6 +24,7 @@ from crossearth_jax.config import (
     StyleConfig,
     TrainConfig,
     ViTConfig,
+    to_config_dict,
 )
 from crossearth_jax.prepare import prepare_domains
 
@@ -114,3 +115,24 @@ def tiny_config(blue_marble_dir):
         train=TrainConfig(steps=4, log_every=1, checkpoint_every=2),
         evaluate=EvaluateConfig(window=16, stride=11, batch_size=16, examples=2),
     )
+
+
+EXPERIMENT = """
+import json
+from ml_collections import ConfigDict
+
+def get_config():
+    return ConfigDict(json.loads({text!r}))
+"""
+
+
+@pytest.fixture(scope="session")
+def write_experiment():
+    """Writes a config as a file for `--config`, `experiment.py` in a folder, and returns its path."""
+
+    def write(folder, config):
+        path = folder / "experiment.py"
+        path.write_text(EXPERIMENT.format(text=to_config_dict(config).to_json()))
+        return path
+
+    return write

@@ -14,20 +14,13 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks.kill_and_resume import complete_saves
 from crossearth_jax import evaluate, train
-from crossearth_jax.config import to_config_dict
 from crossearth_jax.models.segmentor import SegmentationModel
 
 SETTING = "temperate_green2temperate_brown"
 SCORED = ("water", "forest", "shrub_grass", "cropland")  # of the source in its own domain
 STEPS = 3
-EXPERIMENT = """
-import json
-from crossearth_jax.config import from_config_dict, to_config_dict
-
-def get_config():
-    return to_config_dict(from_config_dict(json.loads({text!r})))
-"""
 # The command itself, except that it fits no baselines: they have tests of their own.
 MAIN = """
 from crossearth_jax import baselines, command, main
@@ -53,13 +46,11 @@ def config(tiny_config):
 
 
 @pytest.fixture(scope="module")
-def experiment(tmp_path_factory, config):
-    path = tmp_path_factory.mktemp("distributed") / "experiment.py"
-    path.write_text(EXPERIMENT.format(text=to_config_dict(config).to_json()))
-    return path
+def experiment(config, write_experiment, tmp_path_factory):
+    return write_experiment(tmp_path_factory.mktemp("distributed"), config)
 
 
-def start(experiment, workdir, *flags):
+def start(experiment, workdir):
     """Starts two processes and returns them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -68,7 +59,7 @@ def start(experiment, workdir, *flags):
     together = ["--distributed", f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2"]
     command = [sys.executable, "-c", MAIN, f"--config={experiment}", f"--workdir={workdir}", *together]
     return [
-        subprocess.Popen([*command, f"--process_id={i}", *flags], env=environment, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen([*command, f"--process_id={i}"], env=environment, stderr=subprocess.PIPE, text=True)
         for i in range(2)
     ]
 
@@ -81,14 +72,8 @@ def outputs(processes):
             process.kill()
 
 
-def saved_steps(workdir):
-    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
-
-
 def logged(workdir):
-    path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +83,7 @@ def two_processes(experiment, tmp_path_factory):
     processes = start(experiment, workdir)
     errors = outputs(processes)
     assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
-    return workdir, errors, saved_steps(workdir)
+    return workdir, errors, complete_saves(workdir)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +130,7 @@ def test_two_processes_score_as_one_does(config, one_process, two_processes):
     best = train.restore(config, two_processes[0])
     step = int(best.state.step)
     assert step == (2 if found[2] > found[3] else 3)
-    assert two_processes[2] == sorted({step, STEPS})  # the newest, of which one is to be kept, and the best
+    assert two_processes[2] == {step, STEPS}  # the newest, of which one is to be kept, and the best
     row = json.loads((two_processes[0] / "results.json").read_text())[SETTING]
     assert row["checkpoint_step"] == step
     assert row["protocol"].startswith("best checkpoint on the validation split of the source blue_marble/temp")

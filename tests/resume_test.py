@@ -11,16 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks.kill_and_resume import Runs, compare, complete_saves
-from crossearth_jax.config import to_config_dict
 
 STEPS, EVERY = 60, 5
-EXPERIMENT = """
-import json
-from crossearth_jax.config import from_config_dict, to_config_dict
-
-def get_config():
-    return to_config_dict(from_config_dict(json.loads({text!r})))
-"""
 # The command with a limit to the size of its files, which no checkpoint of the run keeps and all small files do: a
 # full disk could only be had by those who may mount one. Writes past it fail with EFBIG in place of ENOSPC.
 FULL_DISK = """
@@ -33,7 +25,7 @@ command.run(main.main)
 
 
 @pytest.fixture(scope="module")
-def disturbed(tiny_config, tmp_path_factory):
+def disturbed(tiny_config, write_experiment, tmp_path_factory):
     """What happened to the run, in the order of the fields."""
     # On one device and with one task: every process traces its step anew, and there are seven. That the other task
     # and styles resume to the bit is tested within one process.
@@ -46,11 +38,11 @@ def disturbed(tiny_config, tmp_path_factory):
         optimizer=dataclasses.replace(tiny_config.optimizer, accumulate=1),
     )
     out = tmp_path_factory.mktemp("disturbed")
-    (out / "experiment.py").write_text(EXPERIMENT.format(text=to_config_dict(small).to_json()))
+    experiment = write_experiment(out, small)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_NUM_CPU_DEVICES", "1")
         patch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiles in half the time
-        runs = Runs(out, str(out / "experiment.py"), STEPS, EVERY)
+        runs = Runs(out, str(experiment), STEPS, EVERY)
         runs.finish("whole")
         log = out / "killed.log"
 
