@@ -108,12 +108,12 @@ def param_shardings(mesh: Mesh, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> d
     A dimension that its mesh axis does not divide stays whole; that is logged, since it costs memory.
     """
     logical = tables.resolve(LOGICAL_AXES, shapes, "sharding")
-    for name, axes in logical.items():
-        for size, axis in zip(shapes[name].shape, axes, strict=False):
-            if (mesh_axis := MESH_AXES[axis] if axis else None) and size % mesh.shape[mesh_axis]:
-                parts = mesh.shape[mesh_axis]
-                logging.info("%s: %d is not divisible by %s=%d, kept whole", name, size, mesh_axis, parts)
-    return {name: NamedSharding(mesh, _spec(mesh, shapes[name].shape, logical[name])) for name in shapes}
+    specs = {name: _spec(mesh, shapes[name].shape, logical[name]) for name in shapes}
+    for name, spec in specs.items():
+        for size, axis, placed in zip(shapes[name].shape, logical[name], spec, strict=False):
+            if placed is None and (wanted := MESH_AXES[axis] if axis else None):
+                logging.info("%s: %d is not divisible by %s=%d, kept whole", name, size, wanted, mesh.shape[wanted])
+    return {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
 
 
 def _spec(mesh: Mesh | AbstractMesh, shape: tuple[int, ...], logical: tuple[str | None, ...]) -> PartitionSpec:

@@ -62,7 +62,7 @@ def _results(equation: Any, inputs: list[Origin], sizes: set[int]) -> list[Origi
         inputs = _settled(equation, inputs)
     results = [merged] * len(equation.outvars)
     # A `while` carries its results around: they may depend on all it is given.
-    inner = [] if equation.primitive.name == "while" else list(_programs(equation.params))
+    inner = [] if equation.primitive.name == "while" else list(inner_programs(equation.params))
     for program in inner:
         found = _follow(program, inputs[len(inputs) - len(program.invars) :], sizes)
         results = found if program is inner[0] else [a | b for a, b in zip(results, found, strict=True)]
@@ -71,7 +71,7 @@ def _results(equation: Any, inputs: list[Origin], sizes: set[int]) -> list[Origi
 
 def _settled(scan: Any, inputs: list[Origin]) -> list[Origin]:
     """Inputs of a scan with what is carried from round to round as it is in the last one."""
-    (program,) = _programs(scan.params)
+    (program,) = inner_programs(scan.params)
     # What is scanned over, and what is stacked, has one axis less inside; the rest is carried (or constant).
     stacked = sum(
         outer.aval.ndim > inside.aval.ndim for outer, inside in zip(scan.outvars, program.outvars, strict=True)
@@ -83,6 +83,7 @@ def _settled(scan: Any, inputs: list[Origin]) -> list[Origin]:
     return inputs if settled == carried else _settled(scan, [*inputs[: end - count], *settled, *inputs[end:]])
 
 
-def _programs(parameters: dict[str, Any]) -> Iterator[Any]:
+def inner_programs(parameters: dict[str, Any]) -> Iterator[Any]:
+    """The programs among an equation's parameters: bodies of loops, branches and calls."""
     found = jax.tree.leaves(parameters, is_leaf=lambda x: isinstance(x, Jaxpr))
     yield from (value for value in found if isinstance(value, Jaxpr))

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.extend.core import Jaxpr
 
 from crossearth_jax import parallel
+from crossearth_jax.aot.origins import inner_programs
 from crossearth_jax.ops import attention, deformable_attention, sampling
 from crossearth_jax.training.program import build_program
 
@@ -19,9 +19,8 @@ def equations(program: Any) -> Iterator[Any]:
     """All equations of a program, those of its loops and branches included."""
     for equation in program.eqns:
         yield equation
-        for value in jax.tree.leaves(equation.params, is_leaf=lambda x: isinstance(x, Jaxpr)):
-            if isinstance(value, Jaxpr):
-                yield from equations(value)
+        for inner in inner_programs(equation.params):
+            yield from equations(inner)
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
