@@ -1,6 +1,6 @@
-"""Compilation of the real steps for TPU slices that are not there: memory, work, collectives, time.
+"""Compilation of the real steps for TPUs and GPUs that are not there: memory, work, collectives, time.
 
-`python -m crossearth_jax.main --config=… --mode=compile --topology=v5e:2x4,v5e:16x16 [--batch_per_chip=2]`
+`python -m crossearth_jax.main --config=… --mode=compile --topology=v5e:2x4,v5e:16x16,h100:8 [--batch_per_chip=2]`
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def compile_steps(
 
     Args:
       config: the experiment; its mesh has to fit every slice.
-      topologies: names such as `v5e:16x16`.
+      topologies: names such as `v5e:16x16` or `h100:8`.
       workdir: where the results go.
       batch_per_chip: images per chip; None takes the config's global batches as they are.
 
@@ -138,20 +138,29 @@ def _compile(config: Config, mesh: Mesh, topology: str, step: str, build: Any) -
         "images_per_chip": images / mesh.size, "image_side": config.model.vit.image_size,
         "dtype": config.model.dtype, "remat": config.model.vit.remat,
     }  # fmt: skip
+    chip = chips.chip_of(topology)
     logging.info("compiling the %s step for %s (minutes for large networks)", step, topology)
     with jax.set_mesh(mesh):
         start = time.monotonic()
         traced = build(config, mesh)
         try:
-            compiled = traced.step.lower().compile()
+            compiled = traced.step.lower().compile(compiler_options=dict(chip.compiler.options))
         except jax.errors.JaxRuntimeError as error:
             return record | {"failure": compiler_failure(str(error))}
         record["seconds"] = round(time.monotonic() - start, 1)
-    return record | describe(compiled, config, mesh, chips.CHIPS[topology.partition(":")[0]], traced)
+    record |= describe(compiled, config, mesh, chip, traced)
+    return record | memory_failure(record["hbm"]["total"], chip)
+
+
+def memory_failure(used: float, chip: chips.Chip) -> dict[str, str]:
+    """The failure of a step that exceeds the memory of a chip whose compiler lets it pass, as for `compile.json`."""
+    if used <= chip.memory or chip.compiler.refuses_excess:
+        return {}
+    return {"failure": f"needs {used / 2**30:.2f}G of {chip.memory / 2**30:.2f}G HBM"}
 
 
 def compiler_failure(message: str) -> str:
-    """What the TPU compiler complains about, in one line: memory first."""
+    """What a compiler complains about, in one line: memory first."""
     used = re.search(r"Used (\S+) of (\S+) hbm", message)
     return f"needs {used.group(1)} of {used.group(2)} HBM" if used else message.strip().splitlines()[0][:200]
 
@@ -159,7 +168,7 @@ def compiler_failure(message: str) -> str:
 def describe(compiled: Any, config: Config, mesh: Mesh, chip: chips.Chip, traced: Traced) -> dict[str, Any]:
     """Memory, work, collectives and times of a compiled step, per chip."""
     program = hlo.parse(compiled.as_text())
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     found = explained(program, config, mesh, traced)
     arguments, outputs = memory.argument_size_in_bytes, memory.output_size_in_bytes
     aliased, temporaries = memory.alias_size_in_bytes, memory.temp_size_in_bytes

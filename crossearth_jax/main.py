@@ -29,7 +29,7 @@ _CHECKPOINTS = flags.DEFINE_string(
     "config's settings with whatever is there.",
 )  # fmt: skip
 _TOPOLOGY = flags.DEFINE_list(
-    "topology", [], "With --mode=compile: TPU slices to compile for, such as v5e:2x4,v5p:4x8x8."
+    "topology", [], "With --mode=compile: TPU slices and GPUs to compile for, such as v5e:2x4,v5p:4x8x8,h100:8."
 )
 _BATCH_PER_CHIP = flags.DEFINE_integer(
     "batch_per_chip", None, "With --mode=compile: images per chip, in place of the config's global batches.", 1

@@ -10,7 +10,7 @@ import pytest
 
 from crossearth_jax.aot.chips import CHIPS, roofline
 from crossearth_jax.aot.markdown import compile_table
-from crossearth_jax.compile import compiler_failure
+from crossearth_jax.compile import compiler_failure, memory_failure
 from crossearth_jax.config import MeshConfig
 
 
@@ -58,7 +58,7 @@ def test_state_is_donated_on_the_tpu(compiled):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--topology=v9:2x4"], "error: unknown topology 'v9:2x4'; expected a generation (v5e, v6e, v5p)"),
+        (["--topology=v9:2x4"], "error: unknown topology 'v9:2x4'; expected a chip (v5e, v6e, v5p, h100, a100)"),
         (["--topology=v5e:3x5"], "error: topology 'v5e:3x5' does not exist"),
         ([], "error: --mode=compile needs --topology"),
         (["--topology=v5e:2x4", "--batch_per_chip=0"], "error: flag --batch_per_chip=0"),
@@ -74,6 +74,13 @@ def test_memory_that_is_missing_is_named():
     message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 21.30G of 15.75G hbm. Exceeded by 5.5G."
     assert compiler_failure(message) == "needs 21.30G of 15.75G HBM"
     assert compiler_failure("INTERNAL: no\nmore") == "INTERNAL: no"
+
+
+def test_steps_too_large_for_a_gpu_fail_although_its_compiler_lets_them_pass():
+    assert memory_failure(90.0 * 2**30, CHIPS["h100"]) == {"failure": "needs 90.00G of 74.51G HBM"}
+    assert memory_failure(80e9, CHIPS["h100"]) == {}
+    # The TPU compiler knows better than the maker's round number what fits.
+    assert memory_failure(15.0 * 2**30, CHIPS["v5e"]) == {}
 
 
 def test_roofline_divides_by_the_peaks():

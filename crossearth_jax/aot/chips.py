@@ -1,4 +1,4 @@
-"""TPU generations whose compiler runs without a TPU: what their makers state about them, and slices of them."""
+"""Accelerators whose compilers run without them: what their makers state about them, and slices of them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-from jax.experimental import topologies
 
+from crossearth_jax.aot.compilers import CUDA, TPU, Compiler
 from crossearth_jax.config import UserError
 
 
 class Chip(NamedTuple):
     """Peak numbers of one chip."""
 
-    flops: float  # per second, bfloat16
+    compiler: Compiler
+    flops: float  # per second, bfloat16, without sparsity
     memory: float  # bytes of HBM
     memory_bandwidth: float  # bytes per second
     interconnect: float  # bytes per second that a chip can send to its neighbours: half of the bidirectional number
@@ -24,20 +25,12 @@ class Chip(NamedTuple):
 
 
 CHIPS: Mapping[str, Chip] = {
-    "v5e": Chip(197e12, 16e9, 819e9, 400e9 / 2, "https://cloud.google.com/tpu/docs/v5e"),
-    "v6e": Chip(918e12, 32e9, 1638e9, 800e9 / 2, "https://cloud.google.com/tpu/docs/v6e"),
-    "v5p": Chip(459e12, 95e9, 2765e9, 1200e9 / 2, "https://cloud.google.com/tpu/docs/v5p"),
-}
-
-
-# Read by libtpu when it is loaded: it looks for no TPU, several processes may compile at once, and it says little.
-_LIBTPU = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_MIN_LOG_LEVEL": "3",
-    "TPU_STDERR_LOG_LEVEL": "3",
+    "v5e": Chip(TPU, 197e12, 16e9, 819e9, 400e9 / 2, "https://cloud.google.com/tpu/docs/v5e"),
+    "v6e": Chip(TPU, 918e12, 32e9, 1638e9, 800e9 / 2, "https://cloud.google.com/tpu/docs/v6e"),
+    "v5p": Chip(TPU, 459e12, 95e9, 2765e9, 1200e9 / 2, "https://cloud.google.com/tpu/docs/v5p"),
+    # SXM boards. NVIDIA states the arithmetic of the H100 with sparsity, twice what dense matrices get.
+    "h100": Chip(CUDA, 1979e12 / 2, 80e9, 3350e9, 900e9 / 2, "https://www.nvidia.com/en-us/data-center/h100/"),
+    "a100": Chip(CUDA, 312e12, 80e9, 2039e9, 600e9 / 2, "https://www.nvidia.com/en-us/data-center/a100/"),
 }
 
 
@@ -54,32 +47,53 @@ def roofline(chip: Chip, flops: float, memory_bytes: float, sent_bytes: float) -
     return Roofline(flops / chip.flops, memory_bytes / chip.memory_bandwidth, sent_bytes / chip.interconnect)
 
 
+def chip_of(topology: str) -> Chip:
+    """The kind of chip that a topology such as `v5e:16x16` or `h100:8` is made of.
+
+    Raises:
+      UserError: there is none of this name, or the topology has no size.
+    """
+    name, _, sides = topology.partition(":")
+    if name not in CHIPS or not sides:
+        raise UserError(
+            f"unknown topology '{topology}'; expected a chip ({', '.join(CHIPS)}) and the sides of a TPU slice or the "
+            f"nodes and GPUs of a cluster, {_examples(TPU, CUDA)}"
+        )
+    return CHIPS[name]
+
+
 def slice_devices(topology: str) -> list[Any]:
     """Descriptions of the devices of a slice such as `v5e:16x16`, good for a mesh to compile for.
 
     Call it before JAX is used for anything else: this process then computes on the CPU.
 
     Raises:
-      UserError: the name is unknown, or the TPU compiler is not installed.
+      UserError: the name is unknown, or the compiler is not installed.
     """
-    generation = topology.partition(":")[0]
-    if generation not in CHIPS or ":" not in topology:
-        raise UserError(
-            f"unknown topology '{topology}'; expected a generation ({', '.join(CHIPS)}) and the sides of a slice, such "
-            "as v5e:2x4, v6e:16x16 or v5p:4x8x8"
-        )
-    if importlib.util.find_spec("libtpu") is None:
-        raise UserError(
-            "the TPU compiler (libtpu) is not installed; install the extra 'tpu': pip install -e '.[tpu]' (no TPU is "
-            "needed)"
-        )
-    for name, value in _LIBTPU.items():
+    compiler = chip_of(topology).compiler
+    for module in compiler.modules:
+        if not _installed(module):
+            raise UserError(
+                f"{compiler.name} ({module}) is not installed; install the extra '{compiler.extra}': "
+                f"pip install -e '.[{compiler.extra}]' (no {compiler.accelerator} is needed)"
+            )
+    for name, value in compiler.environment.items():
         os.environ.setdefault(name, value)
     jax.config.update("jax_platforms", "cpu")
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+        return compiler.describe(*topology.split(":", 1))
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"topology '{topology}' does not exist ({reason}); try v5e:2x4, v6e:16x16 or v5p:4x8x8"
-        ) from None
+        raise UserError(f"topology '{topology}' does not exist ({reason}); try {_examples(compiler)}") from None
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of a package that `module` is in
+        return False
+
+
+def _examples(*compilers: Compiler) -> str:
+    *most, last = [example for compiler in compilers for example in compiler.examples]
+    return f"such as {', '.join(most)} or {last}"

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from crossearth_jax.aot.hlo import COLLECTIVES, Instruction, Program, Shape
+from crossearth_jax.config import UserError
 from crossearth_jax.parallel import BATCH_AXES
 
 SMALL = 4096  # elements up to which a sum over the batch is one of losses, metrics or norms
@@ -67,17 +68,28 @@ def find(program: Program, mesh: Mesh) -> list[Collective]:
         if channel in found:
             continue
         groups = device_groups(instruction, mesh.size)
-        arrays = [shape for shape in instruction.shapes if shape.dims or kind != "collective-permute"]
-        if instruction.opcode in ("all-gather-start", "collective-permute-start"):
-            arrays = arrays[len(arrays) // 2 :]  # the operands come first
+        arrays, count = instruction.shapes, len(instruction.operands)
+        if len(arrays) >= 2 * count:
+            arrays = arrays[count : 2 * count]  # of an asynchronous start: its operands come first
+        arrays = tuple(
+            part
+            for operand, array in zip(instruction.operands, arrays, strict=False)
+            for part in _split_like(program.joined(computation, operand), array)
+        )
         if computation.startswith("all-reduce-scatter"):
             # A TPU writes a reduce-scatter as an all-reduce whose slice is taken in the same fusion.
-            kind, arrays = "reduce-scatter", list(list(program.computations[computation].values())[-1].shapes)
+            kind, arrays = "reduce-scatter", list(program.computations[computation].values())[-1].shapes
         found[channel] = Collective(
-            kind, mesh_axes(groups, mesh), max(map(len, groups)), tuple(arrays), times,
+            kind, mesh_axes(groups, mesh), max(map(len, groups)), arrays, times,
             instruction.attribute(r'op_name="([^"]*)"'),
         )  # fmt: skip
     return [collective for collective in found.values() if collective.group > 1]
+
+
+def _split_like(joined: tuple[Shape, ...], array: Shape) -> tuple[Shape, ...]:
+    """A collective's result, cut into those of the arrays that were joined for it (GPUs sum several as one)."""
+    whole = sum(part.size for part in joined)
+    return tuple(part._replace(dims=(part.size * array.size // whole,)) for part in joined) or (array,)
 
 
 def device_groups(instruction: Instruction, devices: int) -> list[tuple[int, ...]]:
@@ -94,11 +106,13 @@ def device_groups(instruction: Instruction, devices: int) -> list[tuple[int, ...
         shape, source, order = (tuple(map(int, part.split(","))) if part else None for part in iota.groups())
         assert shape and source
         return [tuple(group) for group in np.arange(devices).reshape(source).transpose(order).reshape(shape).tolist()]
-    if named := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text):
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\] \{((?:'\w+',?)*)\}", text):
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named.group(1))}
         over = [list(sizes).index(name) for name in re.findall(r"'(\w+)'", named.group(2))]
         grid = np.moveaxis(np.arange(devices).reshape(tuple(sizes.values())), over, range(-len(over), 0))
         return [tuple(group) for group in grid.reshape(-1, math.prod(grid.shape[-len(over) :])).tolist()]
+    if "replica_groups=" in text:
+        raise UserError(f"crossearth_jax/aot/collectives.py cannot read the groups of devices in '{text[:200]}'")
     return [tuple(range(devices))]
 
 

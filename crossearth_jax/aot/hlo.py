@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
+
+from crossearth_jax.config import UserError
 
 BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5} | {
     f"{kind}{bits}": bits // 8 for kind in ("s", "u", "f", "bf", "c") for bits in (8, 16, 32, 64, 128)
@@ -107,13 +109,23 @@ class Program:
         return sum(times * self._flops(computation, i) for computation, i, times in self.executed())
 
     def _flops(self, computation: str, instruction: Instruction) -> float:
-        if instruction.opcode not in ("convolution", "dot"):
+        count = _counter(instruction)
+        if count is None:
             return 0.0
         left, right = (self.computations[computation][name].shapes[0].dims for name in instruction.operands[:2])
-        if instruction.opcode == "dot":
-            contracted = instruction.attribute(r"lhs_contracting_dims=\{([\d,]*)\}")
-            return 2.0 * instruction.shapes[0].size * math.prod(left[int(i)] for i in contracted.split(",") if i)
-        return convolution_flops(instruction, left, right)
+        return count(instruction, left, right, instruction.shapes[0].dims)
+
+    def joined(self, computation: str, name: str) -> tuple[Shape, ...]:
+        """The arrays that the named value is a concatenation of, seen through fusions; () if it is none."""
+        value = self.computations[computation][name]
+        if value.opcode in ("bitcast", "reshape", "copy"):
+            return self.joined(computation, value.operands[0])
+        if value.opcode == "fusion":
+            (inside,) = self.called(value)
+            return self.joined(inside, list(self.computations[inside])[-1])
+        if value.opcode != "concatenate":
+            return ()
+        return tuple(self.computations[computation][operand].shapes[0] for operand in value.operands)
 
     def cycles(self) -> float:
         """Cycles that the TPU compiler estimates for what it fused, as far as it says (without waiting for others)."""
@@ -158,14 +170,23 @@ def _closing(text: str) -> int:
     return len(text)
 
 
-def convolution_flops(instruction: Instruction, left: tuple[int, ...], right: tuple[int, ...]) -> float:
+def product_flops(
+    instruction: Instruction, left: tuple[int, ...], right: tuple[int, ...], result: tuple[int, ...]
+) -> float:
+    """Operations of a matrix product, of HLO's own or of a call to cuBLAS."""
+    contracted = instruction.attribute(r'lhs_contracting_dim(?:s=\{|ensions":\[)([\d,"]*)')
+    return 2.0 * math.prod(result) * math.prod(left[int(i)] for i in re.findall(r"\d+", contracted))
+
+
+def convolution_flops(
+    instruction: Instruction, left: tuple[int, ...], right: tuple[int, ...], result: tuple[int, ...]
+) -> float:
     """Operations of a convolution, not counting the padding: TPUs write batched matrix products in this way."""
     inputs, kernel, outputs = re.split(r"_|->", instruction.attribute(r"dim_labels=([\w?]+->\w+)").replace("?", ""))
     window = {
         name: values.split("x")
         for name, values in re.findall(r"(\w+)=([\w\-]+)", instruction.attribute(r"window=\{([^}]*)\}"))
     }
-    result = instruction.shapes[0].dims
     products = left[inputs.index("b")] * right[kernel.index("i")] * result[outputs.index("f")]
     products //= int(instruction.attribute(r"batch_group_count=(\d+)") or 1)
     for axis in range(len(inputs) - 2):
@@ -181,3 +202,39 @@ def convolution_flops(instruction: Instruction, left: tuple[int, ...], right: tu
         extent = (left[inputs.index(label)] - 1) * spread + 1
         products *= int(((reads >= 0) & (reads < extent) & (reads % spread == 0)).sum())
     return 2.0 * products
+
+
+def _input_gradient_flops(instruction: Instruction, *dims: tuple[int, ...]) -> float:
+    """Of cuDNN, which describes the convolution whose gradient it takes: (of its output, kernel) gives its input."""
+    output, kernel, image = dims
+    return convolution_flops(instruction, image, kernel, output)
+
+
+def _kernel_gradient_flops(instruction: Instruction, *dims: tuple[int, ...]) -> float:
+    """As above: (input, of its output) gives its kernel."""
+    image, output, kernel = dims
+    return convolution_flops(instruction, image, kernel, output)
+
+
+_Counter = Callable[..., float]
+
+# Calls to the libraries of NVIDIA. Others of these libraries are refused, rather than taken for no work.
+_LIBRARY_CALLS: Mapping[str, _Counter | None] = {
+    "__cublas$gemm": product_flops,
+    "__cublas$lt$matmul": product_flops,
+    "__cudnn$convForward": convolution_flops,
+    "__cudnn$convBiasActivationForward": convolution_flops,
+    "__cudnn$convBackwardInput": _input_gradient_flops,
+    "__cudnn$convBackwardFilter": _kernel_gradient_flops,
+    "__cudnn$norm": None,
+}
+
+
+def _counter(instruction: Instruction) -> _Counter | None:
+    """What counts the operations of an instruction; None if it is no product."""
+    if instruction.opcode != "custom-call":
+        return {"dot": product_flops, "convolution": convolution_flops}.get(instruction.opcode)
+    called = instruction.attribute(r'custom_call_target="([^"]*)"')
+    if re.match(r"__cu(blas|dnn)\$", called) and called not in _LIBRARY_CALLS:
+        raise UserError(f"the compiled step calls {called}, whose operations crossearth_jax/aot/hlo.py cannot count")
+    return _LIBRARY_CALLS.get(called)

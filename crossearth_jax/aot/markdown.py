@@ -77,6 +77,7 @@ def _gib(size: int | float) -> str:
 
 
 def _estimate(compiler: Mapping[str, Any]) -> str:
-    """The compiler's `optimal_seconds`, which is negative where it gives loops no time, and its cycles."""
-    seconds, cycles = compiler["optimal_seconds"], f"{compiler['cycles'] / 1e6:.0f} Mcycles"
-    return f"{1e3 * seconds:.1f} ms, {cycles}" if seconds and seconds > 0 else cycles
+    """The compiler's `optimal_seconds`, negative where it gives loops no time, and its cycles, if it has any."""
+    seconds, cycles = compiler["optimal_seconds"], compiler["cycles"]
+    estimates = [f"{1e3 * seconds:.1f} ms"] if seconds and seconds > 0 else []
+    return ", ".join([*estimates, f"{cycles / 1e6:.0f} Mcycles"] if cycles else estimates) or "none"

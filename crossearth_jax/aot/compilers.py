@@ -1,0 +1,64 @@
+"""The compilers of TPUs and of NVIDIA GPUs, which need no such device: how each is asked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from jax.experimental import topologies
+
+from crossearth_jax.aot import gpus
+
+
+class Compiler(NamedTuple):
+    """How to compile for accelerators of one kind."""
+
+    name: str
+    accelerator: str
+    modules: tuple[str, ...]  # that have to be installed
+    extra: str  # which installs them
+    examples: tuple[str, ...]  # of topologies
+    environment: Mapping[str, str]  # read when the compiler is loaded
+    options: Mapping[str, Any]  # of every compilation
+    refuses_excess: bool  # whether it stops at a program that does not fit into memory
+    describe: Callable[[str, str], list[Any]]  # devices of (chip, size)
+
+
+def _tpu_slice(chip: str, sides: str) -> list[Any]:
+    return topologies.get_topology_desc(platform="tpu", topology_name=f"{chip}:{sides}").devices
+
+
+def _gpu_nodes(chip: str, size: str) -> list[Any]:
+    if not re.fullmatch(r"([1-9]\d*x)?[1-9]\d*", size):
+        raise ValueError("expected GPUs of a node, or nodes x GPUs of each")
+    nodes = size if "x" in size else f"1x{size}"
+    properties = gpus.target_config(chip)
+    return topologies.get_topology_desc(platform="cuda", topology=f"1x{nodes}", target_config=properties).devices
+
+
+TPU = Compiler(
+    "the TPU compiler", "TPU", ("libtpu",), "tpu", ("v5e:2x4", "v6e:16x16", "v5p:4x8x8"),
+    # It looks for no TPU, several processes may compile at once, and it says little.
+    environment={
+        "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_MIN_LOG_LEVEL": "3",
+        "TPU_STDERR_LOG_LEVEL": "3",
+    },
+    options={},
+    refuses_excess=True,
+    describe=_tpu_slice,
+)  # fmt: skip
+
+CUDA = Compiler(
+    "the CUDA compiler", "GPU", ("jax_plugins.xla_cuda12", "nvidia.cuda_nvcc"), "aot-gpu", ("h100:8", "h100:2x8"),
+    environment={},
+    # Choosing among kernels means to time them on a GPU: each gets its default. Those of matrix products are cuBLAS's,
+    # since what Triton makes of some of them does not compile, and only a GPU's timing would fall back.
+    options={"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False},
+    refuses_excess=False,
+    describe=_gpu_nodes,
+)  # fmt: skip
