@@ -108,6 +108,7 @@ class AugmentConfig:
 
     crop_size: int = 512
     scales: tuple[float, ...] = tuple(0.1 * k for k in range(5, 21))  # short side = int(crop_size * scale)
+    longest: float = 4.0  # crops; a long side above it shrinks the image, whatever its scale
     max_class_share: float = 0.75  # a crop whose largest class covers this much is drawn again
     crop_tries: int = 10
     flip: bool = True

@@ -19,8 +19,6 @@ from crossearth_jax.augment.resampling import AxisTables
 from crossearth_jax.benchmark import IGNORE
 from crossearth_jax.config import AugmentConfig, UserError
 
-LONGEST = 4  # the long side of a resized image is at most this many crops
-
 
 class GeometricDraws(NamedTuple):
     """The random choices for one image.
@@ -41,7 +39,7 @@ class GeometricDraws(NamedTuple):
 def resized_sizes(config: AugmentConfig, height: int, width: int) -> tuple[tuple[int, int], ...]:
     """Returns the (height, width) that an image gets at each of the scales."""
     shorts = [int(config.crop_size * scale + 1e-6) for scale in config.scales]
-    longest = LONGEST * config.crop_size
+    longest = int(config.longest * config.crop_size)
     return tuple(resampling.resized_size(height, width, short, longest) for short in shorts)
 
 

@@ -122,6 +122,12 @@ def test_draws_cover_scales_and_boxes_uniformly():
             assert boxes[:, axis].max() == count - 1
 
 
+@pytest.mark.parametrize(("longest", "sizes"), [(4.0, ((32, 48), (43, 64))), (8.0, ((32, 48), (64, 96)))])
+def test_long_sides_are_bounded(longest, sizes):
+    config = AugmentConfig(crop_size=16, scales=(2.0, 4.0), longest=longest)
+    assert geometric.resized_sizes(config, 64, 96) == sizes
+
+
 def test_flips_can_be_switched_off():
     config = AugmentConfig(crop_size=32, flip=False)
     keys = jax.random.split(jax.random.key(0), 20)
