@@ -1,5 +1,6 @@
 """Eight virtual devices for every test, and weights that several folders test with."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -115,6 +116,46 @@ def tiny_config(blue_marble_dir):
         train=TrainConfig(steps=4, log_every=1, checkpoint_every=2),
         evaluate=EvaluateConfig(window=16, stride=11, batch_size=16, examples=2),
     )
+
+
+@pytest.fixture(scope="session")
+def comparable_config(tiny_config):
+    """The run in small, both tasks and styles on, such that numbers of different meshes differ by rounding alone."""
+    # Eight groups draw the same styles on every mesh. Adam divides by the gradient's own size, which would turn the
+    # rounding noise of gradients that are truly zero (biases of keys, which a softmax ignores) into full steps; a
+    # larger epsilon leaves noise as small as it is. Among points of equal uncertainty rounding would choose others for
+    # the mask losses; here all candidates are taken.
+    return dataclasses.replace(
+        tiny_config,
+        loss=dataclasses.replace(tiny_config.loss, oversample=1.0, importance=1.0),
+        style=dataclasses.replace(tiny_config.style, groups=8),
+        optimizer=dataclasses.replace(tiny_config.optimizer, eps=1e-2, learning_rate=1e-3, accumulate=1),
+        train=dataclasses.replace(tiny_config.train, steps=3, keep_checkpoints=1),
+    )
+
+
+def _logged(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def assert_same_run():
+    """Compares losses of every step, and trained and averaged parameters after the last, of two training runs."""
+
+    def compare(found, found_in, expected, expected_in):
+        records, others = _logged(found_in), _logged(expected_in)
+        assert [record["step"] for record in records] == [record["step"] for record in others] == [1, 2, 3]
+        names = [name for name in others[0] if name.startswith("loss")]
+        assert len(names) > 4 and any("styled" in name for name in names)
+        for a, b in zip(records, others, strict=True):
+            np.testing.assert_allclose([a[n] for n in names], [b[n] for n in names], atol=1e-5, rtol=1e-5)
+        for part in ("trainable", "average"):
+            arrays, references = getattr(found.state, part), getattr(expected.state, part)
+            assert arrays.keys() == references.keys()
+            for name in references:
+                np.testing.assert_allclose(arrays[name], references[name], atol=1e-5, rtol=1e-5, err_msg=name)
+
+    return compare
 
 
 EXPERIMENT = """

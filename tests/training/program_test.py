@@ -28,9 +28,7 @@ def data_parallel(tiny_config):
 
 @pytest.fixture(scope="module")
 def fully_sharded(tiny_config):
-    # The step of a run in train_test.py, so that it is compiled once for both.
-    optimizer = dataclasses.replace(tiny_config.optimizer, eps=1e-2, learning_rate=1e-3)
-    return compiled(dataclasses.replace(tiny_config, style=None, optimizer=optimizer, mesh=MeshConfig(data=2, fsdp=4)))
+    return compiled(dataclasses.replace(tiny_config, mesh=MeshConfig(data=2, fsdp=4)))
 
 
 def collectives_of(step, config, monkeypatch):
