@@ -62,7 +62,7 @@ HEAD = HeadConfig(
 MIM = MimConfig(width=24, dilations=(1, 2), image_size=16, token_size=16)
 AUGMENT = AugmentConfig(
     crop_size=16,
-    scales=(3.0, 3.5, 4.0, 4.5, 5.0),  # tiles are 64 pixels: 0.75 to 1.25 of their resolution
+    scales=(3.0, 3.5, 4.0, 4.0, 4.0),  # tiles are 64 pixels: 0.75, 0.875 and, mostly, 1 of their resolution
     max_class_share=1.0,  # more than half of the source's windows are nearly all one class; refusing them costs forest
     vertical_flip=True,
     brightness=12.0,

@@ -10,10 +10,12 @@ import os
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from crossearth_jax import benchmark
+from crossearth_jax.baselines import labelled_pixels
 from crossearth_jax.config import UserError, from_config_dict, to_config_dict
 
 ROOT = Path(__file__).parent.parent
@@ -109,3 +111,10 @@ def test_docstring_starts_with_command_and_result(name):
     """The experiment's file says how to run it and what came out, before anything else."""
     docstring = load(name).__doc__ or ""
     assert f"--config=configs/{name}.py" in docstring, "give the command in the module's docstring"
+
+
+def test_blue_marble_is_standardised_by_the_pixels_of_its_source(blue_marble_dir):
+    pixels = np.concatenate([p for p, _ in labelled_pixels("blue_marble/temperate_green", "train", blue_marble_dir)])
+    mean, deviation = load("blue_marble").PIXELS["temperate"]
+    np.testing.assert_allclose(pixels.mean(0, dtype=float), mean, atol=0.05)
+    np.testing.assert_allclose(pixels.std(0, dtype=float), deviation, atol=0.05)
