@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from crossearth_jax.benchmark import IGNORE
 from crossearth_jax.config import (
     AugmentConfig,
     Config,
@@ -177,3 +178,28 @@ def write_experiment():
         return path
 
     return write
+
+
+class RandomSplit:
+    """Random images of the given sizes with random labels of Blue Marble, some of them ignored."""
+
+    def __init__(self, domain, sizes):
+        self.domain, self.sizes = domain, sizes
+
+    def __len__(self):
+        return len(self.sizes)
+
+    def size(self, index):
+        return self.sizes[index]
+
+    def __getitem__(self, index):
+        rng = np.random.default_rng(index)
+        image = rng.integers(0, 256, (*self.sizes[index], 3), np.uint8)
+        label = rng.choice(np.array([0, 1, 2, 3, 4, IGNORE], np.uint8), self.sizes[index])
+        return {"image": image, "label": label, "index": index, "id": str(index), "domain": self.domain}
+
+
+@pytest.fixture(scope="session")
+def random_split():
+    """Makes a stand-in for a prepared split: `random_split(domain, sizes)`."""
+    return RandomSplit

@@ -57,25 +57,10 @@ def test_classes_at_the_original_size_equal_the_reference(monkeypatch, strip):
     assert (np.asarray(classes) == golden["post_argmax"]).mean() == 1
 
 
-class MixedSizes:
-    """Images of three sizes in no order, some of which have no label in places."""
-
-    sizes = ((24, 32), (16, 16), (24, 32), (10, 10), (16, 16), (24, 32), (24, 32), (24, 32))
-
-    def __init__(self, *_):
-        pass
-
-    def __len__(self):
-        return len(self.sizes)
-
-    def size(self, index):
-        return self.sizes[index]
-
-    def __getitem__(self, index):
-        rng = np.random.default_rng(index)
-        image = rng.integers(0, 256, (*self.sizes[index], 3), np.uint8)
-        label = rng.choice(np.array([0, 1, 2, 3, 4, IGNORE], np.uint8), self.sizes[index])
-        return {"image": image, "label": label, "index": index, "id": str(index), "domain": DOMAIN}
+@pytest.fixture
+def mixed_sizes(random_split):
+    """Images of three sizes in no order."""
+    return random_split(DOMAIN, ((24, 32), (16, 16), (24, 32), (10, 10), (16, 16), (24, 32), (24, 32), (24, 32)))
 
 
 @pytest.fixture
@@ -86,13 +71,13 @@ def model(tiny_config):
     return model, {name: value * 4 if name.startswith("head/") else value for name, value in params.items()}
 
 
-def test_mixed_sizes_one_compilation_each_same_numbers_on_any_devices(tiny_config, model, monkeypatch):
+def test_mixed_sizes_one_compilation_each_same_numbers_on_any_devices(tiny_config, model, mixed_sizes, monkeypatch):
     model, params = model
     resize = Resize(box=(16, 16))  # 24 x 32 becomes 12 x 16: a window that is not square
     facts = dataclasses.replace(DOMAINS[DOMAIN], resize=resize, sizes={"test": (32, 32)})
     monkeypatch.setitem(DOMAINS, DOMAIN, facts)
-    monkeypatch.setattr(pipeline.sources, "PreparedSplit", MixedSizes)
-    expected = sum(confusion_of_one(model, params, resize, MixedSizes()[i]) for i in range(8))
+    monkeypatch.setattr(pipeline.sources, "PreparedSplit", lambda *_: mixed_sizes)
+    expected = sum(confusion_of_one(model, params, resize, example) for example in mixed_sizes)
     assert (expected.sum(axis=0) > 0).sum() > 1  # more than one class is predicted
     config = dataclasses.replace(tiny_config.evaluate, batch_size=4)
     for devices in (jax.devices(), jax.devices()[:1]):
@@ -116,15 +101,15 @@ def confusion_of_one(model, params, resize, example):
     return np.bincount(label[keep] * 5 + predicted[keep], minlength=25).reshape(5, 5)
 
 
-def test_long_sides_are_thinned_for_the_report(monkeypatch):
+def test_long_sides_are_thinned_for_the_report(mixed_sizes, monkeypatch):
     monkeypatch.setattr(evaluate, "EXAMPLE_SIDE", 15)
     examples = evaluate.Examples(3)
     for index in (1, 0, 3, 4, 5):
-        example = MixedSizes()[index]
+        example = mixed_sizes[index]
         batch = {name: example[name][None] for name in ("image", "label")} | {"valid": np.array([index != 4])}
         examples.add(batch, jnp.asarray(example["label"] % 5)[None])
     images, labels, predictions = examples.arrays()
     # The first has 16 x 16 pixels, of which every second is kept; others of that size are padding or come later.
-    np.testing.assert_array_equal(images, MixedSizes()[1]["image"][None, ::2, ::2])
+    np.testing.assert_array_equal(images, mixed_sizes[1]["image"][None, ::2, ::2])
     assert labels.shape == predictions.shape == (1, 8, 8)
     assert [array.shape for array in evaluate.Examples(0).arrays()] == [(0, 1, 1, 3), (0, 1, 1), (0, 1, 1)]
