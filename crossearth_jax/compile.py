@@ -39,7 +39,7 @@ def compile_steps(
 
     Args:
       config: the experiment; its mesh has to fit every slice.
-      topologies: names such as `v5e:16x16` or `h100:8`.
+      topologies: names such as `v5e:16x16`, `v5e:16x16:2` (two slices) or `h100:8`.
       workdir: where the results go.
       batch_per_chip: images per chip; None takes the config's global batches as they are.
 
@@ -173,7 +173,8 @@ def describe(compiled: Any, config: Config, mesh: Mesh, chip: chips.Chip, traced
     arguments, outputs = memory.argument_size_in_bytes, memory.output_size_in_bytes
     aliased, temporaries = memory.alias_size_in_bytes, memory.temp_size_in_bytes
     flops, sent = program.flops(), collectives.bytes_by_kind(found)
-    bound = chips.roofline(chip, flops, arguments + outputs + temporaries, sum(sent.values()))
+    moved, crossing = arguments + outputs + temporaries, sent.get(collectives.BETWEEN_SLICES, 0.0)
+    bound = chips.roofline(chip, flops, moved, sum(sent.values()) - crossing, crossing)
     return {
         "hbm": {
             "arguments": arguments, "outputs": outputs, "aliased": aliased, "temporaries": temporaries,

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from crossearth_jax import tables
@@ -81,10 +81,26 @@ def make_mesh(config: MeshConfig, devices: Any = None) -> Mesh:
             f"mesh (data, fsdp, model) = {tuple(shape)} does not fit {devices.size} devices; "
             "choose sizes whose product is that number, or one -1"
         )
-    shape = [devices.size // known if size == -1 else size for size in shape]
-    return jax.make_mesh(
-        tuple(shape), ("data", "fsdp", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices
+    data, fsdp, model = (devices.size // known if size == -1 else size for size in shape)
+    axes, types = ("data", "fsdp", "model"), (jax.sharding.AxisType.Auto,) * 3
+    slices = slice_count(devices)
+    if slices == 1:
+        return jax.make_mesh((data, fsdp, model), axes, axis_types=types, devices=devices)
+    if data % slices:
+        raise UserError(
+            f"mesh (data, fsdp, model) = {(data, fsdp, model)} does not fit {slices} TPU slices: between slices only "
+            f"gradients are summed, so data has to be a multiple of {slices}"
+        )
+    grid = mesh_utils.create_hybrid_device_mesh(
+        (data // slices, fsdp, model), (slices, 1, 1), devices=devices.tolist(), allow_split_physical_axes=True
     )
+    return Mesh(grid, axes, axis_types=types)
+
+
+def slice_count(devices: np.ndarray) -> int:
+    """TPU slices that `devices` belong to; between slices there is only the data-centre network."""
+    tpus = (device for device in devices.ravel() if device.platform == "tpu")
+    return max(len({getattr(device, "slice_index", 0) for device in tpus}), 1)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -60,6 +60,8 @@ def test_state_is_donated_on_the_tpu(compiled):
     [
         (["--topology=v9:2x4"], "error: unknown topology 'v9:2x4'; expected a chip (v5e, v6e, v5p, h100, a100)"),
         (["--topology=v5e:3x5"], "error: topology 'v5e:3x5' does not exist"),
+        (["--topology=v5e:2x4:0"], "error: topology 'v5e:2x4:0' does not exist (expected the sides of a slice and,"),
+        (["--topology=v6e:16x32"], "error: topology 'v6e:16x32' does not exist (a side of it has at most 16 chips; "),
         ([], "error: --mode=compile needs --topology"),
         (["--topology=v5e:2x4", "--batch_per_chip=0"], "error: flag --batch_per_chip=0"),
     ],
@@ -68,6 +70,31 @@ def test_wrong_slices_are_refused(arguments, message):
     done = run(*arguments)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(message)
+
+
+def test_only_data_is_split_between_slices():
+    program = """
+from crossearth_jax.aot.chips import slice_devices
+from crossearth_jax.config import MeshConfig, UserError
+from crossearth_jax.parallel import make_mesh, slice_count
+
+devices = slice_devices("v5e:2x4:2")
+for config in (MeshConfig(), MeshConfig(fsdp=2, model=4)):
+    mesh = make_mesh(config, devices)
+    first = {device.slice_index for device in mesh.devices[: mesh.shape["data"] // 2].ravel()}
+    print(*mesh.devices.shape, slice_count(mesh.devices), first)
+try:
+    make_mesh(MeshConfig(fsdp=16), devices)
+except UserError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "16 1 1 2 {0}",
+        "2 2 4 2 {0}",
+        "mesh (data, fsdp, model) = (1, 16, 1) does not fit 2 TPU slices: between slices only gradients are summed, "
+        "so data has to be a multiple of 2",
+    ]
 
 
 def test_memory_that_is_missing_is_named():
@@ -84,5 +111,6 @@ def test_steps_too_large_for_a_gpu_fail_although_its_compiler_lets_them_pass():
 
 
 def test_roofline_divides_by_the_peaks():
-    bound = roofline(CHIPS["v5e"], flops=197e9, memory_bytes=819e6, sent_bytes=200e6)
-    assert bound == pytest.approx((1e-3, 1e-3, 1e-3))
+    bound = roofline(CHIPS["v5e"], flops=197e9, memory_bytes=819e6, sent_bytes=200e6, sent_between_slices=3.125e6)
+    assert bound == pytest.approx((1e-3, 1e-3, 1e-3, 1e-3))
+    assert roofline(CHIPS["h100"], 1.0, 1.0, 1.0).network == 0

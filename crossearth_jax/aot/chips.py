@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -22,12 +23,14 @@ class Chip(NamedTuple):
     memory_bandwidth: float  # bytes per second
     interconnect: float  # bytes per second that a chip can send to its neighbours: half of the bidirectional number
     source: str
+    network: float = math.inf  # bytes per second of a chip's share of the network between TPU slices; GPUs know none
 
 
 CHIPS: Mapping[str, Chip] = {
-    "v5e": Chip(TPU, 197e12, 16e9, 819e9, 400e9 / 2, "https://cloud.google.com/tpu/docs/v5e"),
-    "v6e": Chip(TPU, 918e12, 32e9, 1638e9, 800e9 / 2, "https://cloud.google.com/tpu/docs/v6e"),
-    "v5p": Chip(TPU, 459e12, 95e9, 2765e9, 1200e9 / 2, "https://cloud.google.com/tpu/docs/v5p"),
+    # The last number is stated for a pod of 256 chips of v5e and v6e, for a chip of v5p.
+    "v5e": Chip(TPU, 197e12, 16e9, 819e9, 400e9 / 2, "https://cloud.google.com/tpu/docs/v5e", 6.4e12 / 8 / 256),
+    "v6e": Chip(TPU, 918e12, 32e9, 1638e9, 800e9 / 2, "https://cloud.google.com/tpu/docs/v6e", 25.6e12 / 8 / 256),
+    "v5p": Chip(TPU, 459e12, 95e9, 2765e9, 1200e9 / 2, "https://cloud.google.com/tpu/docs/v5p", 50e9 / 8),
     # SXM boards. NVIDIA states the arithmetic of the H100 with sparsity, twice what dense matrices get.
     "h100": Chip(CUDA, 1979e12 / 2, 80e9, 3350e9, 900e9 / 2, "https://www.nvidia.com/en-us/data-center/h100/"),
     "a100": Chip(CUDA, 312e12, 80e9, 2039e9, 600e9 / 2, "https://www.nvidia.com/en-us/data-center/a100/"),
@@ -40,11 +43,17 @@ class Roofline(NamedTuple):
     compute: float
     memory: float
     interconnect: float
+    network: float
 
 
-def roofline(chip: Chip, flops: float, memory_bytes: float, sent_bytes: float) -> Roofline:
+def roofline(
+    chip: Chip, flops: float, memory_bytes: float, sent_bytes: float, sent_between_slices: float = 0.0
+) -> Roofline:
     """Divides what one chip has to do by what it can do at best."""
-    return Roofline(flops / chip.flops, memory_bytes / chip.memory_bandwidth, sent_bytes / chip.interconnect)
+    return Roofline(
+        flops / chip.flops, memory_bytes / chip.memory_bandwidth, sent_bytes / chip.interconnect,
+        sent_between_slices / chip.network,
+    )  # fmt: skip
 
 
 def chip_of(topology: str) -> Chip:
@@ -56,14 +65,14 @@ def chip_of(topology: str) -> Chip:
     name, _, sides = topology.partition(":")
     if name not in CHIPS or not sides:
         raise UserError(
-            f"unknown topology '{topology}'; expected a chip ({', '.join(CHIPS)}) and the sides of a TPU slice or the "
-            f"nodes and GPUs of a cluster, {_examples(TPU, CUDA)}"
+            f"unknown topology '{topology}'; expected a chip ({', '.join(CHIPS)}) and the sides (and number) of TPU "
+            f"slices or the nodes and GPUs of a cluster, {_examples(TPU, CUDA)}"
         )
     return CHIPS[name]
 
 
 def slice_devices(topology: str) -> list[Any]:
-    """Descriptions of the devices of a slice such as `v5e:16x16`, good for a mesh to compile for.
+    """Descriptions of the devices of a slice such as `v5e:16x16`, or of several (`v5e:16x16:2`), for a mesh.
 
     Call it before JAX is used for anything else: this process then computes on the CPU.
 

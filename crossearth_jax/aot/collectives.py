@@ -14,8 +14,9 @@ from jax.sharding import Mesh, NamedSharding
 
 from crossearth_jax.aot.hlo import COLLECTIVES, Instruction, Program, Shape
 from crossearth_jax.config import UserError
-from crossearth_jax.parallel import BATCH_AXES
+from crossearth_jax.parallel import BATCH_AXES, slice_count
 
+BETWEEN_SLICES = "all-reduce between slices"  # the part of a sum that crosses the data-centre network
 SMALL = 4096  # elements up to which a sum over the batch is one of losses, metrics or norms
 
 # Reasons, in the words of the sharding tables of `crossearth_jax.parallel`.
@@ -37,14 +38,18 @@ class Collective:
     arrays: tuple[Shape, ...]  # results on one device
     times: float  # how often it runs in a step
     where: str  # the operation of the model it comes from
+    share: float = 1.0  # of the arrays that one device exchanges, more if it is padded
     reason: str = UNEXPLAINED
 
     @property
     def bytes(self) -> float:
         """Bytes that each device sends in a step with a ring algorithm."""
-        result = sum(shape.nbytes for shape in self.arrays)
+        result = self.share * sum(shape.nbytes for shape in self.arrays)
         share = (self.group - 1) / max(self.group, 1)
-        factor = {"all-reduce": 2 * share, "reduce-scatter": self.group * share, "collective-permute": 1.0}
+        factor = {
+            "all-reduce": 2 * share, BETWEEN_SLICES: 2 * share,
+            "reduce-scatter": self.group * share, "collective-permute": 1.0,
+        }  # fmt: skip
         return self.times * result * factor.get(self.kind, share)
 
     def __str__(self) -> str:
@@ -58,16 +63,22 @@ def find(program: Program, mesh: Mesh) -> list[Collective]:
 
     An asynchronous collective appears several times in the text (its start, what runs meanwhile, its end), always
     under one channel; it is counted once.
+
+    A mesh of several TPU slices is compiled as one of them, its first: what they exchange are transfers to the hosts.
     """
+    slices = slice_count(mesh.devices)
     found: dict[str, Collective] = {}
     for computation, instruction, times in program.executed():
+        if instruction.opcode == "send" and '"xla_megascale_runtime"' in instruction.attributes:
+            found[instruction.name] = _between_slices(program, computation, instruction, times, slices)
+            continue
         kind = instruction.opcode.removesuffix("-start")
         if kind not in COLLECTIVES:
             continue
         channel = instruction.attribute(r"channel_id=(\d+)") or instruction.name
         if channel in found:
             continue
-        groups = device_groups(instruction, mesh.size)
+        groups = device_groups(instruction, mesh.size // slices)
         arrays, count = instruction.shapes, len(instruction.operands)
         if len(arrays) >= 2 * count:
             arrays = arrays[count : 2 * count]  # of an asynchronous start: its operands come first
@@ -84,6 +95,26 @@ def find(program: Program, mesh: Mesh) -> list[Collective]:
             instruction.attribute(r'op_name="([^"]*)"'),
         )  # fmt: skip
     return [collective for collective in found.values() if collective.group > 1]
+
+
+def _between_slices(program: Program, computation: str, send: Instruction, times: float, slices: int) -> Collective:
+    """A transfer to the other slices: of a whole array, or of a device's padded share of one that its slice has summed.
+
+    Raises:
+      UserError: it is part of another collective than a sum.
+    """
+    kind = send.attribute(r'_xla_megascale_transfer_type="(\w+)"')
+    if kind != "ALL_REDUCE":
+        raise UserError(f"crossearth_jax/aot/collectives.py knows sums between slices only, found {kind} ({send.name})")
+    instructions = program.computations[computation]
+    value = instructions[send.operands[0]]
+    while value.opcode in ("bitcast", "copy") or value.attribute(r'custom_call_target="(ZeroCrop)"'):
+        value = instructions[value.operands[0]]
+    if value.opcode in ("fusion", "dynamic-slice", "reduce-scatter"):
+        value = instructions[value.operands[0]]
+    whole = value.shapes[0]
+    share = send.shapes[0].nbytes / whole.nbytes
+    return Collective(BETWEEN_SLICES, ("data",), slices, (whole,), times, send.name, share)
 
 
 def _split_like(joined: tuple[Shape, ...], array: Shape) -> tuple[Shape, ...]:
@@ -142,11 +173,13 @@ def explain(
       trainable: names of those with a gradient.
       shared: numbers of elements of what is computed from trainable parameters alone (`origins.shared_sizes`).
     """
+    found = list(found)
     sizes = ParameterSizes(shardings, shapes, set(trainable), shared)
-    return [dataclasses.replace(collective, reason=_reason(collective, sizes)) for collective in found]
+    sliced = any(collective.kind == BETWEEN_SLICES for collective in found)
+    return [dataclasses.replace(collective, reason=_reason(collective, sizes, sliced)) for collective in found]
 
 
-def _reason(collective: Collective, sizes: ParameterSizes) -> str:
+def _reason(collective: Collective, sizes: ParameterSizes, sliced: bool) -> str:
     axes = set(collective.axes)
     if axes <= {"model"}:
         return ACTIVATIONS
@@ -156,12 +189,18 @@ def _reason(collective: Collective, sizes: ParameterSizes) -> str:
         return UNEXPLAINED
     if collective.kind == "all-reduce" and all(s.size <= SMALL or s.size in sizes.gradients for s in collective.arrays):
         return GRADIENTS
-    if axes != {"fsdp"}:
-        return UNEXPLAINED
-    if collective.kind == "all-gather" and all(s.size in sizes.gathered for s in collective.arrays):
-        return PARAMETERS
-    if collective.kind == "reduce-scatter" and all(s.size in sizes.kept for s in collective.arrays):
-        return REDUCED
+    if axes == {"fsdp"}:
+        if collective.kind == "all-gather" and all(s.size in sizes.gathered for s in collective.arrays):
+            return PARAMETERS
+        if collective.kind == "reduce-scatter" and all(s.size in sizes.kept for s in collective.arrays):
+            return REDUCED
+    # Between slices a sum over the batch has three stages: within the slice, each device's share of it between slices,
+    # and the gathering of the shares.
+    if collective.kind == BETWEEN_SLICES or (collective.kind == "all-gather" and sliced):
+        if all(shape.size <= SMALL for shape in collective.arrays):
+            return SUMS
+        if all(shape.size in sizes.gradients for shape in collective.arrays):
+            return GRADIENTS
     return UNEXPLAINED
 
 

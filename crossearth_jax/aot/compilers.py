@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -25,8 +26,18 @@ class Compiler(NamedTuple):
     describe: Callable[[str, str], list[Any]]  # devices of (chip, size)
 
 
-def _tpu_slice(chip: str, sides: str) -> list[Any]:
-    return topologies.get_topology_desc(platform="tpu", topology_name=f"{chip}:{sides}").devices
+LONGEST_SIDE = {"v5e": 16, "v6e": 16}  # chips; longer slices are not made, and the compiler aborts on them
+
+
+def _tpu_slices(chip: str, size: str) -> list[Any]:
+    sides, _, count = size.partition(":")
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", sides) or not re.fullmatch(r"[1-9]\d*", count or "1"):
+        raise ValueError("expected the sides of a slice and, after a colon, the number of such slices")
+    longest = LONGEST_SIDE.get(chip, math.inf)
+    if max(map(int, sides.split("x"))) > longest:
+        raise ValueError(f"a side of it has at most {longest} chips; {chip}:{longest}x{longest}:2 are two slices")
+    several = {"num_slices": int(count)} if count else {}
+    return topologies.get_topology_desc(platform="tpu", topology_name=f"{chip}:{sides}", **several).devices
 
 
 def _gpu_nodes(chip: str, size: str) -> list[Any]:
@@ -38,7 +49,7 @@ def _gpu_nodes(chip: str, size: str) -> list[Any]:
 
 
 TPU = Compiler(
-    "the TPU compiler", "TPU", ("libtpu",), "tpu", ("v5e:2x4", "v6e:16x16", "v5p:4x8x8"),
+    "the TPU compiler", "TPU", ("libtpu",), "tpu", ("v5e:2x4", "v6e:16x16:2", "v5p:4x8x8"),
     # It looks for no TPU, several processes may compile at once, and it says little.
     environment={
         "TPU_SKIP_MDS_QUERY": "1",
@@ -50,7 +61,7 @@ TPU = Compiler(
     },
     options={},
     refuses_excess=True,
-    describe=_tpu_slice,
+    describe=_tpu_slices,
 )  # fmt: skip
 
 CUDA = Compiler(

@@ -7,7 +7,7 @@ from typing import Any
 
 _COLUMNS = (
     "step", "slice", "mesh (data, fsdp, model)", "images per chip", "HBM GiB: arguments", "temporaries",
-    "results, not aliased", "total", "TFLOP", "MB sent", "roofline ms (compute, memory, links)",
+    "results, not aliased", "total", "TFLOP", "MB sent", "roofline ms (compute, memory, links, network)",
     "compiler's estimate", "compiled in s",
 )  # fmt: skip
 
@@ -52,7 +52,7 @@ def _row(record: Mapping[str, Any]) -> list[str]:
         f"{_gib(hbm['total'])} of {_gib(hbm['capacity'])}",
         f"{record['flops'] / 1e12:.3g}",
         f"{sum(record['sent'].values()) / 1e6:.3g}",
-        ", ".join(f"{1e3 * bound[part]:.1f}" for part in ("compute", "memory", "interconnect")),
+        ", ".join(f"{1e3 * bound[part]:.1f}" for part in ("compute", "memory", "interconnect", "network")),
         _estimate(record["compiler"]),
         f"{record['seconds']:.0f}",
     ]

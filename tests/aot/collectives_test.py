@@ -7,7 +7,7 @@ import pytest
 from crossearth_jax import parallel
 from crossearth_jax.aot import collectives, hlo
 from crossearth_jax.aot.collectives import ACTIVATIONS, GRADIENTS, PARAMETERS, REDUCED, SUMS, UNEXPLAINED
-from crossearth_jax.config import MeshConfig
+from crossearth_jax.config import MeshConfig, UserError
 
 QKV, CLASS_HEAD = "backbone/blocks/attention/qkv/kernel", "head/mask_decoder/class_head/kernel"
 SHAPES = {
@@ -92,3 +92,57 @@ def test_bytes_sent_follow_the_ring_algorithms():
     assert sent("all-gather", 4) == 3 * 400 * 3 / 4
     assert sent("reduce-scatter", 4) == 3 * 400 * 3
     assert sent("collective-permute", 4) == 3 * 400
+
+
+# A sum over the batch of two slices, as the TPU compiler writes it in the program of one of them.
+TWO_SLICES = """
+ENTRY %main (p: f32[5000,7]) -> f32[5000,7] {
+  %p = f32[5000,7]{1,0} parameter(0)
+  %id = s32[] partition-id()
+  %token = token[] after-all()
+  %sum = f32[5000,7]{1,0} all-reduce(%p), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%add
+  %share = f32[1250,7]{1,0} fusion(%sum, %id), kind=kLoop, calls=%slice
+  %moved = f32[1250,7]{1,0} copy(%share)
+  %padded = f32[1250,128]{1,0} custom-call(%moved), custom_call_target="ZeroCrop"
+  %shaped = f32[1250,1,128]{2,1,0} bitcast(%padded)
+  %out = (f32[1250,1,128], u32[], token[]) send(%shaped, %token), channel_id=2, is_host_transfer=true, HANDLER
+  %in = (f32[1250,1,128], u32[], token[]) recv(%token), channel_id=3, is_host_transfer=true, HANDLER
+  %done = (f32[1250,1,128], token[]) recv-done(%in), channel_id=3, is_host_transfer=true, HANDLER
+  %received = f32[1250,1,128]{2,1,0} get-tuple-element(%done), index=0
+  %flat = f32[1250,128]{1,0} bitcast(%received)
+  %cropped = f32[1250,7]{1,0} slice(%flat), slice={[0:1250], [0:7]}
+  ROOT %whole = f32[5000,7]{1,0} all-gather(%cropped), channel_id=4, replica_groups={{0,1,2,3}}, dimensions={0}
+}
+""".replace(
+    "HANDLER",
+    'frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",'
+    '_xla_megascale_transfer_type="ALL_REDUCE"}',
+)
+
+
+def two_slices(monkeypatch, text: str, trainable: list[str]) -> list[collectives.Collective]:
+    monkeypatch.setattr(collectives, "slice_count", lambda devices: 2)
+    mesh = parallel.make_mesh(MeshConfig())
+    found = collectives.find(hlo.parse(text), mesh)
+    return collectives.explain(found, parallel.param_shardings(mesh, SHAPES), SHAPES, trainable)
+
+
+def test_sums_between_slices_have_three_stages(monkeypatch):
+    stages = two_slices(monkeypatch, TWO_SLICES, [CLASS_HEAD])
+    assert [(stage.kind, stage.axes, stage.group, stage.reason) for stage in stages] == [
+        ("all-reduce", ("data",), 4, GRADIENTS),
+        (collectives.BETWEEN_SLICES, ("data",), 2, GRADIENTS),
+        ("all-gather", ("data",), 4, GRADIENTS),
+    ]
+    # A quarter of the sum crosses, padded from 7 to 128 columns.
+    assert stages[1].bytes == pytest.approx(1250 * 128 * 4)
+
+
+def test_activations_between_slices_are_not_explained(monkeypatch):
+    stages = two_slices(monkeypatch, TWO_SLICES, [QKV])
+    assert [stage.reason for stage in stages] == [UNEXPLAINED] * 3
+
+
+def test_other_collectives_between_slices_are_refused(monkeypatch):
+    with pytest.raises(UserError, match="knows sums between slices only, found ALL_GATHER"):
+        two_slices(monkeypatch, TWO_SLICES.replace("ALL_REDUCE", "ALL_GATHER"), [CLASS_HEAD])
