@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from crossearth_jax.ops.backend import platform
 
-QUERIES_AT_ONCE = 768  # their weights for a map of 64 x 64 pixels fit the fast memory of a TPU core
+QUERIES_AT_ONCE = 1792  # what is computed for them at a map of 128 x 128 pixels fits the fast memory of a TPU core
 
 
 def deformable_attention(
@@ -81,10 +81,12 @@ def sample_by_products(
     locations: Float[Array, "b q k l p 2"],
     weights: Float[Array, "b q k l p"],
 ) -> Float[Array, "b q k d"]:
-    """`deformable_attention` as a matrix product of all pixels with their weights, most of which are zero.
+    """`deformable_attention` as matrix products with the weights of all rows and columns, most of which are zero.
 
     A TPU multiplies the whole map faster than it gathers a few of its pixels, and there is nothing to scatter in the
-    backward pass. One head and some queries at a time, so that the weights never reach the main memory.
+    backward pass. Columns are summed first, by the matrix unit; what is left of each sample, a value per row and
+    channel, never reaches the main memory when one head and some queries are taken at a time. (The weights of whole
+    maps, to be multiplied by the values in one product, take several times longer to compute than to use.)
     """
     # At the default precision a TPU would round float32 weights to bfloat16.
     precision = jax.lax.Precision.HIGHEST if values.dtype == jnp.float32 else None
@@ -102,8 +104,11 @@ def sample_by_products(
             for level, x in enumerate(maps):
                 columns = _hat(location[:, level, :, 0], x.shape[2]) * weight[:, level, :, None]
                 rows = _hat(location[:, level, :, 1], x.shape[1])
-                shares = (rows[..., None] * columns[..., None, :]).sum(1).astype(x.dtype)
-                total += jnp.einsum("bhw,bhwd->bd", shares, x, precision=precision, preferred_element_type=jnp.float32)
+                summed = jnp.einsum("bpw,bhwd->bpdh", columns.astype(x.dtype), x, precision=precision)
+                total += jnp.einsum(
+                    "bpdh,bph->bd", summed, rows.astype(x.dtype), precision=precision,
+                    preferred_element_type=jnp.float32,
+                )  # fmt: skip
             return total
 
         return jax.lax.map(query, samples, batch_size=QUERIES_AT_ONCE)
