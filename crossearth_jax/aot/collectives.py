@@ -106,21 +106,30 @@ def _between_slices(program: Program, computation: str, send: Instruction, times
     kind = send.attribute(r'_xla_megascale_transfer_type="(\w+)"')
     if kind != "ALL_REDUCE":
         raise UserError(f"crossearth_jax/aot/collectives.py knows sums between slices only, found {kind} ({send.name})")
+    arrays = _whole(program, computation, send.operands[0])
+    share = send.shapes[0].nbytes / sum(array.nbytes for array in arrays)
+    return Collective(BETWEEN_SLICES, ("data",), slices, arrays, times, send.name, share)
+
+
+def _whole(program: Program, computation: str, name: str) -> tuple[Shape, ...]:
+    """What the named value is a share of, if it is one, and what it was joined from, if it was."""
     instructions = program.computations[computation]
-    value = instructions[send.operands[0]]
-    while value.opcode in ("bitcast", "copy") or value.attribute(r'custom_call_target="(ZeroCrop)"'):
+    value = instructions[name]
+    while value.opcode in ("bitcast", "copy") or value.pads:
         value = instructions[value.operands[0]]
-    if value.opcode in ("fusion", "dynamic-slice", "reduce-scatter"):
+    if value.opcode == "get-tuple-element" and instructions[value.operands[0]].opcode in COLLECTIVES:
+        several = instructions[value.operands[0]]
+        value = instructions[several.operands[int(value.attribute(r"index=(\d+)"))]]
+    elif value.opcode in (*COLLECTIVES, "fusion", "dynamic-slice"):
         value = instructions[value.operands[0]]
-    whole = value.shapes[0]
-    share = send.shapes[0].nbytes / whole.nbytes
-    return Collective(BETWEEN_SLICES, ("data",), slices, (whole,), times, send.name, share)
+    return _split_like(program.joined(computation, value.name), value.shapes[0])
 
 
 def _split_like(joined: tuple[Shape, ...], array: Shape) -> tuple[Shape, ...]:
-    """A collective's result, cut into those of the arrays that were joined for it (GPUs sum several as one)."""
+    """A collective's result, cut into those of the arrays that were joined for it; padding belongs to none."""
     whole = sum(part.size for part in joined)
-    return tuple(part._replace(dims=(part.size * array.size // whole,)) for part in joined) or (array,)
+    times = array.size // whole if whole else 0  # as large: several devices' parts, if they are gathered
+    return tuple(part._replace(dims=(part.size * times,)) for part in joined) or (array,)
 
 
 def device_groups(instruction: Instruction, devices: int) -> list[tuple[int, ...]]:
@@ -196,10 +205,12 @@ def _reason(collective: Collective, sizes: ParameterSizes, sliced: bool) -> str:
             return REDUCED
     # Between slices a sum over the batch has three stages: within the slice, each device's share of it between slices,
     # and the gathering of the shares.
-    if collective.kind == BETWEEN_SLICES or (collective.kind == "all-gather" and sliced):
-        if all(shape.size <= SMALL for shape in collective.arrays):
+    if collective.kind == BETWEEN_SLICES or (sliced and collective.kind in ("all-gather", "reduce-scatter")):
+        parts = collective.group if collective.kind == "reduce-scatter" else 1
+        counts = [shape.size * parts for shape in collective.arrays]
+        if all(count <= SMALL for count in counts):
             return SUMS
-        if all(shape.size in sizes.gradients for shape in collective.arrays):
+        if all(count <= SMALL or count in sizes.gradients for count in counts):
             return GRADIENTS
     return UNEXPLAINED
 

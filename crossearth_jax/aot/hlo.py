@@ -63,6 +63,11 @@ class Instruction:
         match = re.search(pattern, self.attributes)
         return match.group(1) if match else ""
 
+    @property
+    def pads(self) -> bool:
+        """Whether a TPU fills its operand up to whole tiles here, or cuts it back to its size."""
+        return self.attribute(r'custom_call_target="(ZeroCrop)"') != ""
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -116,13 +121,16 @@ class Program:
         return count(instruction, left, right, instruction.shapes[0].dims)
 
     def joined(self, computation: str, name: str) -> tuple[Shape, ...]:
-        """The arrays that the named value is a concatenation of, seen through fusions; () if it is none."""
+        """The arrays that the named value is a concatenation of, seen through fusions and padding; () if it is none."""
         value = self.computations[computation][name]
-        if value.opcode in ("bitcast", "reshape", "copy"):
+        if value.opcode in ("bitcast", "reshape", "copy") or value.pads:
             return self.joined(computation, value.operands[0])
         if value.opcode == "fusion":
             (inside,) = self.called(value)
             return self.joined(inside, list(self.computations[inside])[-1])
+        if value.opcode == "dynamic-update-slice":  # one array after another is written into a buffer
+            buffer, update = value.operands[:2]
+            return (*self.joined(computation, buffer), self.computations[computation][update].shapes[0])
         if value.opcode != "concatenate":
             return ()
         return tuple(self.computations[computation][operand].shapes[0] for operand in value.operands)

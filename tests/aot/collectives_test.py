@@ -94,6 +94,10 @@ def test_bytes_sent_follow_the_ring_algorithms():
     assert sent("collective-permute", 4) == 3 * 400
 
 
+HANDLER = (
+    'frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",'
+    '_xla_megascale_transfer_type="ALL_REDUCE"}'
+)
 # A sum over the batch of two slices, as the TPU compiler writes it in the program of one of them.
 TWO_SLICES = """
 ENTRY %main (p: f32[5000,7]) -> f32[5000,7] {
@@ -113,11 +117,27 @@ ENTRY %main (p: f32[5000,7]) -> f32[5000,7] {
   %cropped = f32[1250,7]{1,0} slice(%flat), slice={[0:1250], [0:7]}
   ROOT %whole = f32[5000,7]{1,0} all-gather(%cropped), channel_id=4, replica_groups={{0,1,2,3}}, dimensions={0}
 }
-""".replace(
-    "HANDLER",
-    'frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",'
-    '_xla_megascale_transfer_type="ALL_REDUCE"}',
-)
+""".replace("HANDLER", HANDLER)
+
+
+# Small gradients joined and padded for one sum, which crosses whole, and a large one that each device keeps a part of.
+JOINED = """
+ENTRY %main (a: f32[5000,7], b: f32[7], c: f32[5000,7]) -> f32[1250,7] {
+  %a = f32[5000,7]{1,0} parameter(0)
+  %b = f32[7]{0} parameter(1)
+  %c = f32[5000,7]{1,0} parameter(2)
+  %token = token[] after-all()
+  %flat = f32[35000]{0} reshape(%a)
+  %joined = f32[35007]{0} concatenate(%flat, %b), dimensions={0}
+  %moved = f32[35007]{0} copy(%joined)
+  %padded = f32[35840]{0} custom-call(%moved), custom_call_target="ZeroCrop"
+  %shaped = f32[35,8,128]{2,1,0} bitcast(%padded)
+  %sum = (f32[7]{0}, f32[35,8,128]{2,1,0}) all-reduce(%b, %shaped), channel_id=1, replica_groups={{0,1,2,3}}
+  %small = f32[35,8,128]{2,1,0} get-tuple-element(%sum), index=1
+  %out = (f32[35,8,128], u32[], token[]) send(%small, %token), channel_id=2, is_host_transfer=true, HANDLER
+  ROOT %part = f32[1250,7]{1,0} reduce-scatter(%c), channel_id=3, replica_groups={{0,1,2,3}}, dimensions={0}
+}
+""".replace("HANDLER", HANDLER)
 
 
 def two_slices(monkeypatch, text: str, trainable: list[str]) -> list[collectives.Collective]:
@@ -136,6 +156,16 @@ def test_sums_between_slices_have_three_stages(monkeypatch):
     ]
     # A quarter of the sum crosses, padded from 7 to 128 columns.
     assert stages[1].bytes == pytest.approx(1250 * 128 * 4)
+
+
+def test_joined_gradients_are_told_apart_between_slices(monkeypatch):
+    stages = two_slices(monkeypatch, JOINED, [CLASS_HEAD])
+    assert [(stage.kind, [shape.size for shape in stage.arrays], stage.reason) for stage in stages] == [
+        ("all-reduce", [7, 35000, 7], GRADIENTS),
+        (collectives.BETWEEN_SLICES, [35000, 7], GRADIENTS),
+        ("reduce-scatter", [1250 * 7], GRADIENTS),
+    ]
+    assert stages[1].bytes == pytest.approx(35840 * 4)  # between two slices, with the padding
 
 
 def test_activations_between_slices_are_not_explained(monkeypatch):
