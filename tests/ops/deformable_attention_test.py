@@ -40,6 +40,21 @@ def test_equals_scipy_inside_and_outside_the_maps(formulation):
     np.testing.assert_allclose(result, expected, atol=3e-6)
 
 
+@pytest.mark.parametrize("formulation", [sample_by_gather, sample_by_products])
+def test_bfloat16_values_lose_no_more_than_their_precision(formulation):
+    values = jnp.asarray(VALUES, jnp.bfloat16)
+
+    def sample(function, values):
+        return jax.jit(lambda v, x, w: function(v, SIZES, x, w))(values, LOCATIONS, WEIGHTS)
+
+    result = sample(formulation, values)
+    assert result.dtype == jnp.bfloat16
+    # Eight bits each: of the result, of rows, of columns, and of what is left after the columns are summed.
+    error = jnp.abs(result.astype(jnp.float32) - sample(sample_by_gather, values.astype(jnp.float32)))
+    largest = sample(sample_by_gather, jnp.abs(values).astype(jnp.float32))
+    assert float((error / largest).max()) < 4 * 2**-8
+
+
 def hat_sampling(values, locations, weights):
     """The same by weights of every pixel: a formula without gathers."""
     total, start = 0, 0
