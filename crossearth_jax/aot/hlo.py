@@ -20,6 +20,7 @@ BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5} | {
     f"{kind}{bits}": bits // 8 for kind in ("s", "u", "f", "bf", "c") for bits in (8, 16, 32, 64, 128)
 }
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
+NOT_ESTIMATED = 2**63 - 1  # cycles of a kernel that the compiler knows nothing about
 
 _SCALAR_FUNCTIONS = ("reduce", "reduce-window", "scatter", "sort", "select-and-scatter", "map")
 
@@ -137,8 +138,8 @@ class Program:
 
     def cycles(self) -> float:
         """Cycles that the TPU compiler estimates for what it fused, as far as it says (without waiting for others)."""
-        pattern = r'"estimated_cycles":"(\d+)"'
-        return sum(times * float(i.attribute(pattern) or 0) for _, i, times in self.executed())
+        found = [(i.attribute(r'"estimated_cycles":"(\d+)"'), times) for _, i, times in self.executed()]
+        return sum((times * int(cycles) for cycles, times in found if cycles and int(cycles) != NOT_ESTIMATED), 0.0)
 
 
 def parse(text: str) -> Program:

@@ -54,6 +54,7 @@ def test_loops_count_as_often_as_they_run():
     # Five times: [16, 4] x [4, 6].
     assert program.flops() == 5 * 2 * 16 * 4 * 6
     assert program.cycles() == 5 * 100
+    assert hlo.parse(LOOP.replace('"100"', '"9223372036854775807"')).cycles() == 0  # the compiler's "unknown"
     runs = {instruction.name: times for _, instruction, times in program.executed()}
     assert (runs["all"], runs["loop"], runs["product"]) == (5, 1, 5)
     assert "sum" not in runs
