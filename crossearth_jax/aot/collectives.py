@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from crossearth_jax.aot.hlo import COLLECTIVES, Instruction, Program, Shape
+from crossearth_jax.aot.hlo import COLLECTIVES, COPIES, Instruction, Program, Shape
 from crossearth_jax.config import UserError
 from crossearth_jax.parallel import BATCH_AXES, slice_count
 
@@ -115,7 +115,7 @@ def _whole(program: Program, computation: str, name: str) -> tuple[Shape, ...]:
     """What the named value is a share of, if it is one, and what it was joined from, if it was."""
     instructions = program.computations[computation]
     value = instructions[name]
-    while value.opcode in ("bitcast", "copy") or value.pads:
+    while value.opcode in ("bitcast", *COPIES) or value.pads:
         value = instructions[value.operands[0]]
     if value.opcode == "get-tuple-element" and instructions[value.operands[0]].opcode in COLLECTIVES:
         several = instructions[value.operands[0]]

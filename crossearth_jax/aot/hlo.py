@@ -22,6 +22,8 @@ BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5} | {
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 NOT_ESTIMATED = 2**63 - 1  # cycles of a kernel that the compiler knows nothing about
 
+COPIES = ("copy", "copy-start", "copy-done")
+
 _SCALAR_FUNCTIONS = ("reduce", "reduce-window", "scatter", "sort", "select-and-scatter", "map")
 
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?)\s([a-z][a-z0-9\-]*)\((.*)$")
@@ -124,7 +126,7 @@ class Program:
     def joined(self, computation: str, name: str) -> tuple[Shape, ...]:
         """The arrays that the named value is a concatenation of, seen through fusions and padding; () if it is none."""
         value = self.computations[computation][name]
-        if value.opcode in ("bitcast", "reshape", "copy") or value.pads:
+        if value.opcode in ("bitcast", "reshape", *COPIES) or value.pads:
             return self.joined(computation, value.operands[0])
         if value.opcode == "fusion":
             (inside,) = self.called(value)

@@ -129,7 +129,8 @@ ENTRY %main (a: f32[5000,7], b: f32[7], c: f32[5000,7]) -> f32[1250,7] {
   %token = token[] after-all()
   %flat = f32[35000]{0} reshape(%a)
   %joined = f32[35007]{0} concatenate(%flat, %b), dimensions={0}
-  %moved = f32[35007]{0} copy(%joined)
+  %start = (f32[35007]{0}, f32[35007]{0}, u32[]) copy-start(%joined)
+  %moved = f32[35007]{0} copy-done(%start)
   %padded = f32[35840]{0} custom-call(%moved), custom_call_target="ZeroCrop"
   %shaped = f32[35,8,128]{2,1,0} bitcast(%padded)
   %sum = (f32[7]{0}, f32[35,8,128]{2,1,0}) all-reduce(%b, %shaped), channel_id=1, replica_groups={{0,1,2,3}}
