@@ -20,9 +20,8 @@ BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5} | {
     f"{kind}{bits}": bits // 8 for kind in ("s", "u", "f", "bf", "c") for bits in (8, 16, 32, 64, 128)
 }
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
-NOT_ESTIMATED = 2**63 - 1  # cycles of a kernel that the compiler knows nothing about
-
 COPIES = ("copy", "copy-start", "copy-done")
+NOT_ESTIMATED = 2**63 - 1  # cycles of a kernel that the compiler knows nothing about
 
 _SCALAR_FUNCTIONS = ("reduce", "reduce-window", "scatter", "sort", "select-and-scatter", "map")
 
