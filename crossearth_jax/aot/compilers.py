@@ -26,7 +26,7 @@ class Compiler(NamedTuple):
     describe: Callable[[str, str], list[Any]]  # devices of (chip, size)
 
 
-LONGEST_SIDE = {"v5e": 16, "v6e": 16}  # chips; Google makes none longer, and on v5e:16x32 the compiler aborts the process
+LONGEST_SIDE = {"v5e": 16, "v6e": 16}  # chips; Google makes none longer, and the compiler aborts on v5e:16x32
 
 
 def _tpu_slices(chip: str, size: str) -> list[Any]:
