@@ -1,0 +1,159 @@
+"""Scores an experiment of Blue Marble on parts of its source that were hidden from it: a choice without targets.
+
+    python -m benchmarks.held_out_source --part=climates --scratch=FOLDER
+    python -m benchmarks.held_out_source --part=asia --scratch=FOLDER --config=configs/blue_marble.py --config.seed=1
+
+Labels of the hidden part are ignored in training and are all that is scored. `climates` hides what the temperate
+train tiles hold of other climates (a tile needs 60 % of its own), a shift of climate; the others hide a continent.
+The classifier of single colours learns from and is scored on the same pixels. Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import crossearth_data  # noqa: F401  # pyright: ignore[reportMissingImports] (makes the next import work anywhere)
+import jax
+import numpy as np
+from absl import app, flags, logging
+from crossearth_data.blue_marble import blocks, rasters  # pyright: ignore[reportMissingImports]
+from crossearth_data.blue_marble.blue_marble_dataset_builder import (  # pyright: ignore[reportMissingImports]
+    STRIDES,
+    Builder,
+)
+from jaxtyping import Bool, Int
+from ml_collections import config_flags
+
+from crossearth_jax import baselines, metrics, parallel
+from crossearth_jax.benchmark import DOMAINS, IGNORE, TAXONOMIES
+from crossearth_jax.config import Config, from_config_dict
+from crossearth_jax.evaluate import Evaluator
+from crossearth_jax.models.segmentor import SegmentationModel
+from crossearth_jax.train import train
+
+SOURCE = "blue_marble/temperate_green"
+CLASSES = TAXONOMIES["blue_marble"].classes
+LEAST_SHARE = 0.01  # of the labelled pixels, for a class to be scored: the benchmark's rule
+CLIMATES = ("tropical", "arid", "cold")
+LONGITUDES = {"americas": (-180, -30), "europe_africa": (-30, 60), "asia": (60, 180)}  # degrees east
+PARTS = ("climates", *LONGITUDES)
+
+type Mask = Bool[np.ndarray, "h w"]  # on the grid of the season
+
+
+def main(argv: Sequence[str]) -> None:
+    """Trains without the part and prints how the model and the colours score on it."""
+    del argv
+    config = from_config_dict(FLAGS.config, Config)
+    scratch = Path(FLAGS.scratch)
+    scratch.mkdir(parents=True)
+    hidden, scored = masks(FLAGS.part, rasters.load_season("green", rasters.DIRECTORY))
+    folders = {name: prepare(scratch / "data" / name, hidden, mask) for name, mask in scored.items()}
+    data_dir = next(iter(folders.values()))  # all have the same train split
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=SOURCE, data_dir=data_dir))
+    params = train(config, scratch / "run").params
+    mesh = parallel.make_mesh(config.mesh)
+    evaluator = Evaluator(SegmentationModel(config.model), config.evaluate, mesh)
+    classify = baselines.fit_colour(*baselines.sampled_pixels(SOURCE, "train", data_dir))
+    result: dict[str, Any] = {
+        "part": FLAGS.part,
+        "config": config.name,
+        "seed": config.seed,
+        "steps": config.train.steps,
+    }
+    for name, folder in folders.items():
+        with jax.set_mesh(mesh):
+            ours = evaluator.domain(params, SOURCE, "validation", folder).confusion
+        colour = np.zeros_like(ours)
+        for pixels, labels in baselines.labelled_pixels(SOURCE, "validation", folder):
+            np.add.at(colour, (labels, classify(pixels)), 1)
+        result[name] = {"model": score(ours, FLAGS.part), "colour": score(colour, FLAGS.part)}
+    result["mean"] = {
+        who: float(np.mean([result[name][who]["miou"] for name in folders])) for who in ("model", "colour")
+    }
+    print(json.dumps(result))
+
+
+def masks(part: str, season: rasters.Season) -> tuple[Mask, dict[str, Mask]]:
+    """What training does not see, and under a name each what is scored."""
+    height, width = season.grid
+    if part == "climates":
+        scored = {name: season.climate == rasters.CLIMATE_IDS[name] for name in CLIMATES}
+        home = np.isin(season.climate, (rasters.CLIMATE_IDS["temperate"], 0))  # 0: the sea has none
+        return ~home, scored
+    west, east = LONGITUDES[part]
+    longitude = (np.arange(width) + 0.5) * 360 / width - 180
+    mask = np.broadcast_to((longitude >= west) & (longitude < east), (height, width))
+    return mask, {part: mask}
+
+
+def prepare(folder: Path, hidden: Mask, scored: Mask) -> str:
+    """Prepares the source with the train split less `hidden` and `scored`, in its place, as validation split."""
+
+    class HeldOut(Builder, skip_registration=True):  # pyright: ignore[reportGeneralTypeIssues, reportCallIssue]
+        """The train tiles of the source twice: to learn from without a part, and cut small to score that part."""
+
+        name = "blue_marble"
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            del dl_manager
+            season = rasters.load_season("green", rasters.DIRECTORY)
+            seen, unseen = (
+                dataclasses.replace(season, label=np.where(ignored, IGNORE, season.label).astype(np.uint8))
+                for ignored in (hidden, ~scored)
+            )
+            sizes = {name: size for name, (size, _) in DOMAINS[SOURCE].sizes.items()}
+            tiles = [
+                tile
+                for tile in blocks.tiles("train", season.grid, sizes["train"], STRIDES["train"])
+                if self._wanted(season, tile, sizes["train"])
+            ]
+            pieces = quarters(tiles, season.grid, sizes["train"], sizes["validation"])
+            return {
+                "train": self._labelled(seen, tiles, sizes["train"]),
+                "validation": self._labelled(unseen, pieces, sizes["validation"]),
+            }
+
+        def _labelled(self, season: rasters.Season, tiles: Sequence[blocks.Tile], size: int) -> Iterator[Any]:
+            for tile in tiles:
+                if (tile.cut(season.label, size) != IGNORE).any():
+                    key = f"green_{tile.row:04d}_{tile.column:04d}"
+                    yield key, self._example(season, tile, size, key)
+
+    HeldOut(config=SOURCE.split("/")[1], data_dir=folder, file_format="array_record").download_and_prepare()
+    return str(folder)
+
+
+def quarters(tiles: Sequence[blocks.Tile], grid: tuple[int, int], size: int, part: int) -> list[blocks.Tile]:
+    """Tiles of `part` pixels that do not overlap and lie within one of `tiles`, which do."""
+    offsets = range(0, size - part + 1, STRIDES["train"])
+    inside = {(tile.row + down, tile.column + right) for tile in tiles for down in offsets for right in offsets}
+    return [tile for tile in blocks.tiles("train", grid, part, part) if (tile.row, tile.column) in inside]
+
+
+def score(confusion: Int[np.ndarray, "k k"], part: str) -> dict[str, Any]:
+    """mIoU and IoU in percent of the classes with enough pixels.
+
+    Water is not scored in `climates`: the sea has no climate, so what is left of it are coasts on which the rasters
+    of climate and land cover disagree.
+    """
+    share = confusion.sum(axis=1) / confusion.sum()
+    classes = [i for i, name in enumerate(CLASSES) if share[i] >= LEAST_SHARE and (name, part) != ("water", "climates")]
+    iou = metrics.iou(confusion) * 100
+    return {"miou": float(np.mean(iou[classes])), "iou": {CLASSES[i]: round(float(iou[i]), 1) for i in classes}}
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    logging.set_verbosity(logging.INFO)
+    FLAGS = flags.FLAGS
+    flags.DEFINE_enum("part", "climates", PARTS, "what is hidden")
+    flags.DEFINE_string("scratch", None, "folder for data and run; must not exist", required=True)
+    config_flags.DEFINE_config_file("config", "configs/blue_marble.py")
+    app.run(main, sys.argv)
