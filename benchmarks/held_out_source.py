@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import crossearth_data  # noqa: F401  # pyright: ignore[reportMissingImports] (makes the next import work anywhere)
 import jax
 import numpy as np
 from absl import app, flags, logging
@@ -72,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
             ours = evaluator.domain(params, SOURCE, "validation", folder).confusion
         colour = np.zeros_like(ours)
         for pixels, labels in baselines.labelled_pixels(SOURCE, "validation", folder):
-            np.add.at(colour, (labels, classify(pixels)), 1)
+            colour += baselines.pixel_confusion(labels, classify(pixels), len(CLASSES))
         result[name] = {"model": score(ours, FLAGS.part), "colour": score(colour, FLAGS.part)}
     result["mean"] = {
         who: float(np.mean([result[name][who]["miou"] for name in folders])) for who in ("model", "colour")
@@ -146,7 +145,7 @@ def score(confusion: Int[np.ndarray, "k k"], part: str) -> dict[str, Any]:
     share = confusion.sum(axis=1) / confusion.sum()
     classes = [i for i, name in enumerate(CLASSES) if share[i] >= LEAST_SHARE and (name, part) != ("water", "climates")]
     iou = metrics.iou(confusion) * 100
-    return {"miou": float(np.mean(iou[classes])), "iou": {CLASSES[i]: round(float(iou[i]), 1) for i in classes}}
+    return {"miou": metrics.mean(iou, classes), "iou": {CLASSES[i]: round(float(iou[i]), 1) for i in classes}}
 
 
 if __name__ == "__main__":

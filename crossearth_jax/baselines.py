@@ -52,7 +52,7 @@ def confusions(
             results[name][target] = np.zeros((classes, classes), np.int64)
         for pixels, labels in labelled_pixels(target, find_domain(target).eval_split, data_dir):
             for name, classifier in classifiers.items():
-                results[name][target] += _confusion(labels, classifier(pixels), classes)
+                results[name][target] += pixel_confusion(labels, classifier(pixels), classes)
     return results
 
 
@@ -113,8 +113,9 @@ def fit_colour(pixels: UInt8[np.ndarray, "n 3"], labels: UInt8[np.ndarray, " n"]
     return classify
 
 
-def _confusion(
+def pixel_confusion(
     truth: UInt8[np.ndarray, " n"], predicted: UInt8[np.ndarray, " n"], classes: int
 ) -> Int[np.ndarray, "k k"]:
+    """Confusion matrix (rows are the truth) of pixels none of which is ignored."""
     cells = truth.astype(np.int64) * classes + predicted
     return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
