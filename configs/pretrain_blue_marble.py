@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from ml_collections import ConfigDict
 
-from configs.blue_marble import AUGMENT, MIM, PIXELS, VIT
+from configs.blue_marble import AUGMENT, BLOCK, MIM, PIXELS, VIT
 from crossearth_jax.config import (
     Config,
     DataConfig,
@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
             ),
             augment=AUGMENT,
             loss=None,
-            mim=MimTaskConfig(mask_ratio=0.5, block_size=128),
+            mim=MimTaskConfig(mask_ratio=0.5, block_size=2 * BLOCK),
             optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=200, horizon=steps, ema=0.998),
             train=TrainConfig(steps=steps, frozen=((r".*", False),), checkpoint_every=500),
         )
