@@ -5,7 +5,7 @@
 
 Both ideas of the paper are on: Earth-Style Injection and masked image modelling beside segmentation. Pixels are 7 km
 wide and colour tells most, so patches are 2 pixels, crops 8, and colours are distorted far less than in photographs.
-They are dark: the source's own statistics standardise them. Chosen by `benchmarks/held_out_source.py`, not on targets.
+They are dark: the source's own statistics standardise them. Crops and distortion: see `benchmarks/held_out_source.py`.
 """
 
 from dataclasses import replace
