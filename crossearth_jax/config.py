@@ -150,7 +150,7 @@ class MimTaskConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Mask2Former set loss."""
+    """Mask2Former set loss, and beside it the cross-entropy of the pixels' scores."""
 
     points: int = 12544
     oversample: float = 3.0
@@ -159,6 +159,7 @@ class LossConfig:
     mask_weight: float = 5.0
     dice_weight: float = 5.0
     no_object_weight: float = 0.1
+    pixel_weight: float = 0.0  # of the cross-entropy, which the reference has not; 0 leaves it out
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

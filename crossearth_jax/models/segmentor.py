@@ -25,7 +25,7 @@ from crossearth_jax.models.mim_head import MimHead
 from crossearth_jax.models.pixel_decoder import PixelDecoder
 from crossearth_jax.models.rein import Rein
 from crossearth_jax.models.vit import VisionTransformer
-from crossearth_jax.ops.resize import resize_bilinear
+from crossearth_jax.ops.scores import pixel_scores
 
 Params = dict[str, jax.Array]
 
@@ -128,17 +128,14 @@ class SegmentationModel:
     def scores(self, params: Mapping[str, jax.Array], images: Float[Array, "b h w 3"]) -> Float[Array, "b h w k"]:
         """Scores every pixel of one window of normalised images.
 
-        A class' score is the sum over queries of its probability times the query's mask, in [0, q]: neither a
-        probability nor a logit. Mask logits are enlarged before the sigmoid.
+        See `ops.scores.pixel_scores`: neither probabilities nor logits.
         """
         features = self.features(params, images)
         head = self._head(params)
         pixels = head.pixel_decoder(features.levels)
         last = head.mask_decoder.states(pixels, features.queries)[-1:]
         class_logits, masks = (x[0] for x in head.mask_decoder.predict(last, pixels.masks))
-        classes = jax.nn.softmax(class_logits)[..., :-1]
-        masks = jax.nn.sigmoid(resize_bilinear(masks, images.shape[1:3], axes=(-2, -1)))
-        return jnp.einsum("bqk,bqhw->bhwk", classes, masks)
+        return pixel_scores(class_logits, masks, images.shape[1:3])
 
 
 @functools.lru_cache

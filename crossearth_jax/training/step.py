@@ -7,6 +7,7 @@ augmentations, styles, masks and points as one that was never stopped.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from crossearth_jax.augment.style import Injection
 from crossearth_jax.config import Config, LossConfig, MimTaskConfig, StyleConfig, UserError
 from crossearth_jax.losses.mask_set import mask_set_loss
 from crossearth_jax.losses.mim import reconstruction_loss
+from crossearth_jax.losses.pixel import pixel_loss
 from crossearth_jax.models.segmentor import Features, SegmentationModel
 from crossearth_jax.ops.normalization import normalize
 from crossearth_jax.training import optimizer as optimizers
@@ -31,6 +33,7 @@ from crossearth_jax.training.styled import of_styled
 Terms = dict[str, jax.Array]
 Batch = dict[str, jax.Array]
 Loss = Callable[[Params, Params, Any, jax.Array], Terms]
+Criterion = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], Terms]  # of key, class logits, mask logits, labels
 
 
 class Example(NamedTuple):
@@ -122,11 +125,25 @@ def make_loss(config: Config, model: SegmentationModel, shards: int = 1) -> Loss
     raise UserError("the config names no task; set loss (segmentation), mim (masked image modelling) or both")
 
 
+def make_criterion(loss: LossConfig) -> Criterion:
+    """What predictions are held to: the set loss, beside it the pixels' cross-entropy if the config weighs it."""
+    if loss.pixel_weight == 0:
+        return functools.partial(mask_set_loss, loss)
+
+    def both(key: PRNGKeyArray, class_logits: jax.Array, mask_logits: jax.Array, labels: jax.Array) -> Terms:
+        terms = mask_set_loss(loss, key, class_logits, mask_logits, labels)
+        return terms | pixel_loss(loss, class_logits, mask_logits, labels)
+
+    return both
+
+
 def _segmentation_loss(loss: LossConfig, model: SegmentationModel) -> Loss:
+    criterion = make_criterion(loss)
+
     def segmentation(trainable: Params, frozen: Params, example: Example, key: PRNGKeyArray) -> Terms:
         params = trainable | frozen
         predictions = model.decode(params, model.features(params, example.shown))
-        return mask_set_loss(loss, named_key(key, "points"), *predictions, example.labels)
+        return criterion(named_key(key, "points"), *predictions, example.labels)
 
     return segmentation
 
@@ -145,6 +162,7 @@ def _multi_task_loss(
     loss: LossConfig, mim: MimTaskConfig, style: StyleConfig | None, model: SegmentationModel, shards: int
 ) -> Loss:
     groups = (style and style.groups) or shards
+    criterion = make_criterion(loss)
 
     def multi_task(trainable: Params, frozen: Params, example: Example, key: PRNGKeyArray) -> Terms:
         params = trainable | frozen
@@ -153,7 +171,7 @@ def _multi_task_loss(
         features = model.features(params, rearrange([example.shown, masked], "n b h w c -> (b n) h w c"))
         shown_levels, masked_levels = _unstack(features.levels)
         predictions = model.decode(params, Features(shown_levels, features.queries))
-        terms = mask_set_loss(loss, named_key(key, "points"), *predictions, example.labels)
+        terms = criterion(named_key(key, "points"), *predictions, example.labels)
         from_masked = model.reconstruct(params, masked_levels)
         from_styled = of_styled(
             lambda levels: model.reconstruct(params, levels), style, groups, example.styled, shown_levels

@@ -1,0 +1,96 @@
+"""The cross-entropy of the pixels' scores against NumPy in float64, and when a step has it."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from crossearth_jax.config import LossConfig
+from crossearth_jax.losses.pixel import FLOOR, pixel_loss
+from crossearth_jax.training.step import make_criterion
+
+CONFIG = LossConfig(points=16, pixel_weight=3.0)
+PREDICTIONS, BATCH, QUERIES, CLASSES, SIZE = 3, 2, 7, 4, 8
+
+loss = jax.jit(pixel_loss, static_argnums=0)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def logits(rng):
+    """Class and mask logits; the masks have the labels' size, so that NumPy need not resize."""
+    return (
+        rng.normal(size=(PREDICTIONS, BATCH, QUERIES, CLASSES + 1)).astype(np.float32),
+        rng.normal(size=(PREDICTIONS, BATCH, QUERIES, SIZE, SIZE)).astype(np.float32),
+    )
+
+
+@pytest.fixture
+def labels(rng):
+    found = rng.integers(0, CLASSES, (BATCH, SIZE, SIZE)).astype(np.uint8)
+    found[:, :2] = 255
+    return found
+
+
+def test_the_term_is_the_mean_over_labelled_pixels_and_the_sum_over_predictions(logits, labels):
+    classes, masks = (x.astype(np.float64) for x in logits)
+    probability = np.exp(classes) / np.exp(classes).sum(-1, keepdims=True)
+    scores = np.einsum("pbqk,pbqhw->pbhwk", probability[..., :-1], 1 / (1 + np.exp(-masks))) + FLOOR
+    share = scores / scores.sum(-1, keepdims=True)
+    expected = sum(
+        -np.log(share[p, b, row, column, labels[b, row, column]])
+        for p in range(PREDICTIONS)
+        for b, row, column in np.argwhere(labels != 255)
+    )
+    expected *= CONFIG.pixel_weight / (labels != 255).sum()
+    np.testing.assert_allclose(loss(CONFIG, *logits, labels)["pixel"], expected, rtol=2e-6)
+
+
+def test_pixels_without_a_label_have_neither_value_nor_gradient(logits, labels):
+    other = logits[1].copy()
+    other[..., :2, :] += 5
+    np.testing.assert_allclose(
+        loss(CONFIG, *logits, labels)["pixel"], loss(CONFIG, logits[0], other, labels)["pixel"], rtol=1e-6
+    )
+    gradient = jax.grad(lambda masks: loss(CONFIG, logits[0], masks, labels)["pixel"])(jnp.asarray(logits[1]))
+    assert not gradient[..., :2, :].any()
+    assert gradient[..., 2:, :].all()
+
+
+def test_a_batch_without_any_label_costs_nothing(logits):
+    nothing = np.full((BATCH, SIZE, SIZE), 255, np.uint8)
+    value, gradient = jax.value_and_grad(lambda masks: loss(CONFIG, logits[0], masks, nothing)["pixel"])(logits[1])
+    assert value == 0
+    assert not gradient.any()
+
+
+def test_closed_masks_have_a_finite_loss_and_gradient(logits, labels):
+    closed = np.full_like(logits[1], -200)
+    value, gradient = jax.value_and_grad(lambda masks: loss(CONFIG, logits[0], masks, labels)["pixel"])(closed)
+    # No score is above the floor, so every class has the same share.
+    np.testing.assert_allclose(value, CONFIG.pixel_weight * PREDICTIONS * np.log(CLASSES), rtol=1e-6)
+    assert np.isfinite(gradient).all()
+
+
+def test_masks_are_enlarged_to_the_labels(logits, labels):
+    small = logits[1][..., ::2, ::2]
+    flat = np.broadcast_to(small[..., :1, :1], small.shape)
+    large = np.broadcast_to(small[..., :1, :1], logits[1].shape)
+    np.testing.assert_allclose(
+        loss(CONFIG, logits[0], flat, labels)["pixel"], loss(CONFIG, logits[0], large, labels)["pixel"], rtol=1e-6
+    )
+
+
+def test_a_step_has_the_term_only_if_the_config_weighs_it(logits, labels):
+    key = jax.random.key(0)
+    without = dataclasses.replace(CONFIG, pixel_weight=0.0)
+    plain, both = (jax.jit(make_criterion(config))(key, *logits, labels) for config in (without, CONFIG))
+    assert set(both) - set(plain) == {"pixel"}
+    np.testing.assert_allclose(both["class/last"], plain["class/last"], rtol=1e-6)
+    np.testing.assert_allclose(both["pixel"], loss(CONFIG, *logits, labels)["pixel"], rtol=1e-5)
