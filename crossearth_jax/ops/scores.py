@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -10,7 +12,7 @@ from crossearth_jax.ops.resize import resize_bilinear
 
 
 def pixel_scores(
-    class_logits: Float[Array, "*b q k1"], mask_logits: Float[Array, "*b q h w"], size: tuple[int, int]
+    class_logits: Float[Array, "*b q k1"], mask_logits: Float[Array, "*b q h w"], size: Sequence[int]
 ) -> Float[Array, "*b H W k"]:
     """Sums over queries a class' probability times the query's mask, in [0, q]: neither a probability nor a logit.
 
