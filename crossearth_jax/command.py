@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging as python_logging
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import flags, logging
 
@@ -34,6 +34,16 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(code or 0)
+
+
+def without_extra(extra: str, error: ModuleNotFoundError) -> NoReturn:
+    """Exits with code 2 and says how to install what a whole command needs; for its imports, before `run`."""
+    print(
+        f"error: {error.name} is not installed; this command needs the extra {extra}: "
+        f"python -m uv pip install --python .venv -c constraints.txt -e '.[{extra}]'",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 
 
 def _worth_reading(record: python_logging.LogRecord) -> bool:

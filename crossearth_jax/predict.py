@@ -26,10 +26,14 @@ from jaxtyping import Array, Float, UInt8
 
 from crossearth_jax import command, parallel
 from crossearth_jax.config import MeshConfig, UserError
-from crossearth_jax.mapping.mapper import MapOptions, map_scene
-from crossearth_jax.mapping.radiometry import PERCENTILES
-from crossearth_jax.mapping.scene import SceneOptions, check_scene
 from crossearth_jax.predictor import Segmentor, load
+
+try:
+    from crossearth_jax.mapping.mapper import MapOptions, map_scene
+    from crossearth_jax.mapping.radiometry import PERCENTILES
+    from crossearth_jax.mapping.scene import SceneOptions, check_scene
+except ModuleNotFoundError as missing:
+    command.without_extra("geo", missing)
 
 WINDOWS_PER_DEVICE = 4  # in a batch by default: enough to keep a device busy, little enough to fit a small one
 

@@ -179,6 +179,19 @@ def test_options_of_the_wrong_form(argument, capsys):
     assert f"argument {argument.split('=')[0]}: " in capsys.readouterr().err
 
 
+def test_without_the_extra_the_command_says_how_to_install_it():
+    # None in sys.modules is what makes Python say that a module is not there.
+    script = """
+import runpy, sys
+sys.modules["rasterio"] = None
+runpy.run_module("crossearth_jax.predict", run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", script, "--help"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "is not installed; this command needs the extra geo: " in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
 def test_the_command_ends_with_one_line_and_code_2(tmp_path):
     command = [sys.executable, "-m", "crossearth_jax.predict", "--checkpoint=x", "README.md", f"--out={tmp_path}/m.tif"]
     done = subprocess.run(command, capture_output=True, text=True)
