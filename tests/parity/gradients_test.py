@@ -57,7 +57,6 @@ def terms_and_gradients(trainable, frozen, example, points, kept, mim):
     everything else, hence the compiler option.
     """
     config = tiny_config()
-    loss = step.make_loss(config, SegmentationModel(config.model))
 
     def total(trainable):
         with pytest.MonkeyPatch.context() as patch:
@@ -65,6 +64,7 @@ def terms_and_gradients(trainable, frozen, example, points, kept, mim):
                 step, "mask_set_loss", lambda config, key, *rest: mask_set.loss_from_points(config, points, *rest)
             )
             patch.setattr(step, "content_mask", lambda config, key, images, token: jnp.where(kept, images, token))
+            loss = step.make_loss(config, SegmentationModel(config.model))
             terms = loss(trainable, frozen, example, jax.random.key(0))
         return sum(value * (mim if name.startswith("mim/") else 1) for name, value in terms.items()), terms
 
