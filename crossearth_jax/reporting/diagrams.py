@@ -111,7 +111,7 @@ def curves(title: str, series: Mapping[str, Series], *, logarithmic: bool = Fals
         axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
         axes.yaxis.set_minor_locator(NullLocator())
     if len(series) > 1:
-        axes.legend(frameon=False, labelcolor=MUTED, fontsize=8, ncols=2)
+        figure.legend(loc="outside lower center", frameon=False, labelcolor=MUTED, fontsize=8, ncols=4)
     return Diagram(title, figure)
 
 

@@ -184,7 +184,7 @@ def style_examples(styles: StyleExamples) -> Html:
 
 def _images(pictures: Iterable[tuple[str, str, str]], *, pair: bool = False) -> Html:
     shown = (
-        element("figure", element("img", src=uri, alt=alt, loading="lazy"), element("figcaption", caption))
+        element("figure", element("img", src=uri, alt=alt), element("figcaption", caption))
         for uri, caption, alt in pictures
     )
     return element("div", *shown, class_="strip pair" if pair else "strip")
