@@ -17,8 +17,8 @@ import numpy as np
 
 from crossearth_jax.config import UserError
 from crossearth_jax.weights import torch_zip
-from crossearth_jax.weights.torch_pickle import Interpreter
-from crossearth_jax.weights.torch_types import STORAGE_DTYPES, Blob, FormatError, Storage, Symbol, Tensor
+from crossearth_jax.weights.torch_pickle import Symbol, TensorUnpickler
+from crossearth_jax.weights.torch_types import STORAGE_DTYPES, Blob, FormatError, Storage, Tensor
 
 # How many bytes the tensors of a file may describe together per byte of the file. More than 1 is honest (views of
 # shared storages); without a limit a few bytes could be expanded to any size.
@@ -124,8 +124,8 @@ def _read_zip(buffer: mmap.mmap) -> tuple[Any, list[Tensor]]:
             raise FormatError(f"its storage {key[:80]!r} claims {count * dtype.itemsize} bytes, the file has {held}")
         return Storage(Blob(member.size, member.begin), dtype, 0, count)
 
-    machine = Interpreter(buffer, description.begin, description.begin + description.size, load)
-    return machine.run(), machine.ledger.tensors
+    machine = TensorUnpickler(buffer, description.begin, description.begin + description.size, load)
+    return machine.load(), machine.tensors
 
 
 def _root(found: dict[str, torch_zip.Member]) -> str:
@@ -171,30 +171,19 @@ def _read_legacy(buffer: mmap.mmap) -> tuple[Any, list[Tensor]]:
             raise FormatError(f"its storage {key[:80]!r} claims {count * dtype.itemsize} bytes, which cannot be")
         return _view(Storage(blob, dtype, 0, count), identity[5])
 
-    def refuse(identity: Any) -> Storage:
-        raise FormatError("its header refers to a storage")
-
-    position = _header(buffer, refuse)
-    machine = Interpreter(buffer, position, len(buffer), load)
-    content = machine.run()
-    listing = Interpreter(buffer, machine.position, len(buffer), refuse)
-    keys = listing.run()
+    machine = TensorUnpickler(buffer, len(_LEGACY_MAGIC), len(buffer), load)
+    if machine.load() != 1001:
+        raise FormatError("its protocol version is unknown, expected 1001")
+    system = machine.load()
+    if not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise FormatError("it was written on a big-endian machine; save it again on a little-endian one")
+    content, keys = machine.load(), machine.load()
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or set(keys) != set(blobs):
         raise FormatError("its list of storages is not the one its tensors use")
-    _lay_out(buffer, listing.position, [blobs[key] for key in dict.fromkeys(keys)], len(keys))
-    return content, machine.ledger.tensors
-
-
-def _header(buffer: mmap.mmap, refuse: Any) -> int:
-    """Checks protocol version and byte order; the place of the object description."""
-    version = Interpreter(buffer, len(_LEGACY_MAGIC), len(buffer), refuse)
-    if version.run() != 1001:
-        raise FormatError("its protocol version is unknown, expected 1001")
-    system = Interpreter(buffer, version.position, len(buffer), refuse)
-    info = system.run()
-    if not isinstance(info, dict) or info.get("little_endian") is not True:
-        raise FormatError("it was written on a big-endian machine; save it again on a little-endian one")
-    return system.position
+    if len(keys) != len(blobs):
+        raise FormatError("its list of storages names one twice")
+    _lay_out(buffer, machine.position, [blobs[key] for key in keys])
+    return content, machine.tensors
 
 
 def _view(storage: Storage, view: Any) -> Storage:
@@ -207,10 +196,8 @@ def _view(storage: Storage, view: Any) -> Storage:
     return Storage(storage.blob, storage.dtype, view[1] * storage.dtype.itemsize, view[2])
 
 
-def _lay_out(buffer: mmap.mmap, position: int, blobs: list[tuple[Blob, np.dtype]], listed: int) -> None:
+def _lay_out(buffer: mmap.mmap, position: int, blobs: list[tuple[Blob, np.dtype]]) -> None:
     """Finds each storage: they follow one another, each behind its number of elements."""
-    if listed != len(blobs):
-        raise FormatError("its list of storages names one twice")
     for blob, dtype in blobs:
         if position + 8 > len(buffer):
             raise FormatError("its storages are cut off; expected a complete download")

@@ -1,4 +1,4 @@
-"""What the objects inside a torch file become here: arrays over the mapped file, and inert stand-ins."""
+"""What the tensors of a torch file become here: checked views of the mapped file."""
 
 from __future__ import annotations
 
@@ -14,56 +14,30 @@ class FormatError(ValueError):
     """The file is broken or hostile; the text says what was found and completes "cannot read FILE: …"."""
 
 
+# Element types by the names that torch gives them in a file.
+DTYPES: dict[str, np.dtype] = {
+    f"torch.{name}": np.dtype(getattr(ml_dtypes, name, name))
+    for name in (
+        *("float64", "float32", "float16", "bfloat16"),
+        *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"),
+        *("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool"),
+    )
+}
+
 # Storage classes of torch and what one of their elements is. Quantised storages are not here: they need scales.
 STORAGE_DTYPES: dict[str, np.dtype] = {
-    "DoubleStorage": np.dtype("<f8"),
-    "FloatStorage": np.dtype("<f4"),
-    "HalfStorage": np.dtype("<f2"),
-    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-    "LongStorage": np.dtype("<i8"),
-    "IntStorage": np.dtype("<i4"),
-    "ShortStorage": np.dtype("<i2"),
-    "CharStorage": np.dtype("i1"),
-    "ByteStorage": np.dtype("u1"),
-    "BoolStorage": np.dtype("?"),
-    "UntypedStorage": np.dtype("u1"),
+    "DoubleStorage": DTYPES["torch.float64"],
+    "FloatStorage": DTYPES["torch.float32"],
+    "HalfStorage": DTYPES["torch.float16"],
+    "BFloat16Storage": DTYPES["torch.bfloat16"],
+    "LongStorage": DTYPES["torch.int64"],
+    "IntStorage": DTYPES["torch.int32"],
+    "ShortStorage": DTYPES["torch.int16"],
+    "CharStorage": DTYPES["torch.int8"],
+    "ByteStorage": DTYPES["torch.uint8"],
+    "BoolStorage": DTYPES["torch.bool"],
+    "UntypedStorage": DTYPES["torch.uint8"],
 }
-
-# Element types that torch names in a file, for tensors whose storage has no class of its own.
-DTYPES: dict[str, np.dtype] = {
-    "torch.float64": np.dtype("<f8"),
-    "torch.float32": np.dtype("<f4"),
-    "torch.float16": np.dtype("<f2"),
-    "torch.bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "torch.float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
-    "torch.float8_e4m3fnuz": np.dtype(ml_dtypes.float8_e4m3fnuz),
-    "torch.float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
-    "torch.float8_e5m2fnuz": np.dtype(ml_dtypes.float8_e5m2fnuz),
-    "torch.int64": np.dtype("<i8"),
-    "torch.int32": np.dtype("<i4"),
-    "torch.int16": np.dtype("<i2"),
-    "torch.int8": np.dtype("i1"),
-    "torch.uint64": np.dtype("<u8"),
-    "torch.uint32": np.dtype("<u4"),
-    "torch.uint16": np.dtype("<u2"),
-    "torch.uint8": np.dtype("u1"),
-    "torch.bool": np.dtype("?"),
-}
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Symbol:
-    """A global whose meaning the reader knows; only its name is kept."""
-
-    name: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Placeholder:
-    """Stands for an object that is not rebuilt. It holds a name and does nothing."""
-
-    name: str
-    is_class: bool = False
 
 
 @dataclasses.dataclass(slots=True, eq=False)

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from crossearth_jax.config import UserError
+from crossearth_jax.weights import torch_zip
 from crossearth_jax.weights.torch_file import read_torch
-from crossearth_jax.weights.torch_types import Placeholder, Symbol
+from crossearth_jax.weights.torch_pickle import Placeholder, Symbol
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -273,6 +274,16 @@ def test_zip_bomb_is_not_unpacked(save, tensor_pickle):
     with pytest.raises(UserError, match="compressed"):
         read_torch(path)
     assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
+def test_a_directory_is_never_read_beyond_its_limit(save, tensor_pickle, monkeypatch):
+    path = save(tensor_pickle(), [b""] * 5000)
+    monkeypatch.setattr(torch_zip, "DIRECTORY_BYTES", 2**16)
+    tracemalloc.start()
+    with pytest.raises(UserError, match="directory is damaged"):
+        read_torch(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**17
     tracemalloc.stop()
 
 

@@ -10,7 +10,7 @@ import pytest
 from crossearth_jax.config import UserError
 from crossearth_jax.weights import torch_pickle
 from crossearth_jax.weights.torch_file import read_torch
-from crossearth_jax.weights.torch_types import Placeholder
+from crossearth_jax.weights.torch_pickle import Placeholder
 
 
 class Call:
@@ -150,6 +150,13 @@ def test_other_programs_end_in_one_clear_error(save, program, message):
     with pytest.raises(UserError, match=message) as error:
         read_torch(save(b"\x80\x02" + program))
     assert "file.pth" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_checked_tensor_cannot_be_changed(save, tensor_pickle):
+    """Its fields set afterwards could point outside its storage."""
+    built = tensor_pickle().removesuffix(b"s.")
+    with pytest.raises(UserError, match="state of something"):
+        read_torch(save(built + b"](NJ\xff\xff\xff\x7f))ebs."))
 
 
 def test_names_cannot_write_to_the_terminal(save):
