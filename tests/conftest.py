@@ -1,4 +1,7 @@
-"""Eight virtual devices for every test, and weights that several folders test with."""
+"""Eight virtual devices for every test, and weights that several folders test with.
+
+`CROSSEARTH_TEST_PLATFORM=cuda pytest tests/models` runs on a GPU what needs one device only.
+"""
 
 import dataclasses
 import json
@@ -31,8 +34,10 @@ from crossearth_jax.config import (
 from crossearth_jax.prepare import prepare_domains
 
 # The TPU compiler is installed: without this, every process that a test starts would look for a TPU first.
-os.environ["JAX_PLATFORMS"] = "cpu"
-jax.config.update("jax_platforms", "cpu")
+PLATFORM = os.environ.get("CROSSEARTH_TEST_PLATFORM", "cpu")
+PLATFORMS = "cpu" if PLATFORM == "cpu" else f"{PLATFORM},cpu"
+os.environ["JAX_PLATFORMS"] = PLATFORMS
+jax.config.update("jax_platforms", PLATFORMS)
 jax.config.update("jax_num_cpu_devices", 8)
 
 
