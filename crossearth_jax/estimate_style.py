@@ -25,9 +25,8 @@ import jax
 import numpy as np
 from absl import logging
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
 
-from crossearth_jax import command
+from crossearth_jax import command, pictures
 from crossearth_jax.benchmark import DOMAINS
 from crossearth_jax.config import DataConfig, UserError
 from crossearth_jax.inputs.sources import PreparedSplit, find_domain
@@ -220,10 +219,9 @@ class Photos:
         """Yields RGB images."""
         for file in self.files:
             try:
-                with Image.open(file) as image:
-                    yield np.asarray(image.convert("RGB"))
-            except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-                logging.warning("skipped %s: %s", file, error)
+                yield pictures.read_image(file.read_bytes(), str(file))
+            except (OSError, UserError) as error:
+                logging.warning("skipped %s", error)
 
 
 @dataclasses.dataclass(frozen=True)

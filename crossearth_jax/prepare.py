@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -28,6 +27,11 @@ from crossearth_jax.benchmark import DOMAINS, Domain
 from crossearth_jax.config import DataConfig, UserError
 from crossearth_jax.inputs.inspection import SplitReport, check_split
 from crossearth_jax.inputs.sources import PreparedSplit, dataset_directory, find_domain, prepared_splits, quiet_tfds
+
+try:
+    import fcntl
+except ImportError:  # the system has no such locks
+    fcntl = None
 
 
 def main(argv: list[str]) -> int:
@@ -181,19 +185,28 @@ def _first_wins(directory: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_leftovers(directory: Path) -> Iterator[None]:
-    """Deletes what killed preparations of the domain left behind, unless one is still running there."""
+    """Deletes what killed preparations of the domain left behind, unless one is still running there.
+
+    Where the system or the file system has no locks, running preparations cannot be told from killed ones, and what is
+    found is named instead.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    lock = os.open(directory, os.O_RDONLY)
-    try:
-        with contextlib.suppress(BlockingIOError):  # every running preparation holds a shared lock
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with contextlib.ExitStack() as stack:
+        try:
+            if fcntl is None:
+                raise OSError("this system has no file locks")
+            lock = os.open(directory, os.O_RDONLY)
+            stack.callback(os.close, lock)
+            with contextlib.suppress(BlockingIOError):  # every running preparation holds a shared lock
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                for leftover in directory.glob("incomplete.*"):
+                    logging.info("deleting %s, left by an interrupted preparation", leftover)
+                    shutil.rmtree(leftover)
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        except OSError as error:
             for leftover in directory.glob("incomplete.*"):
-                logging.info("deleting %s, left by an interrupted preparation", leftover)
-                shutil.rmtree(leftover)
-        fcntl.flock(lock, fcntl.LOCK_SH)
+                logging.warning("%s is of another preparation; if none is running, delete it (%s)", leftover, error)
         yield
-    finally:
-        os.close(lock)
 
 
 def _verify(domain: Domain, data_dir: str | Path, directory: Path, strict: bool) -> dict[str, int]:
@@ -263,6 +276,7 @@ def _archive_reports(
             sizes=found.sizes,
             histogram=found.histogram,
             scenes=found.scenes,
+            notes=found.notes,
             damaged=found.faults,
         )
 

@@ -23,6 +23,8 @@ from crossearth_jax.config import UserError
 MAX_BYTES = 2**30  # of one image file; the largest of the benchmark has about 0.1 GB
 MAX_MEMBERS = 2_000_000  # in one archive
 OTHER_ARCHIVES = (".rar", ".7z", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".001", ".z01")
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)  # of compression
+_DEFLATE64 = 9
 _JUNK = re.compile(r"(^|/)(__MACOSX/|\._|\.DS_Store$|Thumbs\.db$)")
 
 
@@ -34,6 +36,7 @@ class Member:
     file: str  # the file on disk that is it or holds it
     inside: tuple[str, ...]  # names in the zip and in the zips inside it; () for a loose file
     size: int  # bytes
+    crc: int | None = None  # CRC-32 of the content as its archive states it; None for a loose file
 
     def read(self) -> bytes:
         """The whole content.
@@ -51,6 +54,17 @@ class Member:
             return _open_zip(self.file, self.inside[:-1]).read(self.inside[-1])
         except (OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(f"{self.path} cannot be read ({error}); download it again") from None
+
+    def same_content(self, other: Member) -> bool:
+        """Whether both hold the same bytes, by size and CRC-32.
+
+        Raises:
+          UserError: one of them cannot be read.
+        """
+        return self.size == other.size and self._checksum() == other._checksum()
+
+    def _checksum(self) -> int:
+        return zlib.crc32(self.read()) if self.crc is None else self.crc
 
 
 def list_members(directory: Path) -> list[Member]:
@@ -84,6 +98,11 @@ def _loose_files(directory: Path) -> Iterator[Path]:
 def _members_of(path: Path, directory: Path) -> Iterator[Member]:
     name, size = path.relative_to(directory).as_posix(), path.stat().st_size
     if path.suffix.lower() == ".zip" and not _JUNK.search(name):
+        if any(path.with_suffix(end).exists() for end in (".z01", ".Z01")):
+            raise UserError(
+                f"{name} is the last part of an archive in several parts; join them with"
+                f" 'zip -s 0 {path.name} --out whole.zip' or unpack them, and move the parts away"
+            )
         yield from _zip_members(name, str(path), ())
     else:
         yield Member(name, str(path), (), size)
@@ -96,13 +115,25 @@ def _zip_members(path: str, file: str, inside: tuple[str, ...]) -> Iterator[Memb
         raise UserError(f"{path} is not a whole zip archive ({error}); download it again") from None
     if len(entries) > MAX_MEMBERS:
         raise UserError(f"{path} has {len(entries)} members, at most {MAX_MEMBERS} are read")
+    seen = dict[str, zipfile.ZipInfo]()
     for entry in entries:
         _refuse_unsafe(entry, path)
-        if entry.is_dir():
+        inner = entry.filename.replace("\\", "/")  # some packers on Windows write backslashes
+        if inner.endswith("/") or _JUNK.search(inner):
             continue
-        name = f"{path}/{entry.filename}"
-        if not entry.filename.lower().endswith(".zip") or _JUNK.search(name):
-            yield Member(name, file, (*inside, entry.filename), entry.file_size)
+        name, first = f"{path}/{inner}", seen.setdefault(inner, entry)
+        if first is not entry and (first.file_size, first.CRC) != (entry.file_size, entry.CRC):
+            raise UserError(f"{path} holds two different files named {inner}; unpack it and keep the right one")
+        if first is not entry:
+            continue
+        if entry.compress_type not in METHODS:
+            method = "Deflate64, as Windows does above 2 GB" if entry.compress_type == _DEFLATE64 else "a rare method"
+            raise UserError(
+                f"{name} is compressed by {method} (method {entry.compress_type} of the zip format), which is not"
+                f" read; unpack {path}, e.g. with '7z x', and remove it"
+            )
+        if not inner.lower().endswith(".zip"):
+            yield Member(name, file, (*inside, entry.filename), entry.file_size, entry.CRC)
         elif entry.compress_type != zipfile.ZIP_STORED:
             raise UserError(f"{name} is compressed inside another zip; unpack {path} once (its zips may stay packed)")
         else:

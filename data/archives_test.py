@@ -95,6 +95,58 @@ def test_sizes_are_bounded(tmp_path, monkeypatch):
         list_members(tmp_path)
 
 
+def test_names_with_backslashes(tmp_path):
+    """As packers on Windows write them: folders are told apart and entries of folders left out."""
+    names = {"top\\a.tif": CONTENT, "top\\": b"", "__MACOSX\\._a.tif": b"", "top/.DS_Store": b"", "gts/a.tif": b"b"}
+    pictures.write_zip(tmp_path / "a.zip", names)
+    assert contents(tmp_path) == {"a.zip/top/a.tif": CONTENT, "a.zip/gts/a.tif": b"b"}
+
+
+def with_method(path, method):
+    """Says in both headers of the only member that it is compressed by `method`."""
+    data = bytearray(path.read_bytes())
+    local, central = data.index(b"PK\x03\x04") + 8, data.index(b"PK\x01\x02") + 10
+    for place in (local, central):
+        data[place : place + 2] = method.to_bytes(2, "little")
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(("method", "name"), [(9, "Deflate64, as Windows does above 2 GB"), (98, "a rare method")])
+def test_methods_of_compression_that_are_not_read_are_named(tmp_path, method, name):
+    pictures.write_zip(tmp_path / "big.zip", {"1.png": CONTENT})
+    with_method(tmp_path / "big.zip", method)
+    expected = rf"big\.zip/1\.png is compressed by {name} \(method {method} .*; unpack big\.zip, e\.g\. with '7z x'"
+    with pytest.raises(UserError, match=expected):
+        list_members(tmp_path)
+
+
+def test_a_part_of_an_archive_is_named(tmp_path):
+    pictures.write_zip(tmp_path / "a.zip", {"1.png": CONTENT})
+    (tmp_path / "a.z01").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"a\.zip is the last part of an archive in several parts; join them with"):
+        list_members(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")  # what zipfile says when it writes one
+def test_two_members_of_one_name(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("1.png", b"one")
+        archive.writestr("1.png", b"one")
+    assert contents(tmp_path) == {"a.zip/1.png": b"one"}
+    with zipfile.ZipFile(tmp_path / "a.zip", "a") as archive:
+        archive.writestr("1.png", b"two")
+    archives._open_zip.cache_clear()
+    with pytest.raises(UserError, match=r"a\.zip holds two different files named 1\.png; unpack it and keep the right"):
+        list_members(tmp_path)
+
+
+def test_content_is_compared(tmp_path):
+    pictures.write_files(tmp_path, {"1": b"one", "2": b"two", "3": b"three", "4": b"one"})
+    pictures.write_zip(tmp_path / "a.zip", {"1": b"one"})
+    one, two, three, again, packed = list_members(tmp_path)
+    assert [one.same_content(other) for other in (two, three, again, packed)] == [False, False, True, True]
+
+
 def test_what_cannot_be_read_in_place_is_explained(tmp_path):
     pictures.write_zip(tmp_path / "inner.zip", {"1.png": b"one"})
     pictures.write_zip(tmp_path / "outer.zip", {"inner.zip": (tmp_path / "inner.zip").read_bytes()})

@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import hashlib
 import io
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,14 +22,18 @@ import tensorflow_datasets as tfds
 from absl import logging
 from jaxtyping import Int
 
-from crossearth_jax.benchmark import DOMAINS, Domain
+from crossearth_jax.benchmark import DOMAINS, IGNORE, Domain
 from crossearth_jax.config import UserError
 from crossearth_jax.progress import Progress
 
 from . import pool
 from .archives import Member, list_members, unreadable_archives
 from .conversion import Converted, Recipe, convert, inspect
-from .layouts import Scene
+from .labels import LabelRule
+from .layouts import Layout, Scene
+
+# Shares of ignored pixels in a scene that is cut into tiles, or in a whole split.
+REPORTED, REFUSED = 0.5, 0.9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +46,10 @@ class Option:
 
 
 OVERLAP = Option("overlap", ("error", "kept"), "an image that two splits share: refused, or kept and recorded")
+UNLABELLED = Option(
+    "unlabelled", ("error", "kept"),
+    f"a scene or split of which more than {REFUSED:.0%} is ignored: refused, or kept and recorded",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,16 +61,23 @@ class Catalogue:
     choices: Mapping[str, str]  # what was detected, for the metadata
     faults: Sequence[str] = ()  # what must be repaired first
     notes: Sequence[str] = ()  # what to know about it
+    labels: Mapping[str, LabelRule] = dataclasses.field(default_factory=dict)  # of splits that differ from the recipe
+
+    def recipe_of(self, split: str) -> Recipe:
+        """How the scenes of `split` are converted."""
+        return dataclasses.replace(self.recipe, labels=self.labels.get(split, self.recipe.labels))
 
 
 @dataclasses.dataclass
 class Inspected:
-    """What reading every scene of a split found, without preparing it."""
+    """What reading the scenes of a split found."""
 
     split: str
     scenes: int = 0
     sizes: Counter[tuple[int, int]] = dataclasses.field(default_factory=collections.Counter)  # of tiles
     histogram: Int[np.ndarray, 256] = dataclasses.field(default_factory=lambda: np.zeros(256, np.int64))
+    unlabelled: int = 0  # tiles without one pixel that is not ignored
+    notes: list[str] = dataclasses.field(default_factory=list)
     faults: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -93,7 +107,7 @@ class SceneBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """As TFDS builders, and:
 
         Args:
-          options: values of `OPTIONS` and of `OVERLAP`; defaults for the rest.
+          options: values of `OPTIONS`, `OVERLAP` and `UNLABELLED`; defaults for the rest.
           strict: makes numbers of images other than the benchmark's an error.
           **arguments: of the builder's base class.
 
@@ -108,6 +122,10 @@ class SceneBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     @abc.abstractmethod
     def catalogue(self, files: Sequence[Member]) -> Catalogue:
         """Finds the scenes of this domain among `files`."""
+
+    @abc.abstractmethod
+    def layouts(self) -> Mapping[str, Layout]:
+        """Every layout that `catalogue` looks for in this domain, by a name."""
 
     @property
     def domain(self) -> Domain:
@@ -126,11 +144,9 @@ class SceneBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self._owners.clear()
         for split in self.domain.counts:
             report = Inspected(split)
-            for scene in self._converted(split, catalogue, functools.partial(inspect, recipe=catalogue.recipe)):
-                report.scenes += 1
-                report.sizes.update(scene.sizes)
-                report.histogram += scene.histogram
-                report.faults += filter(None, (scene.fault, self._overlap_fault(scene, split)))
+            for scene in self._converted(split, catalogue, inspect):
+                self._add(scene, report)
+            self._judge(report)
             if split == next(iter(self.domain.counts)):
                 report.faults += catalogue.faults  # of the whole dataset, said once
             yield report
@@ -182,12 +198,11 @@ class SceneBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         }
 
     def _generate_examples(self, split: str, catalogue: Catalogue) -> Iterator[tuple[str, dict[str, Any]]]:
-        count = 0
-        for scene in self._converted(split, catalogue, functools.partial(convert, recipe=catalogue.recipe)):
-            if fault := self._overlap_fault(scene, split):
-                raise UserError(fault)
+        report = Inspected(split)
+        for scene in self._converted(split, catalogue, convert):
+            self._add(scene, report)
+            self._record(report)
             for tile in scene.tiles:
-                count += 1
                 yield (
                     tile.id,
                     {
@@ -197,26 +212,32 @@ class SceneBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                         "domain": self.domain.name,
                     },
                 )
-        self._count(split, count)
+        self._judge(report)
+        self._record(report)
+        self._count(split, report.sizes.total())
 
     def _converted(self, split: str, catalogue: Catalogue, function: Any) -> Iterator[Converted]:
         scenes = catalogue.splits.get(split, ())
+        function = functools.partial(function, recipe=catalogue.recipe_of(split))
         progress = Progress(len(scenes), "scenes")
         small = sum(scene.image.size for scene in scenes) < pool.WORTH_PROCESSES
-        for converted in pool.ordered_map(function, scenes, 1 if small else len(os.sched_getaffinity(0))):
+        for converted in pool.ordered_map(function, scenes, 1 if small else pool.cores()):
             progress.advance(note=f"{self.domain.name} {split}")
             yield converted
 
     def _found_in(self, manual_dir: Path) -> Catalogue:
         files = list_members(manual_dir)
         catalogue = self.catalogue(files)
+        packed = unreadable_archives(files)
         if not any(catalogue.splits.values()) and not catalogue.faults:
-            packed = unreadable_archives(files)
             hint = f"; unpack {', '.join(packed[:3])} first, only zip archives are read as they are" if packed else ""
             raise UserError(
                 f"{manual_dir} holds {len(files)} files and none of {self.domain.name}{hint};"
                 f" data/{self.name}/README.md says what is looked for"
             )
+        if packed:
+            note = f"not read, since only zip archives are: {', '.join(packed)}; unpack what belongs to the dataset"
+            catalogue = dataclasses.replace(catalogue, notes=[*catalogue.notes, note])
         logging.info(
             "%s: %s", self.domain.name, ", ".join(f"{key} {value}" for key, value in catalogue.choices.items())
         )
@@ -234,22 +255,63 @@ class SceneBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 raise UserError(f"{message}; complete the archives in --manual_dir or leave out --strict")
             self._metadata["warnings"].append(message)  # `prepare` says it aloud, of finished datasets too
 
-    def _overlap_fault(self, scene: Converted, split: str) -> str:
-        """What to say if another split has the image of `scene`; empty if none has or it may."""
+    def _add(self, scene: Converted, report: Inspected) -> None:
+        """Counts a scene, with what to know about it and what is wrong."""
+        report.scenes += 1
+        report.sizes.update(scene.sizes)
+        report.histogram += scene.histogram
+        report.unlabelled += scene.unlabelled
+        report.notes += filter(None, [scene.note])
+        report.faults += filter(None, [scene.fault])
+        self._judge_overlap(scene, report)
+        if len(scene.sizes) > 1:  # of images that are tiles already some may well hold nothing
+            self._judge_ignored(f"scene {scene.scene.id}", scene.histogram, report)
+
+    def _judge(self, report: Inspected) -> None:
+        """Adds what is to be said about a split as a whole."""
+        self._judge_ignored(f"split {report.split}", report.histogram, report)
+        if report.unlabelled:
+            images = report.sizes.total()
+            report.notes.append(
+                f"{report.unlabelled} of {images} images of split {report.split}"
+                f" ({report.unlabelled / images:.1%}) have no label at all"
+            )
+
+    def _judge_ignored(self, what: str, histogram: Int[np.ndarray, 256], report: Inspected) -> None:
+        share = histogram[IGNORE] / max(histogram.sum(), 1)
+        found = f"{share:.1%} of the pixels of {what} have no label (they are ignored)"
+        if share > REFUSED and self.options[UNLABELLED.name] == "error":
+            report.faults.append(
+                f"{found}, at most {REFUSED:.0%} are accepted; if the labels are right:"
+                f" --option {self.name}.{UNLABELLED.name}=kept"
+            )
+        elif share > REPORTED:
+            report.notes.append(found)
+
+    def _judge_overlap(self, scene: Converted, report: Inspected) -> None:
         if scene.digest is None:
-            return ""
-        other, path = self._owners.setdefault(scene.digest, (split, scene.scene.image.path))
+            return
+        split, path = report.split, scene.scene.image.path
+        other, twin = self._owners.setdefault(scene.digest, (split, path))
         if other == split:
-            return ""
-        fault = f"{path} (split {other}) and {scene.scene.image.path} (split {split}) are the same image"
+            return
+        found = f"{twin} (split {other}) and {path} (split {split}) are the same image"
         if self.options[OVERLAP.name] == "kept":
-            logging.warning("%s", fault)
-            self._metadata.setdefault("warnings", []).append(fault)
-            return ""
-        return (
-            f"{fault}, but splits must not overlap; remove one, or if it is the dataset's own doing:"
-            f" --option {self.name}.{OVERLAP.name}=kept"
-        )
+            report.notes.append(found)
+        else:
+            report.faults.append(
+                f"{found}, but splits must not overlap; remove one, or if it is the dataset's own doing:"
+                f" --option {self.name}.{OVERLAP.name}=kept"
+            )
+
+    def _record(self, report: Inspected) -> None:
+        """Logs the notes of `report` and puts them into the metadata; the first fault ends the preparation."""
+        for note in report.notes:
+            logging.warning("%s: %s", self.domain.name, note)
+            self._metadata["warnings"].append(note)
+        report.notes.clear()
+        if report.faults:
+            raise UserError(report.faults[0])
 
     @property
     def _metadata(self) -> dict[str, Any]:
@@ -259,7 +321,7 @@ class SceneBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def _chosen(builder: type[SceneBuilder], given: Mapping[str, str]) -> dict[str, str]:
-    options = {option.name: option for option in (*builder.OPTIONS, OVERLAP)}
+    options = {option.name: option for option in (*builder.OPTIONS, OVERLAP, UNLABELLED)}
     for name, value in given.items():
         known = options[name].values if name in options else ()
         if value not in known:

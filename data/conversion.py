@@ -8,9 +8,10 @@ import hashlib
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from crossearth_jax import pictures
+from crossearth_jax.benchmark import IGNORE
 from crossearth_jax.config import UserError
 
-from . import decode
 from .labels import LabelRule
 from .layouts import Scene
 from .tiles import Cut
@@ -44,6 +45,8 @@ class Converted:
     sizes: list[tuple[int, int]]  # height and width of its tiles
     histogram: Int[np.ndarray, 256]  # pixels per label value over its tiles
     tiles: list[Tile]  # empty if only inspected
+    unlabelled: int = 0  # tiles without one pixel that is not ignored
+    note: str = ""  # what to know about it
     fault: str = ""  # why there is nothing
 
 
@@ -54,18 +57,24 @@ def convert(scene: Scene, recipe: Recipe, inspect_only: bool = False) -> Convert
       UserError: a file is damaged, the sizes of image and label differ, or a label value is unknown.
     """
     data = scene.image.read()
-    image = decode.read_image(data, scene.image.path)
-    stored = decode.read_label(scene.label.read(), scene.label.path)
+    image = pictures.read_image(data, scene.image.path)
+    stored = pictures.read_label(scene.label.read(), scene.label.path, colours=recipe.labels.colours)
     if stored.shape[:2] != image.shape[:2]:
         raise UserError(
             f"{scene.label.path} has {stored.shape[1]} x {stored.shape[0]} pixels, its image {scene.image.path}"
             f" {image.shape[1]} x {image.shape[0]}; download both again"
         )
     label = recipe.labels.train_ids(stored, scene.label.path)
-    pieces = _pieces(image, label, scene, recipe)
-    histogram = np.bincount(np.concatenate([piece[2].ravel() for piece in pieces]), minlength=256)
-    tiles = [] if inspect_only else [_encoded(*piece, data) for piece in pieces]
-    return Converted(scene, _digest(image), [piece[2].shape for piece in pieces], histogram, tiles)
+    pieces = _pieces(image, label.ids, scene, recipe)
+    return Converted(
+        scene,
+        digest=_digest(image),
+        sizes=[piece[2].shape for piece in pieces],
+        histogram=np.bincount(np.concatenate([piece[2].ravel() for piece in pieces]), minlength=256),
+        tiles=[] if inspect_only else [_encoded(*piece, data) for piece in pieces],
+        unlabelled=sum(bool((piece[2] == IGNORE).all()) for piece in pieces),
+        note=label.note,
+    )
 
 
 def inspect(scene: Scene, recipe: Recipe) -> Converted:
@@ -73,7 +82,7 @@ def inspect(scene: Scene, recipe: Recipe) -> Converted:
     try:
         return convert(scene, recipe, inspect_only=True)
     except UserError as error:
-        return Converted(scene, None, [], np.zeros(256, np.int64), [], str(error))
+        return Converted(scene, None, [], np.zeros(256, np.int64), [], fault=str(error))
 
 
 def _pieces(
@@ -95,8 +104,8 @@ def _pieces(
 
 
 def _encoded(name: str, image: np.ndarray, label: np.ndarray, data: bytes) -> Tile:
-    keep = decode.is_stored_as(data, image)  # a photograph as PNG would take five times the space
-    return Tile(name, data if keep else decode.encode(image), decode.encode(label))
+    keep = pictures.is_stored_as(data, image)  # a photograph as PNG would take five times the space
+    return Tile(name, data if keep else pictures.encode(image), pictures.encode(label))
 
 
 def _digest(image: UInt8[np.ndarray, "h w 3"]) -> str | None:

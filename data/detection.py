@@ -1,28 +1,45 @@
-"""Telling by the values in label files which of two conventions they follow."""
+"""Telling by the values in label files which of several conventions a dataset follows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Int
 
+from crossearth_jax import pictures
 from crossearth_jax.config import UserError
 
-from . import decode
+from .labels import Mask
 from .layouts import Scene
 
 SAMPLE = 64  # files; what they do not show is found by conversion, which refuses values that do not fit
 
 
-def values_in(scenes: Sequence[Scene]) -> set[int]:
-    """Values that occur in the labels of evenly chosen scenes; empty if they hold colours."""
-    step = max(len(scenes) // SAMPLE, 1)
-    values = set[int]()
-    for scene in scenes[::step]:
+def histogram(scenes: Sequence[Scene], *, colours: bool = False) -> Int[np.ndarray, 256]:
+    """Pixels per value in the labels of evenly chosen scenes; labels in colours do not count.
+
+    Args:
+      scenes: of the dataset.
+      colours: whether an indexed picture means the colours of its palette (see `pictures.read_label`).
+    """
+    total = np.zeros(256, np.int64)
+    for scene in scenes[:: max(len(scenes) // SAMPLE, 1)]:
         try:
-            pixels = decode.read_label(scene.label.read(), scene.label.path)
+            pixels = pictures.read_label(scene.label.read(), scene.label.path, colours=colours)
         except UserError:  # conversion meets the file again and reports it
             continue
         if pixels.ndim == 2:
-            values.update(np.flatnonzero(np.bincount(pixels.ravel(), minlength=256)).tolist())
-    return values
+            total += np.bincount(pixels.ravel(), minlength=256)
+    return total
+
+
+def mask_rule(scenes: Sequence[Scene], threshold: int | None = None) -> Mask:
+    """How a dataset draws its masks: as 0 and 1 if its files hold ones and nothing larger, else as 0 and 255.
+
+    Args:
+      scenes: of the dataset.
+      threshold: of `Mask`, where the object is 255.
+    """
+    values = np.flatnonzero(histogram(scenes, colours=True))
+    return Mask(bright=1) if values.max(initial=0) == 1 else Mask(threshold=threshold)

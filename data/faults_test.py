@@ -1,15 +1,15 @@
 """Damaged and odd archives, from the command's side: each fault names its file, and nothing half-built is left."""
 
-import os
 import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from crossearth_data import building, decode, pool  # pyright: ignore[reportMissingImports]
+from crossearth_data import building, pool  # pyright: ignore[reportMissingImports]
 from miniatures import loveda, massachusetts_roads, pictures, potsdam, prepared, rescuenet, whu_building
 
+from crossearth_jax import pictures as picture_files
 from crossearth_jax.config import UserError
 from crossearth_jax.prepare import main, prepare
 
@@ -43,9 +43,9 @@ FAULTS = {
     "truncated image": ({SCENE: truncated(SCENE, 0.6)}, r"images_png/1366\.png cannot be decoded \(.*it again"),
     "truncated mask": ({MASK: truncated(MASK, 0.6)}, r"masks_png/1366\.png cannot be decoded \("),
     "no image": ({SCENE: b"<html>"}, r"images_png/1366\.png cannot be decoded \(cannot identify image file"),
-    "grey": ({SCENE: mask(3)}, r"images_png/1366\.png is an image of mode L, expected 8-bit RGB"),
-    "16 bits": ({MASK: np.zeros((64, 64), np.uint16)}, r"masks_png/1366\.png is a label image of mode I;16"),
-    "transparent": ({SCENE: np.full((64, 64, 4), 9, np.uint8)}, r"images_png/1366\.png is an image of mode RGBA"),
+    "grey": ({SCENE: mask(3)}, r"images_png/1366\.png is an image of mode L \(grey\), expected 8-bit RGB"),
+    "16 bits": ({MASK: np.zeros((64, 64), np.uint16)}, r"masks_png/1366\.png has 16 bits per channel, expected 8;"),
+    "transparent": ({SCENE: np.full((64, 64, 4), 9, np.uint8)}, r"images_png/1366\.png is transparent in places, exp"),
     "mask missing": ({MASK: None}, r"Train/Urban/masks_png/1366\.png is missing, .*Train/Urban/images_png/1366"),
     "image missing": ({SCENE: None}, r"images_png/1366\.png is missing, which belongs to Train/Urban/masks_png/"),
     "splits overlap": (
@@ -54,7 +54,7 @@ FAULTS = {
     ),
     "two versions": (
         {"copy/" + SCENE: mask(0)},
-        r"Train/Urban/images_png/1366\.png claim to be the same file and differ; remove one",
+        r"Train/Urban/images_png/1366\.png may both be the image of 1366, and differ; remove the one",
     ),
 }  # fmt: skip
 
@@ -79,7 +79,7 @@ def test_an_overlap_may_be_kept(tmp_path):
     found = prepared.examples("loveda/urban", tmp_path / "manual", tmp_path / "data", overlap="kept")
     np.testing.assert_array_equal(found["val"]["3514"]["image"], found["train"]["1367"]["image"])
     recorded = prepared.metadata("loveda/urban", tmp_path / "data")
-    assert recorded["options"] == {"overlap": "kept"}
+    assert recorded["options"] == {"overlap": "kept", "unlabelled": "error"}
     assert any("3514.png (split val) are the same image" in warning for warning in recorded["warnings"])
 
 
@@ -142,30 +142,100 @@ def test_unpacking_beside_the_archive_changes_nothing(tmp_path):
     }
 
 
-def test_unknown_colours_may_be_ignored_as_the_reference_does(tmp_path):
-    image, label = potsdam.truth("2_10", "RGB")
-    colours = pictures.lookup([(255, 255, 255)] * 6, label)
+def potsdam_scene(folder, colours):
+    pictures.write_files(
+        folder,
+        {
+            "top_potsdam_2_10_RGB.tif": potsdam.truth("2_10", "RGB")[0],
+            "top_potsdam_2_10_label_noBoundary.tif": colours,
+        },
+    )
+
+
+def test_colours_outside_the_palette(tmp_path):
+    """The cars of 6_7: the nearest colour by default, or ignored as the reference does, or refused."""
+    colours = pictures.lookup([(255, 255, 255)] * 6, potsdam.truth("2_10", "RGB")[1])
     colours[7, 5:9] = (252, 255, 0)
-    files = {"top_potsdam_2_10_RGB.tif": image, "top_potsdam_2_10_label_noBoundary.tif": colours}
-    pictures.write_files(tmp_path / "manual", files)
-    expected = r"2_10_label_noBoundary\.tif has the .* \(252, 255, 0\) \(4 pixels\); .*unknown_colours=ignored"
+    potsdam_scene(tmp_path / "manual", colours)
+    expected = r"2_10_label_noBoundary\.tif has the .* \(252, 255, 0\) \(4 pixels\); .*unknown_colours=nearest"
+    with pytest.raises(UserError, match=expected):
+        prepare("potsdam/rgb", tmp_path / "data", tmp_path / "manual", {"unknown_colours": "error"})
+    for choice, label, note in (
+        ("nearest", 4, ", at most 3 away; the nearest ones are taken"),
+        ("ignored", 255, "; they are ignored"),
+    ):
+        data_dir = tmp_path / choice
+        found = prepared.examples("potsdam/rgb", tmp_path / "manual", data_dir, unknown_colours=choice)
+        stored = found["train"]["2_10_0_0_512_512"]["label"]
+        np.testing.assert_array_equal(stored[7, 4:10], [0, *[label] * 4, 0])
+        recorded = prepared.metadata("potsdam/rgb", data_dir)
+        assert recorded["options"]["unknown_colours"] == choice
+        remark = f"less than 0.1% of top_potsdam_2_10_label_noBoundary.tif has colours outside the palette{note}"
+        assert remark in recorded["warnings"]
+
+
+def test_a_photograph_is_no_label(tmp_path):
+    potsdam_scene(tmp_path / "manual", potsdam.truth("2_10", "RGB")[0])
+    expected = (
+        r"label_noBoundary\.tif has the unknown label colours .* \(they are more than 80 away from each of these\)"
+    )
     with pytest.raises(UserError, match=expected):
         prepare("potsdam/rgb", tmp_path / "data", tmp_path / "manual")
-    found = prepared.examples("potsdam/rgb", tmp_path / "manual", tmp_path / "data", unknown_colours="ignored")
-    stored = found["train"]["2_10_0_0_512_512"]["label"]
-    np.testing.assert_array_equal(stored[7, 4:10], [0, 255, 255, 255, 255, 0])
-    assert prepared.metadata("potsdam/rgb", tmp_path / "data")["options"]["unknown_colours"] == "ignored"
+
+
+def test_a_scene_without_labels_is_refused_unless_it_may_be_kept(tmp_path, capsys):
+    manual, arguments = tmp_path / "manual", [f"--manual_dir={tmp_path / 'manual'}", f"--data_dir={tmp_path / 'data'}"]
+    potsdam_scene(manual, potsdam.faded("2_10"))
+    ignored = "--option=potsdam.unknown_colours=ignored"
+    found = r"100\.0% of the pixels of scene 2_10 have no label \(they are ignored\)"
+    expected = rf"{found}, at most 90% are accepted; if the labels are right: --option potsdam\.unlabelled=kept"
+    with pytest.raises(UserError, match=expected):
+        main(["potsdam/rgb", *arguments, ignored])
+    with pytest.raises(UserError, match="not as expected: potsdam/rgb train; see above"):
+        main(["potsdam/rgb", *arguments, ignored, "--check"])
+    printed = capsys.readouterr().out
+    assert re.search(rf"  fault: {expected}", printed)
+    assert re.search(r"warning: 100\.0% of top_potsdam_2_10_label_noBoundary\.tif has colours outside", printed)
+    kept = [ignored, "--option=potsdam.unlabelled=kept"]
+    assert main(["potsdam/rgb", *arguments, *kept, "--check"]) == 0
+    assert re.search(rf"  warning: {found}\n", capsys.readouterr().out)
+    assert main(["potsdam/rgb", *arguments, *kept]) == 0
+    warnings = "\n".join(prepared.metadata("potsdam/rgb", tmp_path / "data")["warnings"])
+    assert re.search(found, warnings)
+    assert re.search(r"100\.0% of the pixels of split train have no label", warnings)
+
+
+def test_images_without_labels_are_counted(tmp_path, capsys):
+    """One of two is no fault: such images exist. All of them are one."""
+    nothing = {MASK: mask(0)}
+    loveda_with(tmp_path / "manual", nothing)
+    arguments = ["loveda/urban", f"--data_dir={tmp_path / 'data'}"]
+    archives = f"--manual_dir={tmp_path / 'manual'}"
+    assert main([*arguments, archives, "--check"]) == 0
+    expected = "1 of 2 images of split train (50.0%) have no label at all"
+    assert f"  warning: {expected}\n" in capsys.readouterr().out
+    assert main([*arguments, archives]) == 0
+    assert expected in prepared.metadata("loveda/urban", tmp_path / "data")["warnings"]
+    assert main([*arguments, "--check"]) == 0
+    assert "  warning: 1 of 2 images have no label at all\n" in capsys.readouterr().out
+    loveda_with(tmp_path / "manual", {**nothing, MASK.replace("1366", "1367"): mask(0)})
+    with pytest.raises(UserError, match=r"100\.0% of the pixels of split train have no label"):
+        prepare("loveda/urban", tmp_path / "other", tmp_path / "manual")
+    assert not list((tmp_path / "other/loveda/urban").iterdir())
 
 
 def test_a_mask_that_is_neither_black_nor_white_is_refused(tmp_path):
     massachusetts_roads.write(tmp_path)
-    name = "tiff/test_labels/10378780_15.tif"
-    pictures.write_files(tmp_path, {name: mask(77, (96, 96))})
+    pictures.write_files(tmp_path, {"mass_roads/test/map/10378780_15.tif": mask(77, (96, 96))})
     with pytest.raises(UserError, match=r"/10378780_15\.tif has the unknown label values 77 \(9216 pixels\)"):
         prepare("massachusetts_roads/roads", tmp_path / "data", tmp_path)
 
 
-def test_archives_of_another_kind_are_mentioned(tmp_path):
+def test_archives_of_another_kind_are_mentioned(tmp_path, caplog):
+    loveda.write(tmp_path / "loveda")
+    pictures.write_files(tmp_path / "loveda", {"Val.7z": b""})
+    prepare("loveda/urban", tmp_path / "data", tmp_path / "loveda")
+    assert "loveda/urban: not read, since only zip archives are: Val.7z; unpack what belongs" in caplog.text
     pictures.write_files(tmp_path / "manual", {"Potsdam.rar": b""})
     with pytest.raises(UserError, match=r"holds 1 files and none of potsdam/rgb; unpack Potsdam\.rar first"):
         prepare("potsdam/rgb", tmp_path / "data", tmp_path / "manual")
@@ -176,7 +246,7 @@ def test_archives_of_another_kind_are_mentioned(tmp_path):
 
 
 def test_pictures_are_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr(decode, "MAX_PIXELS", 4095)
+    monkeypatch.setattr(picture_files, "MAX_PIXELS", 4095)
     loveda.write(tmp_path)
     with pytest.raises(UserError, match=r"1366\.png cannot be decoded \(it has 64 x 64 pixels, at most 4095"):
         prepare("loveda/urban", tmp_path / "data", tmp_path)
@@ -186,7 +256,7 @@ def test_several_processes_prepare_the_same(tmp_path, monkeypatch):
     rescuenet.write(tmp_path)
     alone = prepared.examples("rescuenet/rescuenet_5class", tmp_path, tmp_path / "a")
     monkeypatch.setattr(pool, "WORTH_PROCESSES", 0)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(pool, "cores", lambda: 2)
     together = prepared.examples("rescuenet/rescuenet_5class", tmp_path, tmp_path / "b")
     for split, records in alone.items():
         assert list(records) == list(together[split])
@@ -224,11 +294,11 @@ def test_check_of_a_prepared_dataset(tmp_path, capsys):
     twin = {"Val/Urban/images_png/3514.png": loveda.truth("1367")[0]}
     loveda_with(tmp_path / "manual", twin)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(building.SceneBuilder, "_overlap_fault", lambda *_: "")
+        patch.setattr(building.SceneBuilder, "_judge_overlap", lambda *_: None)
         prepare("loveda/urban", tmp_path / "data", tmp_path / "manual")
     with pytest.raises(UserError, match=r"not as expected: loveda/urban val; delete the folder of the domain"):
         main(["loveda/urban", f"--data_dir={tmp_path / 'data'}", "--check"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "loveda/urban was prepared with overlap error, layout official"
+    assert lines[0] == "loveda/urban was prepared with overlap error, unlabelled error, layout official"
     assert lines[1:3] == ["loveda/urban train: 2 images (64x64: 2)", "  warning: 1156 images expected"]
     assert lines[6] == "  fault: 3514 is the same image as 1367 of split train; splits must not overlap"

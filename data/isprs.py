@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal, cast
 
 from crossearth_jax.benchmark import IGNORE, TAXONOMIES
 
 from .archives import Member
 from .building import Option
-from .labels import Colour, Colours
+from .labels import NEAREST, Colour, Colours
 from .layouts import Layout, Scene, find, natural
 from .tiles import Cut
 
@@ -21,18 +22,22 @@ COLOURS: dict[Colour, int] = {
 STORED = {0: IGNORE, **{label + 1: label for label in range(6)}}  # in the tiles of the converters
 UNKNOWN_COLOURS = Option(
     "unknown_colours",
-    ("error", "ignored"),
-    "what becomes of colours outside the palette: the reference converter stores 0 for them, which is ignored",
+    ("nearest", "ignored", "error"),
+    f"what becomes of colours outside the palette: the class of the nearest one, at most {NEAREST} away; or they are"
+    " ignored, as by the reference converter, which stores 0 for them; or refused",
 )
 
 
 def colour_rule(dataset: str, table: Mapping[Colour, int], options: Mapping[str, str]) -> Colours:
     """Labels of the official archives."""
-    return Colours(
-        table,
-        ignore_unknown=options[UNKNOWN_COLOURS.name] == "ignored",
-        remedy=f"download it again, or leave such pixels out with --option {dataset}.{UNKNOWN_COLOURS.name}=ignored",
-    )
+    unknown = cast(Literal["nearest", "ignored", "error"], options[UNKNOWN_COLOURS.name])
+    remedy = {
+        "nearest": f"leave such pixels out with --option {dataset}.{UNKNOWN_COLOURS.name}=ignored",
+        "error": f"take the nearest colours with --option {dataset}.{UNKNOWN_COLOURS.name}=nearest, or ignore such"
+        " pixels with =ignored",
+        "ignored": "",
+    }
+    return Colours(table, unknown, remedy[unknown])
 
 
 def find_scenes(
@@ -41,6 +46,12 @@ def find_scenes(
     """Scenes of the official archives by split, and faults."""
     found = {split: find(files, layout, only) for split, only in ids.items()}
     return {split: part.scenes for split, part in found.items()}, [f for part in found.values() for f in part.faults]
+
+
+def tile_layout(folder: str, scene: str, split: str) -> Layout:
+    """How a converter names the tiles of one split (see `find_tiles`)."""
+    image, label = (f"{folder}{kind}/{split}/{{id}}.png" for kind in ("img_dir", "ann_dir"))
+    return Layout(image, label, id=rf"{scene}(?:_\d+){{4}}")
 
 
 def find_tiles(
@@ -57,8 +68,7 @@ def find_tiles(
     splits, faults = dict[str, Sequence[Scene]](), list[str]()
     owner = {name: split for split, names in ids.items() for name in names}
     for split in ids:
-        image, label = (f"{folder}{kind}/{split}/{{id}}.png" for kind in ("img_dir", "ann_dir"))
-        found = find(files, Layout(image, label, id=rf"{scene}(?:_\d+){{4}}"))
+        found = find(files, tile_layout(folder, scene, split))
         splits[split] = found.scenes
         faults += found.faults
         faults += [

@@ -4,26 +4,41 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import UInt8, UInt32
+from jaxtyping import Float32, UInt8, UInt32
 
 from crossearth_jax.benchmark import IGNORE
 from crossearth_jax.config import UserError
 
 Colour = tuple[int, int, int]  # RGB
 Pixels = UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]  # three equal channels count as one
+NEAREST = 80  # largest distance in RGB of a colour from the one it is taken for; corners of the cube are 255 apart
 _UNKNOWN = 254  # no taxonomy has that many classes
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """Train ids of one file, and what to know about it."""
+
+    ids: UInt8[np.ndarray, "h w"]  # train ids and IGNORE
+    note: str = ""
 
 
 @runtime_checkable
 class LabelRule(Protocol):
     """How one dataset stores its labels."""
 
-    def train_ids(self, pixels: Pixels, name: str) -> UInt8[np.ndarray, "h w"]:
-        """Train ids and IGNORE.
+    @property
+    def colours(self) -> bool:
+        """Whether an indexed picture means the colours of its palette, or its indices."""
+        ...
+
+    def train_ids(self, pixels: Pixels, name: str) -> Labels:
+        """What `pixels` of the file `name` mean.
 
         Raises:
           UserError: a value has no meaning; says which, how often, in which file.
@@ -37,8 +52,9 @@ class Numbers:
 
     table: Mapping[int, int]  # number in the file -> train id or IGNORE
     remedy: str = ""  # what to do about other numbers
+    colours: bool = dataclasses.field(default=False, init=False)
 
-    def train_ids(self, pixels: Pixels, name: str) -> UInt8[np.ndarray, "h w"]:
+    def train_ids(self, pixels: Pixels, name: str) -> Labels:
         """See `LabelRule`."""
         if pixels.ndim == 3:
             raise UserError(f"{name} holds colours, expected one class number per pixel")
@@ -46,7 +62,7 @@ class Numbers:
         if (labels == _UNKNOWN).any():
             unknown = pixels[labels == _UNKNOWN]
             raise UserError(_complaint("values", unknown, str, self.table, name, self.remedy))
-        return labels
+        return Labels(labels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,34 +70,78 @@ class Colours:
     """One colour per class."""
 
     table: Mapping[Colour, int]  # RGB in the file -> train id or IGNORE
-    ignore_unknown: bool = False  # makes other colours IGNORE instead of an error
-    remedy: str = ""  # what to do about other colours
+    unknown: Literal["error", "ignored", "nearest"] = "error"  # nearest: of the table, if it is at most NEAREST away
+    remedy: str = ""  # what to do about colours that are refused
+    colours: bool = dataclasses.field(default=True, init=False)
 
-    def train_ids(self, pixels: Pixels, name: str) -> UInt8[np.ndarray, "h w"]:
+    def train_ids(self, pixels: Pixels, name: str) -> Labels:
         """See `LabelRule`."""
         packed = _packed(pixels)
         labels = _colour_table(tuple(self.table.items()))[packed]
         unknown = labels == _UNKNOWN
-        if unknown.any() and not self.ignore_unknown:
-            raise UserError(_complaint("colours", packed[unknown], _unpacked, self.table, name, self.remedy))
-        labels[unknown] = IGNORE
-        return labels
+        if not unknown.any():
+            return Labels(labels)
+        strange = packed[unknown]
+        if self.unknown == "error":
+            raise UserError(_complaint("colours", strange, _unpacked, self.table, name, self.remedy))
+        found = f"{_percent(unknown.mean())} of {name} has colours outside the palette"
+        if self.unknown == "ignored":
+            labels[unknown] = IGNORE
+            return Labels(labels, f"{found}; they are ignored")
+        labels[unknown], distances = self._nearest(strange)
+        if (distances > NEAREST).any():
+            far = strange[distances > NEAREST]
+            raise UserError(
+                f"{_complaint('colours', far, _unpacked, self.table, name, self.remedy)} (they are more than {NEAREST}"
+                " away from each of these)"
+            )
+        return Labels(labels, f"{found}, at most {math.ceil(distances.max())} away; the nearest ones are taken")
+
+    def _nearest(self, packed: UInt32[np.ndarray, " n"]) -> tuple[UInt8[np.ndarray, " n"], Float32[np.ndarray, " n"]]:
+        """Train id of the nearest colour of the table and the distance to it, for every pixel."""
+        present = np.zeros(2**24, bool)  # far faster than sorting tens of millions of pixels
+        present[packed] = True
+        colours = np.flatnonzero(present)
+        rgb = np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=-1).astype(np.float32)
+        known = [np.array(colour, np.float32) for colour in self.table]
+        distances = np.stack([np.linalg.norm(rgb - colour, axis=-1) for colour in known], axis=-1)
+        place = np.zeros(2**24, np.int32)
+        place[colours] = np.arange(len(colours))
+        which = place[packed]
+        ids = np.array(list(self.table.values()), np.uint8)[distances.argmin(axis=-1)]
+        return ids[which], distances.min(axis=-1)[which]
 
 
 @dataclasses.dataclass(frozen=True)
 class Mask:
-    """Labels of one object: 0/1, or dark and bright, told apart by the largest value of the file."""
+    """Labels of one object. How it is drawn is a fact of the dataset; no file is judged by its own values."""
 
-    threshold: int | None  # bright is above it; None: only 0 and 255 exist
+    bright: Literal[1, 255] = 255  # value of the object; the rest is 0
+    threshold: int | None = None  # with 255: the object is above it, since masks are not pure; None: only 0 and 255
 
-    def train_ids(self, pixels: Pixels, name: str) -> UInt8[np.ndarray, "h w"]:
-        """See `LabelRule`; a colour counts as bright if its darkest channel does."""
-        grey = pixels.min(axis=-1) if pixels.ndim == 3 else pixels
-        if grey.max(initial=0) <= 1:
-            return grey
-        if self.threshold is not None:
-            return (grey > self.threshold).astype(np.uint8)
-        return Numbers({0: 0, 255: 1}).train_ids(grey, name)
+    @property
+    def colours(self) -> bool:
+        """Indices of a palette are 0 and 1; its colours are black and white."""
+        return self.bright == 255
+
+    def train_ids(self, pixels: Pixels, name: str) -> Labels:
+        """See `LabelRule`; a pixel that is not grey counts as bright if its darkest channel does.
+
+        Raises:
+          UserError: also where the mask is drawn in colours.
+        """
+        if pixels.ndim == 3:
+            if (np.ptp(pixels, axis=-1) > 127).any():
+                raise UserError(f"{name} is drawn in colours, expected a black and white mask; is it of this dataset?")
+            pixels = pixels.min(axis=-1)
+        if self.bright == 255 and self.threshold is not None:
+            return Labels((pixels > self.threshold).astype(np.uint8))
+        return Numbers({0: 0, self.bright: 1}).train_ids(pixels, name)
+
+
+def _percent(share: float) -> str:
+    """Such that a single pixel is not 0 %."""
+    return f"{share:.1%}" if share >= 0.001 else "less than 0.1%"
 
 
 def _complaint(

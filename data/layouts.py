@@ -6,8 +6,12 @@ import dataclasses
 import functools
 import re
 from collections.abc import Iterable, Sequence
+from typing import Literal, get_args
 
 from .archives import Member
+
+Role = Literal["image", "label"]
+_ENDINGS = {"tif": r"tiff?", "tiff": r"tiff?", "jpg": r"jpe?g"}  # of one format, either spelling is read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,17 +27,29 @@ class Scene:
 class Layout:
     """How files are named; a path below the dataset's folder ends in `image` or `label`.
 
-    `{id}` stands for the scene, `**/` for any folders. Upper and lower case are the same.
+    `{id}` stands for the scene, `**/` for any folders. Upper and lower case are the same. No file of the dataset's own
+    archives that plays another part may fit a template: where the name of a file does not tell, the template names its
+    folder.
     """
 
     image: str
     label: str
     id: str = r"[^/]+?"  # regular expression
+    exclude: str = ""  # regular expression of paths that belong to something else
 
-    def key(self, template: str, path: str) -> str | None:
-        """The scene that `path` belongs to if it fits `template`."""
-        match = _pattern(template, self.id).search(path)
+    def scene_of(self, role: Role, path: str) -> str | None:
+        """The id of the scene that `path` is the image or the label of; None if it is not."""
+        if self.exclude and re.search(self.exclude, path, re.IGNORECASE):
+            return None
+        match = _pattern(self._template(role), self.id).search(path)
         return match["id"] if match else None
+
+    def example(self, role: Role, key: str) -> str:
+        """How the file of scene `key` may be named."""
+        return self._template(role).replace("**/", "").replace("{id}", key)
+
+    def _template(self, role: Role) -> str:
+        return self.image if role == "image" else self.label
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,15 +67,20 @@ def find(files: Iterable[Member], layout: Layout, only: Iterable[str] | None = N
       files: of the dataset.
       layout: names of images and labels.
       only: ids of the scenes that are wanted; all if None.
+
+    Raises:
+      UserError: two files that may be the same cannot be read to compare them.
     """
-    files, wanted, faults = list(files), None if only is None else set(only), list[str]()
-    sides = [_by_key(files, layout, template, wanted, faults) for template in (layout.image, layout.label)]
-    images, labels = sides
-    for own, other, template in ((images, labels, layout.label), (labels, images, layout.image)):
+    files, faults = list(files), list[str]()
+    wanted = None if only is None else {name.casefold(): name for name in only}
+    images, labels = (_by_key(files, layout, role, wanted, faults) for role in get_args(Role))
+    sides: tuple[tuple[Role, dict, dict], ...] = (("label", images, labels), ("image", labels, images))
+    for missing, own, other in sides:
         for key in sorted(own.keys() - other.keys(), key=natural):
-            faults.append(f"{_example(template, key)} is missing, which belongs to {own[key].path}")
+            name, member = own[key]
+            faults.append(f"{layout.example(missing, name)} is missing, which belongs to {member.path}")
     ids = sorted(images.keys() & labels.keys(), key=natural)
-    return Found([Scene(key, images[key], labels[key]) for key in ids], faults)
+    return Found([Scene(images[key][0], images[key][1], labels[key][1]) for key in ids], faults)
 
 
 def natural(name: str) -> tuple[tuple[int, str], ...]:
@@ -68,28 +89,31 @@ def natural(name: str) -> tuple[tuple[int, str], ...]:
 
 
 def _by_key(
-    files: Sequence[Member], layout: Layout, template: str, wanted: set[str] | None, faults: list[str]
-) -> dict[str, Member]:
-    found = dict[str, Member]()
+    files: Sequence[Member], layout: Layout, role: Role, wanted: dict[str, str] | None, faults: list[str]
+) -> dict[str, tuple[str, Member]]:
+    """{id in lower case: (id, file)}."""
+    found = dict[str, tuple[str, Member]]()
     for member in files:
-        key = layout.key(template, member.path)
-        if key is None or (wanted is not None and key not in wanted):
+        name = layout.scene_of(role, member.path)
+        key = "" if name is None else name.casefold()
+        if name is None or (wanted is not None and key not in wanted):
             continue
-        if key in found and found[key].size != member.size:
+        name = name if wanted is None else wanted[key]
+        if key not in found:
+            found[key] = name, member
+        elif not found[key][1].same_content(member):
             faults.append(
-                f"{found[key].path} and {member.path} claim to be the same file and differ; remove one of them"
+                f"{found[key][1].path} and {member.path} may both be the {role} of {name}, and differ; remove the one"
+                " that is not"
             )
-        # An archive that was unpacked where it lies: loose files are faster to read.
-        if key not in found or not member.inside:
-            found[key] = member
+        elif not member.inside:  # an archive that was unpacked where it lies: loose files are faster to read
+            found[key] = name, member
     return found
-
-
-def _example(template: str, key: str) -> str:
-    return template.replace("**/", "").replace("{id}", key)
 
 
 @functools.lru_cache(maxsize=64)
 def _pattern(template: str, id_pattern: str) -> re.Pattern[str]:
-    escaped = re.escape(template).replace(re.escape("**/"), "(?:.*/)?")
-    return re.compile(f"(?:^|/){escaped.replace(re.escape('{id}'), f'(?P<id>{id_pattern})', 1)}$", re.IGNORECASE)
+    stem, _, ending = template.rpartition(".")
+    escaped = re.escape(stem).replace(re.escape("**/"), "(?:.*/)?")
+    named = escaped.replace(re.escape("{id}"), f"(?P<id>{id_pattern})", 1)
+    return re.compile(rf"(?:^|/){named}\.{_ENDINGS.get(ending, ending)}$", re.IGNORECASE)

@@ -17,6 +17,13 @@ from crossearth_jax.config import UserError
 WORTH_PROCESSES = 64_000_000  # bytes of input below which starting processes takes longer than the work
 
 
+def cores() -> int:
+    """Cores that this process may use; where the system does not say (macOS), all there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def ordered_map[T, R](function: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
     """`map(function, items)` by `workers` processes; at most three per worker are ahead of the consumer.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from crossearth_data.labels import Numbers  # pyright: ignore[reportMissingImports]
-from crossearth_data.pool import ordered_map  # pyright: ignore[reportMissingImports]
+from crossearth_data.pool import cores, ordered_map  # pyright: ignore[reportMissingImports]
 
 from crossearth_jax.config import UserError
 
@@ -29,9 +29,16 @@ def test_order_is_kept_and_errors_arrive():
     convert = functools.partial(Numbers({1: 0, 2: 1}).train_ids, name="x.png")
     labels = [np.full((1, 1), value, np.uint8) for value in (1, 2, 2, 1, 2, 1, 1, 1, 2, 3, 1)]
     found = ordered_map(convert, labels, 2)
-    assert [int(next(found)[0, 0]) for _ in range(9)] == [0, 1, 1, 0, 1, 0, 0, 0, 1]
+    assert [int(next(found).ids[0, 0]) for _ in range(9)] == [0, 1, 1, 0, 1, 0, 0, 0, 1]
     with pytest.raises(UserError, match=r"^x\.png has the unknown label values 3"):
         next(found)
+
+
+def test_cores_without_affinity(monkeypatch):
+    """As on macOS."""
+    assert cores() == len(os.sched_getaffinity(0))
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert cores() == os.cpu_count()
 
 
 def test_a_killed_worker_is_explained():

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 # own layer or one above.
 LAYERS = (
     ("config", "progress"),
-    ("benchmark", "tables", "command", "atomic"),
+    ("benchmark", "tables", "command", "atomic", "pictures"),
     ("parallel",),
     ("ops",),
     ("inputs", "augment", "models", "losses", "metrics"),
@@ -46,7 +46,7 @@ HOMES = {
 }
 
 # What the builders in data/ (import name crossearth_data) may know of the package.
-DATA_MAY_IMPORT = {"benchmark", "config", "progress"}
+DATA_MAY_IMPORT = {"benchmark", "config", "pictures", "progress"}
 
 MAX_FILE, MAX_FUNCTION, MAX_CONFIG = 400, 100, 100
 

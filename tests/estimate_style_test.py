@@ -73,6 +73,21 @@ def test_equals_two_pass_moments(corpus, capsys, monkeypatch):
     assert "warning: 8 images span at most 7 of 100 directions" in printed
 
 
+def test_photographs_are_read_by_the_rules_of_pictures(tmp_path, caplog):
+    """Upright, 8-bit RGB; what is not is skipped and named."""
+    image, exif = picture(30, 40), Image.Exif()
+    exif[0x0112] = 6  # the camera was held on its side
+    Image.fromarray(image).save(tmp_path / "a.png", exif=exif)
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "b.png")
+    Image.fromarray(image).convert("CMYK").save(tmp_path / "c.jpg")
+    Image.fromarray(image).convert("L").save(tmp_path / "d.png")
+    (photos,) = open_images(str(tmp_path), Tiling(), "")
+    (found,) = photos
+    np.testing.assert_array_equal(found, np.rot90(image, -1))
+    for name, fault in (("b.png", "16 bits per channel"), ("c.jpg", "mode CMYK"), ("d.png", "mode L (grey)")):
+        assert any(name in line and fault in line and "skipped" in line for line in caplog.text.splitlines())
+
+
 def test_reads_the_train_split_of_a_domain(monkeypatch):
     opened = []
 

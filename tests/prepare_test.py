@@ -60,6 +60,23 @@ def test_a_running_preparation_is_left_alone(tmp_path):
     assert not running.exists()
 
 
+def test_preparing_without_file_locks(tmp_path, monkeypatch, caplog):
+    """What another preparation may be writing is named, not deleted."""
+    running = tmp_path / DOMAIN / "incomplete.ABCDEF_1.0.0"
+    running.mkdir(parents=True)
+    monkeypatch.setattr("crossearth_jax.prepare.fcntl", None)
+    prepare(DOMAIN, tmp_path)
+    assert running.exists() and dataset_directory(DOMAIN, tmp_path).exists()
+    assert f"{running} is of another preparation; if none is running, delete it" in caplog.text
+
+
+def test_preparing_where_the_module_of_locks_is_missing(tmp_path):
+    code = "import sys; sys.modules['fcntl'] = None\nfrom crossearth_jax.prepare import main; main(sys.argv[1:])"
+    done = subprocess.run([sys.executable, "-c", code, DOMAIN, f"--data_dir={tmp_path}"], capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    assert dataset_directory(DOMAIN, tmp_path).exists()
+
+
 def contents(folder):
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
 

@@ -29,6 +29,7 @@ class SplitReport:
     sizes: Counter[tuple[int, int]]  # (height, width) -> images
     histogram: Int[np.ndarray, 256]  # pixels per label value
     scenes: int | None = None  # images before tiling; None if that is not known
+    notes: Sequence[str] = ()  # what to know about it
     damaged: Sequence[str] = ()  # what could not be read or belongs elsewhere, by file
 
     @classmethod
@@ -74,7 +75,7 @@ class SplitReport:
         scenes = "" if self.scenes is None else f" of {self.scenes} scenes"
         status = "" if self.faults or self.warnings else " ok"
         lines = [f"{self.domain} {self.split}: {self.images} images{scenes} ({sizes}){status}"]
-        lines += [f"  warning: {warning}" for warning in self.warnings]
+        lines += [f"  warning: {warning}" for warning in (*self.warnings, *self.notes)]
         lines += [f"  fault: {fault}" for fault in self.faults[:_FAULTS_SHOWN]]
         if len(self.faults) > _FAULTS_SHOWN:
             lines.append(f"  and {len(self.faults) - _FAULTS_SHOWN} more faults")
@@ -104,7 +105,8 @@ def check_split(
     """
     source = PreparedSplit(name, split, data_dir)
     histogram, sizes, damaged = np.zeros(256, np.int64), Counter[tuple[int, int]](), list[str]()
-    owners, progress = {} if owners is None else owners, Progress(len(source), "images")
+    owners, progress, unlabelled = {} if owners is None else owners, Progress(len(source), "images"), 0
+    labelled = DOMAINS[name].taxonomy is not None
     for index in range(len(source)):
         progress.advance(note=f"{name} {split}")
         try:
@@ -113,6 +115,7 @@ def check_split(
             damaged.append(str(error))
             continue
         label, digest = example["label"], image_digest(example["image"])
+        unlabelled += bool((label == IGNORE).all())
         if digest:
             other, twin = owners.setdefault(digest, (split, example["id"]))
             if other != split:
@@ -126,5 +129,6 @@ def check_split(
         expected=DOMAINS[name].counts[split],
         sizes=sizes,
         histogram=histogram,
+        notes=[f"{unlabelled} of {len(source)} images have no label at all"] if labelled and unlabelled else [],
         damaged=damaged,
     )

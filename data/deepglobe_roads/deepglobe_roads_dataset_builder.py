@@ -8,7 +8,7 @@ from typing import ClassVar
 from ..archives import Member
 from ..building import Catalogue, SceneBuilder, configs_of
 from ..conversion import Recipe
-from ..labels import Mask
+from ..detection import mask_rule
 from ..layouts import Layout, find
 
 THRESHOLD = 127  # masks are not pure black and white: 128 and above is road
@@ -21,7 +21,12 @@ class Builder(SceneBuilder):
     IMAGE_FORMAT: ClassVar[str] = "jpeg"
 
     def catalogue(self, files: Sequence[Member]) -> Catalogue:
-        """The official names below a folder `train`; masks may be the official ones or stored as 0 and 1."""
-        found = find(files, Layout("train/**/{id}_sat.jpg", "train/**/{id}_mask.png"))
-        recipe = Recipe(Mask(THRESHOLD), self.domain.sizes["train"])
-        return Catalogue({"train": found.scenes}, recipe, {"layout": "official"}, found.faults)
+        """Masks may be the official ones or stored as 0 and 1."""
+        found = find(files, self.layouts()["train"])
+        rule = mask_rule(found.scenes, THRESHOLD)
+        recipe = Recipe(rule, self.domain.sizes["train"])
+        return Catalogue({"train": found.scenes}, recipe, {"masks": f"0 and {rule.bright}"}, found.faults)
+
+    def layouts(self) -> dict[str, Layout]:
+        """The official names below a folder `train`; the other splits have images of the same names."""
+        return {"train": Layout("train/**/{id}_sat.jpg", "train/**/{id}_mask.png")}

@@ -28,14 +28,18 @@ class Builder(SceneBuilder):
 
     def catalogue(self, files: Sequence[Member]) -> Catalogue:
         """The official archives; the authors' repack has the same layout."""
-        area = self.domain.config.capitalize()
-        found = {}
-        for split in self.domain.counts:
-            image, label = (f"{split.capitalize()}/{area}/{kind}_png/{{id}}.png" for kind in ("images", "masks"))
-            found[split] = find(files, Layout(image, label))
+        found = {split: find(files, layout) for split, layout in self.layouts().items()}
         return Catalogue(
             splits={split: part.scenes for split, part in found.items()},
             recipe=Recipe(Numbers(STORED), self.domain.sizes["train"]),
             choices={"layout": "official"},
             faults=[fault for part in found.values() for fault in part.faults],
         )
+
+    def layouts(self) -> dict[str, Layout]:
+        """By split."""
+        folders = {split: f"{split.capitalize()}/{self.domain.config.capitalize()}" for split in self.domain.counts}
+        return {
+            split: Layout(f"{folder}/images_png/{{id}}.png", f"{folder}/masks_png/{{id}}.png")
+            for split, folder in folders.items()
+        }

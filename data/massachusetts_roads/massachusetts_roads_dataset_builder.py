@@ -7,11 +7,17 @@ from collections.abc import Sequence
 from ..archives import Member
 from ..building import Catalogue, SceneBuilder, configs_of
 from ..conversion import Recipe
-from ..labels import Mask
-from ..layouts import Layout, find
+from ..detection import mask_rule
+from ..layouts import Found, Layout, find
 
-# Labels that the authors rewrote to 0 and 1, where they exist, else the official 0 and 255.
-LABEL_FOLDERS = ("labels_new", "labels")
+# Where layouts put a split's images and labels, the first that is found counts: the authors rewrote labels to 0 and 1
+# beside the ones of the Kaggle copy. The home page says `valid` where the others say `val`.
+FOLDERS = {
+    "CrossEarth authors": ("{split}", "{split}_labels_new"),
+    "Kaggle copy": ("{split}", "{split}_labels"),
+    "home page": ("{split}/sat", "{split}/map"),
+}
+_BUILDINGS = r"mass_buildings"  # of the same home page, with the same names
 
 
 class Builder(SceneBuilder):
@@ -20,16 +26,29 @@ class Builder(SceneBuilder):
     BUILDER_CONFIGS = configs_of("massachusetts_roads")
 
     def catalogue(self, files: Sequence[Member]) -> Catalogue:
-        """The official folders and the authors'; each split takes the first kind of labels that it has."""
-        splits, choices, faults = {}, {}, []
+        """Each split takes the first layout that it has."""
+        layouts = self.layouts()
+        found, choices = dict[str, Found](), dict[str, str]()
         for split in self.domain.counts:
-            tries = {
-                folder: find(files, Layout(f"{split}/{{id}}.tiff", f"{split}_{folder}/{{id}}.tif"))
-                for folder in LABEL_FOLDERS
-            }
-            folder = next((name for name, found in tries.items() if found.scenes), LABEL_FOLDERS[-1])
-            splits[split] = tries[folder].scenes
-            faults += tries[folder].faults
-            choices[f"labels of {split}"] = f"{split}_{folder}"
-        recipe = Recipe(Mask(threshold=None), self.domain.sizes["train"])
-        return Catalogue(splits, recipe, choices, faults)
+            tries = {name: find(files, layouts[f"{name}, {split}"]) for name in FOLDERS}
+            name = next((name for name, part in tries.items() if part.scenes), None)
+            name = name or next((name for name, part in tries.items() if part.faults), "home page")
+            found[split], choices[f"layout of {split}"] = tries[name], name
+        labels = {split: mask_rule(part.scenes) for split, part in found.items()}
+        return Catalogue(
+            splits={split: part.scenes for split, part in found.items()},
+            recipe=Recipe(labels["test"], self.domain.sizes["train"]),
+            choices={**choices, **{f"masks of {split}": f"0 and {rule.bright}" for split, rule in labels.items()}},
+            faults=[fault for part in found.values() for fault in part.faults],
+            labels=labels,
+        )
+
+    def layouts(self) -> dict[str, Layout]:
+        """By the names of `FOLDERS` and split."""
+        layouts = {}
+        for name, folders in FOLDERS.items():
+            for split in self.domain.counts:
+                folder = "valid" if (name, split) == ("home page", "val") else split
+                image, label = (part.format(split=folder) for part in folders)
+                layouts[f"{name}, {split}"] = Layout(f"{image}/{{id}}.tiff", f"{label}/{{id}}.tif", exclude=_BUILDINGS)
+        return layouts

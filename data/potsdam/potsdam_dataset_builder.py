@@ -29,6 +29,7 @@ IDS = {
 # that gives the five names.
 FIVE = {IGNORE: IGNORE, 0: 0, 1: 1, 2: 2, 3: 2, 4: 3, 5: 4}
 STORED_FIVE = {0: IGNORE, 1: 0, 2: 1, 3: 2, 4: 3, 5: 4}  # in the authors' archive of five classes
+_SCENE = r"\d+_\d+"  # row and column
 _REPACKED_FIVE = re.compile(r"potsdam[_-]?res", re.IGNORECASE)  # the authors' archive with the five classes
 
 
@@ -44,6 +45,14 @@ class Builder(SceneBuilder):
         tiles = () if any(official.splits.values()) else self._tiles(files)
         return next((found for found in tiles if any(found.splits.values())), official)
 
+    def layouts(self) -> dict[str, Layout]:
+        """Names end in what a file is: true orthophotos and labels with and without boundaries share the rest."""
+        image, label = f"top_potsdam_{{id}}_{self._bands}.tif", "top_potsdam_{id}_label_noBoundary.tif"
+        return {
+            "official scenes": Layout(image, label, id=_SCENE),
+            **{f"tiles of {split}": isprs.tile_layout(f"{self._bands}/", _SCENE, split) for split in IDS},
+        }
+
     @property
     def _bands(self) -> str:
         return self.domain.config.removesuffix("_5class").upper()
@@ -53,8 +62,7 @@ class Builder(SceneBuilder):
         return self.domain.config.endswith("_5class")
 
     def _scenes(self, files: Sequence[Member]) -> Catalogue:
-        layout = Layout(f"top_potsdam_{{id}}_{self._bands}.tif", "top_potsdam_{id}_label_noBoundary.tif", id=r"\d+_\d+")
-        splits, faults = isprs.find_scenes(files, layout, IDS)
+        splits, faults = isprs.find_scenes(files, self.layouts()["official scenes"], IDS)
         table = {colour: FIVE[label] for colour, label in isprs.COLOURS.items()} if self._five else isprs.COLOURS
         labels = isprs.colour_rule(self.name, table, self.options)
         recipe = Recipe(labels, self.domain.sizes["train"], isprs.CUT)
@@ -70,5 +78,5 @@ class Builder(SceneBuilder):
         )
 
     def _tiles_of(self, files: Sequence[Member], stored: Mapping[int, int], layout: str) -> Catalogue:
-        splits, faults = isprs.find_tiles(files, f"{self._bands}/", r"\d+_\d+", IDS)
+        splits, faults = isprs.find_tiles(files, f"{self._bands}/", _SCENE, IDS)
         return Catalogue(splits, Recipe(Numbers(stored), self.domain.sizes["train"]), {"layout": layout}, faults)

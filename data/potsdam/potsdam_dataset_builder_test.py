@@ -1,10 +1,13 @@
 """Potsdam from miniature archives: tiles, colours, bands, five classes, and the numbers of the real dataset."""
 
+import re
+import shutil
+
 import numpy as np
 import pytest
 from crossearth_data.potsdam import potsdam_dataset_builder as potsdam  # pyright: ignore[reportMissingImports]
 from crossearth_data.tiles import Cut  # pyright: ignore[reportMissingImports]
-from miniatures import isprs, prepared
+from miniatures import isprs, pictures, prepared
 from miniatures import potsdam as miniature
 
 from crossearth_jax.benchmark import DOMAINS
@@ -39,11 +42,24 @@ def test_official_archives(official, tmp_path, bands):
     domain = f"potsdam/{bands.lower()}"
     assert_tiles(prepared.examples(domain, official, tmp_path), bands)
     recorded = prepared.metadata(domain, tmp_path)
-    assert recorded["options"] == {"unknown_colours": "error", "overlap": "error"}
+    assert recorded["options"] == {"unknown_colours": "nearest", "overlap": "error", "unlabelled": "error"}
     assert recorded["choices"] == {"layout": "official scenes"}
     assert recorded["counts"]["val"] == {"images": 6, "expected": 2016}
     assert "split val of potsdam/" in recorded["warnings"][1]
     assert "split val lacks the scenes 2_14, 3_13" in recorded["notes"][1]
+
+
+def test_the_faded_label_of_4_12_is_recovered_exactly(official, tmp_path):
+    """As 2_10 of the miniature; ignored, it would leave six tiles without a label."""
+    shutil.copytree(official, tmp_path / "archives")
+    (tmp_path / "archives/5_Labels_all_noBoundary.zip").unlink()
+    labels = {f"top_potsdam_{scene}_label_noBoundary.tif": miniature.faded(scene) for scene in miniature.scenes()}
+    pictures.write_zip(tmp_path / "archives/5_Labels_all_noBoundary.zip", labels)
+    assert_tiles(prepared.examples("potsdam/rgb", tmp_path / "archives", tmp_path / "data"), "RGB")
+    assert_tiles(prepared.examples("potsdam/irrg_5class", tmp_path / "archives", tmp_path / "data"), "IRRG", FIVE)
+    warnings = prepared.metadata("potsdam/rgb", tmp_path / "data")["warnings"]
+    (remark,) = (warning for warning in warnings if "potsdam_2_10" in warning)
+    assert re.fullmatch(r"100\.0% of .*2_10_label_noB.* outside the palette, at most \d\d away; the nearest .*", remark)
 
 
 def test_five_classes(official, tmp_path):

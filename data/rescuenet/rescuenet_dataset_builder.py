@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import ClassVar
 
+import numpy as np
+
 from crossearth_jax.benchmark import IGNORE, TAXONOMIES
+from crossearth_jax.config import UserError
 
 from ..archives import Member
 from ..building import Catalogue, Option, SceneBuilder, configs_of
 from ..conversion import Recipe
-from ..detection import values_in
+from ..detection import histogram
 from ..labels import Numbers
 from ..layouts import Layout, find
 
@@ -28,6 +32,10 @@ OFFICIAL = {
     POOL: _CLUTTER,
 }
 REPACKED = {0: IGNORE, **{label + 1: label for label in range(5)}}  # the authors' archive
+# Version 1.0 has twelve classes: 1 is debris and 11 sand, and what is between them has other numbers than above.
+SAND = 11
+_VERSION_1_FOLDERS = re.compile(r"rescuenet-test[/.]", re.IGNORECASE)  # its downloads are split by folder
+_GET_VERSION_2 = "whose classes are numbered differently; download version 2, where they are 0 to 10"
 
 
 class Builder(SceneBuilder):
@@ -42,13 +50,26 @@ class Builder(SceneBuilder):
 
     def catalogue(self, files: Sequence[Member]) -> Catalogue:
         """The official archive and the authors' have the same names; a number above 5 tells the official one."""
-        found = find(files, Layout("test-org-img/{id}.jpg", "test-label-img/{id}_lab.png"))
+        found = find(files, self.layouts()["test"])
+        values = np.flatnonzero(histogram(found.scenes))
         labels = self.options["labels"]
         if labels == "detect":
-            labels = "official" if max(values_in(found.scenes), default=6) > max(REPACKED) else "repacked"
+            labels = "official" if values.size == 0 or values[-1] > max(REPACKED) else "repacked"
+            folder = any(_VERSION_1_FOLDERS.search(scene.label.path) for scene in found.scenes)
+            if labels == "official" and (folder or SAND in values):
+                why = f"some reach {SAND}" if SAND in values else "as their folder is called"
+                raise UserError(
+                    f"{found.scenes[0].label.path} and others are labels of version 1.0 ({why}), {_GET_VERSION_2}; if"
+                    f" they are not: --option {self.name}.labels=official"
+                )
         water = _CLUTTER if self.options["water"] == "clutter" else IGNORE
         table = {**OFFICIAL, WATER: water, POOL: water} if labels == "official" else REPACKED
-        remedy = "" if labels == "official" else f"if these are official labels: --option {self.name}.labels=official"
+        repacked = f"if these are official labels: --option {self.name}.labels=official"
+        remedy = f"{SAND} is sand in version 1.0, {_GET_VERSION_2}" if labels == "official" else repacked
         recipe = Recipe(Numbers(table, remedy), self.domain.sizes["test"])
         notes = ["water and pools are as the authors stored them"] if labels == "repacked" else []
         return Catalogue({"test": found.scenes}, recipe, {"labels": labels}, found.faults, notes)
+
+    def layouts(self) -> dict[str, Layout]:
+        """FloodNet, of the same laboratory, has the same names and other classes."""
+        return {"test": Layout("test-org-img/{id}.jpg", "test-label-img/{id}_lab.png", exclude="floodnet")}

@@ -1,9 +1,12 @@
 """RescueNet from miniature archives: the remap to five classes, water, and the authors' labels."""
 
+import io
+
 import numpy as np
 import pytest
 from miniatures import pictures, prepared
 from miniatures import rescuenet as miniature
+from PIL import Image
 
 from crossearth_jax.config import UserError
 from crossearth_jax.prepare import prepare
@@ -35,6 +38,43 @@ def test_the_authors_labels_are_detected(tmp_path):
         expected[0, 0] = 255
         np.testing.assert_array_equal(found["test"][name]["label"], expected)
     assert prepared.metadata(DOMAIN, tmp_path / "data")["choices"] == {"labels": "repacked"}
+
+
+@pytest.mark.parametrize(
+    ("sand", "expected"),
+    [
+        (True, r"10778_lab\.png and others are labels of version 1\.0 \(some reach 11\).*download version 2"),
+        (False, r"10778_lab\.png and others are labels of version 1\.0 \(as their folder is called\)"),
+    ],
+)
+def test_version_1_is_refused(tmp_path, sand, expected):
+    miniature.write_version_1(tmp_path, sand)
+    with pytest.raises(UserError, match=expected):
+        prepare(DOMAIN, tmp_path / "data", tmp_path)
+    if sand:
+        expected = r"unknown label values 11 .*; 11 is sand in version 1\.0, whose classes are numbered differently"
+        with pytest.raises(UserError, match=expected):
+            prepare(DOMAIN, tmp_path / "data", tmp_path, {"labels": "official"})
+
+
+def turned_round(data):
+    """The JPEG file with the note that the camera was held upside down."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(data)).save(buffer, "JPEG", quality=95, exif=exif)
+    return buffer.getvalue()
+
+
+def test_photographs_are_put_upright(tmp_path):
+    """By 180 degrees, which sizes do not tell."""
+    image, numbers = miniature.truth("10778")
+    data = turned_round(image)
+    root = "test/test-"
+    pictures.write_files(tmp_path, {f"{root}org-img/10778.jpg": data, f"{root}label-img/10778_lab.png": numbers})
+    found = prepared.examples(DOMAIN, tmp_path, tmp_path / "data")["test"]["10778"]
+    np.testing.assert_array_equal(found["image"], pictures.decoded(data)[::-1, ::-1])
+    np.testing.assert_array_equal(found["label"], miniature.TRAIN_IDS[numbers])
 
 
 def test_the_wrong_kind_of_labels_is_refused(tmp_path):

@@ -18,6 +18,8 @@ IDS = {
     "val": tuple(f"area{n}" for n in (2, 4, 6, 8, 10, 12, 14, 16, 20, 22, 24, 27, 29, 31, 33, 35, 38)),
 }
 
+_SCENE = r"area\d+"
+
 
 class Builder(SceneBuilder):
     """Tiles of 512 pixels, split by scene."""
@@ -31,13 +33,18 @@ class Builder(SceneBuilder):
 
     def catalogue(self, files: Sequence[Member]) -> Catalogue:
         """Official scenes if there are any, else tiles of the authors' converter."""
-        layout = Layout("top_mosaic_09cm_{id}.tif", "top_mosaic_09cm_{id}_noBoundary.tif", id=r"area\d+")
-        splits, faults = isprs.find_scenes(files, layout, IDS)
+        splits, faults = isprs.find_scenes(files, self.layouts()["official scenes"], IDS)
         largest = self.domain.sizes["train"]
         if not any(splits.values()):
-            tiles, tile_faults = isprs.find_tiles(files, "", r"area\d+", IDS)
+            tiles, tile_faults = isprs.find_tiles(files, "", _SCENE, IDS)
             if any(tiles.values()):
                 return Catalogue(tiles, Recipe(Numbers(isprs.STORED), largest), {"layout": "tiles"}, tile_faults)
         labels = isprs.colour_rule(self.name, isprs.COLOURS, self.options)
         recipe = Recipe(labels, largest, isprs.CUT)
         return Catalogue(splits, recipe, {"layout": "official scenes"}, faults, isprs.absent(splits, IDS))
+
+    def layouts(self) -> dict[str, Layout]:
+        """The images' folder is named: labels with boundaries are called exactly as the images are."""
+        official = Layout("top/top_mosaic_09cm_{id}.tif", "top_mosaic_09cm_{id}_noBoundary.tif", id=_SCENE)
+        tiles = {f"tiles of {split}": isprs.tile_layout("", _SCENE, split) for split in IDS}
+        return {"official scenes": official, **tiles}

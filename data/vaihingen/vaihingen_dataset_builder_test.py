@@ -1,5 +1,7 @@
 """Vaihingen from miniature archives: areas of different sizes; area 9 is in no split."""
 
+import zipfile
+
 import numpy as np
 import pytest
 from crossearth_data.vaihingen import vaihingen_dataset_builder as vaihingen  # pyright: ignore[reportMissingImports]
@@ -17,10 +19,22 @@ def zips_in_a_zip(folder):
     )
 
 
-@pytest.mark.parametrize("layout", ["loose", "once", "twice", "tiles"])
+def unpacked(folder):
+    """The archives unpacked side by side, each into a folder of its name."""
+    miniature.write_all_labels(folder / "zips")
+    for archive in (folder / "zips").iterdir():
+        zipfile.ZipFile(archive).extractall(folder / "unpacked" / archive.stem)
+
+
+@pytest.mark.parametrize("layout", ["loose", "once", "twice", "all labels", "unpacked", "tiles"])
 def test_layouts(tmp_path, layout):
+    """Labels with boundaries have the images' names and sizes; neither takes the place of the other."""
     if layout == "tiles":
         miniature.write_repacked(tmp_path / layout)
+    elif layout == "all labels":
+        miniature.write_all_labels(tmp_path / layout)
+    elif layout == "unpacked":
+        unpacked(tmp_path)
     else:
         zips_in_a_zip(tmp_path)
     found = prepared.examples("vaihingen/irrg", tmp_path / layout, tmp_path / "data")

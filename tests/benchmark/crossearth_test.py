@@ -31,10 +31,17 @@ NAMES = {  # of a dataset in the golden file -> domain
 }
 
 
+# RescueNet's version 2 has one test photograph more than the authors' table says.
+TABLE_SAYS = {"rescuenet/rescuenet_5class": (450, 449)}
+
+
 @pytest.mark.parametrize("name", GOLDEN["datasets"])
 def test_domain(name):
     facts, domain = GOLDEN["datasets"][name], DOMAINS[NAMES[name]]
-    assert domain.counts == {split: n for split, n in facts["splits"].items() if "unlabelled" not in split}
+    if domain.name in TABLE_SAYS:
+        assert (domain.counts["test"], facts["splits"]["test"]) == TABLE_SAYS[domain.name]
+    else:
+        assert domain.counts == {split: n for split, n in facts["splits"].items() if "unlabelled" not in split}
     assert domain.eval_split == (facts["eval_split"] or "").split(" ")[0]
     assert domain.gsd == facts.get("gsd_m")
     if "image_size" in facts and name != "rescuenet_5class":  # whose photographs have more than one size
@@ -57,7 +64,8 @@ def test_setting(row):
     assert len(setting.classes) == row["num_classes"]
     assert training is not None and training.crop == row["crop_size"] == row["test_window"]
     assert DOMAINS[setting.source].counts["train"] == row["train_images"]
-    assert DOMAINS[setting.target].counts[DOMAINS[setting.target].eval_split] == row["test_images"]
+    images = DOMAINS[setting.target].counts[DOMAINS[setting.target].eval_split]
+    assert (images, row["test_images"]) == TABLE_SAYS.get(setting.target, (images, images))
     assert (setting.object is None) == (row["headline_metric"] == "miou")
     published = row["published_weights"]
     expected = published if isinstance(published, list) else [published]

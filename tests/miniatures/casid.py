@@ -3,6 +3,7 @@
 from . import pictures
 
 FOLDERS = {"subms": "SubMs", "temms": "TemMs", "troms": "TroMs", "trorf": "TroRf"}
+PALETTE = ((0, 0, 0), (255, 255, 0), (85, 255, 0), (255, 0, 0), (0, 112, 255))
 SIDE = 64
 SCENE = (1010, 1100)  # height, width
 NAMES = {"train": ("12_0_0", "12_0_1", "7_4_4"), "test": ("3_0_0", "3_1_0")}
@@ -31,6 +32,16 @@ def write(folder, first=0, climates=tuple(FOLDERS)):
 
 
 write_repacked = write
+
+
+def write_both(folder, climate="troms"):
+    """Labels in colours beside the same labels as numbers from 1."""
+    root = folder / "CASID" / FOLDERS[climate]
+    for split, names in NAMES.items():
+        for name in names:
+            image, label = truth(climate, split, name)
+            files = {f"image/{name}.png": image, f"label/{name}-label.png": pictures.lookup(PALETTE, label)}
+            pictures.write_files(root / f"all_{split}", {**files, f"label_id/{name}-label.png": label + 1})
 
 
 def write_scenes(folder, climate="subms"):

@@ -24,10 +24,19 @@ def _files(kind, bright):
 
 
 def write(folder):
-    """The official folders, labels 0 and 255."""
-    pictures.write_files(folder / "tiff", _files("labels", 255))
+    """The home page's folders, labels 0 and 255."""
+    for split, names in SCENES.items():
+        root = folder / "mass_roads" / {"val": "valid"}.get(split, split)
+        for name in names:
+            image, label = truth(name)
+            pictures.write_files(root, {f"sat/{name}.tiff": image, f"map/{name}.tif": label * 255})
+
+
+def write_kaggle(folder):
+    """The Kaggle copy's folders, labels 0 and 255."""
+    pictures.write_zip(folder / "archive.zip", {f"tiff/{name}": file for name, file in _files("labels", 255).items()})
 
 
 def write_repacked(folder):
-    """The authors' archive: labels rewritten to 0 and 1 beside the official ones."""
+    """The authors' archive: labels rewritten to 0 and 1 beside the Kaggle copy's."""
     pictures.write_zip(folder / "Massachusetts.zip", _files("labels", 255) | _files("labels_new", 1))

@@ -47,6 +47,13 @@ def encoded(pixels, name):
     return buffer.getvalue()
 
 
+def uncompressed(pixels):
+    """A TIFF file whose number of bytes depends on the number of pixels only."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="TIFF")
+    return buffer.getvalue()
+
+
 def decoded(data):
     """Pixels of a file."""
     return np.asarray(Image.open(io.BytesIO(data)))

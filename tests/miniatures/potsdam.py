@@ -1,5 +1,7 @@
 """Potsdam: two scenes for training and one for validation of 1100 x 600 pixels, six tiles each."""
 
+import numpy as np
+
 from . import isprs, pictures
 
 SCENES = {"train": ("2_10", "7_9"), "val": ("2_13",)}
@@ -21,15 +23,26 @@ def scenes():
 
 
 def write(folder):
-    """The three official archives."""
+    """The official archives, those that are not needed among them."""
     for archive, bands in (("2_Ortho_RGB", "RGB"), ("3_Ortho_IRRG", "IRRG")):
         files = {f"{archive}/top_potsdam_{scene}_{bands}.tif": truth(scene, bands)[0] for scene in scenes()}
+        files |= {name.replace(".tif", ".tfw"): b"0.05" for name in files}
         pictures.write_zip(folder / f"{archive}.zip", files)
-    labels = {
-        f"top_potsdam_{scene}_label_noBoundary.tif": pictures.lookup(isprs.PALETTE, truth(scene, "RGB")[1])
-        for scene in scenes()
-    }
-    pictures.write_zip(folder / "5_Labels_all_noBoundary.zip", labels)
+    for archive, end in (("5_Labels_all_noBoundary", "label_noBoundary"), ("5_Labels_all", "label")):
+        files = {}
+        for scene in scenes():
+            label = truth(scene, "RGB")[1]
+            shown = label if end == "label_noBoundary" else label % 6
+            files[f"top_potsdam_{scene}_{end}.tif"] = pictures.lookup(isprs.PALETTE, shown)
+        pictures.write_zip(folder / f"{archive}.zip", files)
+    surface = {f"dsm_potsdam_{scene.zfill(5)}.tif": truth(scene, "RGB")[0][..., 0] for scene in scenes()}
+    pictures.write_zip(folder / "1_DSM.zip", surface)
+
+
+def faded(scene):
+    """The colours of a label as the real label of 4_12 has them: mixed with a sixth of the photograph."""
+    image, label = truth(scene, "RGB")
+    return np.round(0.83 * pictures.lookup(isprs.PALETTE, label) + 0.17 * image.astype(float)).astype(np.uint8)
 
 
 def write_repacked(folder, five=False):

@@ -30,6 +30,18 @@ def write(folder):
     pictures.write_zip(folder / "RescueNet.zip", files)
 
 
+def write_version_1(folder, sand=True):
+    """Version 1.0: twelve classes; 1 is debris, so that those up to the buildings are one further, and 11 is sand."""
+    files = {}
+    for name in IDS:
+        image, numbers = truth(name)
+        twelve = np.array([0, 2, 3, 4, 5, 6, 7, 8, 8, 9, 10], np.uint8)[numbers]
+        twelve[0, :2] = 1, 11 if sand else 1
+        root = "rescuenet-test/test"
+        files |= {f"{root}/test-org-img/{name}.jpg": image, f"{root}/test-label-img/{name}_lab.png": twelve}
+    pictures.write_files(folder, files)
+
+
 def write_repacked(folder):
     """The authors' archive: five classes as 1 to 5, one pixel ignored (0)."""
     files = {}

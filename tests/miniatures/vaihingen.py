@@ -13,14 +13,32 @@ def truth(scene):
     return pictures.photograph(f"vaihingen {scene}", label), label
 
 
+def coloured(scene):
+    """The label with boundaries, in colours: nothing in it is black."""
+    return pictures.lookup(isprs.PALETTE, truth(scene)[1] % 6)
+
+
 def write(folder):
-    """The two official archives."""
-    images = {f"top/top_mosaic_09cm_{scene}.tif": truth(scene)[0] for scene in SIZES}
+    """The two official archives; in the first, labels with boundaries have the names and sizes of the images."""
+    files = {}
+    for scene in SIZES:
+        image = truth(scene)[0]
+        files[f"top/top_mosaic_09cm_{scene}.tif"] = pictures.uncompressed(image)
+        files[f"dsm/dsm_09cm_matching_{scene}.tif"] = image[..., 0]
+        if scene in SCENES["train"]:
+            files[f"gts_for_participants/top_mosaic_09cm_{scene}.tif"] = pictures.uncompressed(coloured(scene))
+    pictures.write_zip(folder / "ISPRS_semantic_labeling_Vaihingen.zip", files)
     labels = {
         f"top_mosaic_09cm_{scene}_noBoundary.tif": pictures.lookup(isprs.PALETTE, truth(scene)[1]) for scene in SIZES
     }
-    pictures.write_zip(folder / "ISPRS_semantic_labeling_Vaihingen.zip", images)
     pictures.write_zip(folder / "ISPRS_semantic_labeling_Vaihingen_ground_truth_eroded_COMPLETE.zip", labels)
+
+
+def write_all_labels(folder):
+    """Also the archive of labels with boundaries, whose names are those of the images."""
+    write(folder)
+    labels = {f"top_mosaic_09cm_{scene}.tif": pictures.uncompressed(coloured(scene)) for scene in SIZES}
+    pictures.write_zip(folder / "ISPRS_semantic_labeling_Vaihingen_ground_truth_COMPLETE.zip", labels)
 
 
 def write_repacked(folder):

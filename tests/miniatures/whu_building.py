@@ -1,11 +1,14 @@
 """WHU Building: aerial tiles in three splits and satellite tiles in two, of 64 pixels; names repeat across splits."""
 
+import numpy as np
+
 from . import pictures
 
 SIDE = 64
 AERIAL = {"train": ("0", "1", "2"), "val": ("0", "1"), "test": ("0",)}
 SATELLITE = {"train": ("0", "1", "2"), "test": ("0", "1")}
-COUNTS = {"aerial": {"train": 3, "val": 2, "test": 1}, "satellite_ii": {"train": 3, "test": 2}}
+EMPTY = {"train": ("0", "7", "8", "9"), "test": ("0",)}  # satellite tiles without buildings, in folders of their own
+COUNTS = {"aerial": {"train": 3, "val": 2, "test": 1}, "satellite_ii": {"train": 7, "test": 3}}
 
 
 def truth(platform, split, name):
@@ -24,15 +27,25 @@ def _files(platform, split, names, folder, label_folder, bright):
     return found
 
 
+def empty(split, name):
+    """Picture and train ids of a satellite tile without buildings."""
+    label = np.zeros((SIDE, SIDE), np.uint8)
+    return pictures.photograph(f"whu {split}_no {name}", label), label
+
+
 def write(folder):
     """Official splits, labels 0 and 255; the satellite tiles' archive as a zip, the aerial ones unpacked."""
+    root = "3. The cropped image tiles and raster labels"
     for split, names in AERIAL.items():
-        pictures.write_files(folder / "aerial", _files("aerial", split, names, split, "label", 255))
-    root = "1. The cropped image data and raster labels"
+        pictures.write_files(folder / root, _files("aerial", split, names, split, "label", 255))
+    root = "Satellite dataset \u2161 (East Asia)/1. The cropped image data and raster labels"
     files = {}
     for split, names in SATELLITE.items():
         files |= _files("satellite", split, names, f"{root}/{split}", "label", 255)
-    pictures.write_zip(folder / "Satellite dataset II (East Asia).zip", files)
+        for name in EMPTY[split]:
+            image, label = empty(split, name)
+            files |= {f"{root}/{split}_no/image/{name}.tif": image, f"{root}/{split}_no/label/{name}.tif": label}
+    pictures.write_zip(folder / "Satellite dataset \u2161 (East Asia).zip", files)
 
 
 def write_repacked(folder):
