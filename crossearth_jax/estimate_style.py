@@ -67,6 +67,8 @@ class Images(Protocol):
 def main(argv: list[str]) -> None:
     """Estimates, writes and reports what the command line asks for."""
     arguments = _parser().parse_args(argv)
+    if Path(arguments.out).suffix != ".npz":
+        raise UserError(f"--out={arguments.out} is no .npz; name such a file, so that no image is ever replaced")
     domains = tuple(path for path in arguments.paths if path in DOMAINS)
     allowed = allowed_targets(domains, arguments.source, arguments.allow_target)
     tiling = Tiling(tuple(arguments.tile_size), arguments.overlap)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -29,9 +30,9 @@ from crossearth_jax.config import MeshConfig, UserError
 from crossearth_jax.predictor import Segmentor, load
 
 try:
-    from crossearth_jax.mapping.mapper import MapOptions, map_scene
+    from crossearth_jax.mapping.mapper import MapOptions, check_outputs, map_scene
     from crossearth_jax.mapping.radiometry import PERCENTILES
-    from crossearth_jax.mapping.scene import SceneOptions, check_scene
+    from crossearth_jax.mapping.scene import SceneOptions, check_scene, scene_files
 except ModuleNotFoundError as missing:
     command.without_extra("geo", missing)
 
@@ -88,45 +89,56 @@ def main(argv: list[str]) -> None:
     if arguments.skip_existing:
         outputs = {scene: out for scene, out in outputs.items() if not out.exists()}
         logging.info("%d of %d maps exist", len(arguments.scenes) - len(outputs), len(arguments.scenes))
+    products = MapOptions(
+        flips=arguments.flips,
+        scores=arguments.scores,
+        confidence=arguments.confidence,
+        polygons=arguments.polygons,
+        preview=arguments.preview,
+    )
+    inputs = {arguments.checkpoint, arguments.backbone or ""}.union(*map(scene_files, arguments.scenes))
+    check_outputs(outputs.values(), inputs, products)
     several, options = len(outputs) > 1, _scene_options(arguments)
     scenes = _each(outputs, lambda scene: check_scene(scene, options), several)
     if scenes:
-        scenes = _each(scenes, _mapper(arguments, options, outputs), several)
+        scenes = _each(scenes, _mapper(arguments, options, products, outputs), several)
     missing = [scene for scene in outputs if scene not in scenes]
     if missing:
         raise UserError(f"{len(missing)} of {len(outputs)} scenes could not be mapped: {', '.join(missing)}; see above")
 
 
 def _each(scenes: Iterable[str], work: Callable[[str], None], several: bool) -> list[str]:
-    """Does something to every scene and returns those it worked for; of several scenes a bad one is only reported."""
+    """Does something to every scene and returns those it worked for; of several scenes a bad one is only reported.
+
+    What is no `UserError` is reported with its traceback, since it may be a bug.
+    """
     good = []
     for scene in scenes:
         try:
             work(scene)
             good.append(scene)
-        except UserError as error:
+        except Exception as error:
             if not several:
                 raise
-            named = "" if scene in str(error) else f"{scene}: "
-            print(f"error: {named}{error}", file=sys.stderr)
+            if isinstance(error, UserError):
+                named = "" if scene in str(error) else f"{scene}: "
+                print(f"error: {named}{error}", file=sys.stderr)
+            else:
+                logging.exception("%s: %s", scene, type(error).__name__)
     return good
 
 
 def _mapper(
-    arguments: argparse.Namespace, scene_options: SceneOptions, outputs: Mapping[str, Path]
+    arguments: argparse.Namespace, scene_options: SceneOptions, products: MapOptions, outputs: Mapping[str, Path]
 ) -> Callable[[str], None]:
     """What maps one scene, with the model loaded once."""
     scorer = device_scorer(_model(arguments))
     devices = len(jax.local_devices())
     batch_size = arguments.batch_size or WINDOWS_PER_DEVICE * devices
-    options = MapOptions(
+    options = dataclasses.replace(
+        products,
         stride=arguments.stride or scorer.segmentor.stride,
         batch_size=-(-batch_size // devices) * devices,
-        flips=arguments.flips,
-        scores=arguments.scores,
-        confidence=arguments.confidence,
-        polygons=arguments.polygons,
-        preview=arguments.preview,
     )
 
     def work(scene: str) -> None:
@@ -140,7 +152,7 @@ def output_paths(scenes: Sequence[str], out: str) -> dict[str, Path]:
     """Where the map of each scene goes: to `out` if that names a .tif file, else to `out`/<scene>_map.tif.
 
     Raises:
-      UserError: `out` does not fit the scenes, or two maps or a map and a scene would share a file.
+      UserError: `out` does not fit the scenes, or two maps would share a file.
     """
     target = Path(out)
     if target.suffix.lower() in (".tif", ".tiff"):
@@ -155,9 +167,6 @@ def output_paths(scenes: Sequence[str], out: str) -> dict[str, Path]:
         outputs = {scene: target / f"{Path(scene).stem}_map.tif" for scene in scenes}
     if len(set(outputs.values())) < len(scenes):
         raise UserError("two scenes have the same name, so would their maps; map them to different folders")
-    for scene, path in outputs.items():
-        if path.resolve() == Path(scene).resolve():
-            raise UserError(f"the map of {scene} would replace it; choose another --out")
     return outputs
 
 
@@ -246,8 +255,8 @@ def _add_writing(add: Callable[..., Any]) -> None:
 def _numbers(count: int) -> Callable[[str], tuple[float, ...]]:
     def parse(text: str) -> tuple[float, ...]:
         values = tuple(map(float, text.split(",")))
-        if len(values) != count:
-            raise argparse.ArgumentTypeError(f"found {len(values)} numbers, expected {count}")
+        if len(values) != count or not all(map(math.isfinite, values)):
+            raise argparse.ArgumentTypeError(f"found {text}, expected {count} finite numbers")
         return values
 
     return parse
@@ -256,8 +265,8 @@ def _numbers(count: int) -> Callable[[str], tuple[float, ...]]:
 def _positive[T: (int, float)](kind: type[T]) -> Callable[[str], T]:
     def parse(text: str) -> T:
         value = kind(text)
-        if not value > 0:
-            raise argparse.ArgumentTypeError(f"{text} is not positive")
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not positive and finite")
         return value
 
     return parse

@@ -5,22 +5,20 @@ from __future__ import annotations
 from absl import logging
 from rasterio.enums import ColorInterp
 from rasterio.io import DatasetReader
-from rasterio.vrt import WarpedVRT
 
 from crossearth_jax.config import UserError
 
-Raster = DatasetReader | WarpedVRT
 RGB = ("red", "green", "blue")
 
 
-def band_names(dataset: Raster) -> tuple[str, ...]:
+def band_names(dataset: DatasetReader) -> tuple[str, ...]:
     """A name for every band: its description, else its colour, else ""."""
     unnamed = (ColorInterp.undefined, ColorInterp.gray)
     colours = ("" if colour in unnamed else colour.name for colour in dataset.colorinterp)
     return tuple((name or colour).strip() for name, colour in zip(dataset.descriptions, colours, strict=True))
 
 
-def select_bands(dataset: Raster, request: str | None) -> tuple[int, int, int]:
+def select_bands(dataset: DatasetReader, request: str | None) -> tuple[int, int, int]:
     """Numbers (from 1) of the bands used as red, green and blue.
 
     Args:
@@ -52,7 +50,7 @@ def _find(path: str, names: tuple[str, ...], wanted: str) -> int:
     raise UserError(f"{path} has no band '{wanted}'; it has {_listing(names)}; choose with --bands")
 
 
-def _default(dataset: Raster, names: tuple[str, ...]) -> list[int]:
+def _default(dataset: DatasetReader, names: tuple[str, ...]) -> list[int]:
     lower = [name.lower() for name in names]
     if all(colour in lower for colour in RGB):
         return [lower.index(colour) + 1 for colour in RGB]

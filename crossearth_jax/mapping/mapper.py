@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from absl import logging
@@ -76,12 +76,64 @@ def map_scene(
         )
         with staged(out) as (work, done):
             for written in _write_blocks(work, scorer, scene, plan, legend, options, _tags(scene, plan, tags or {})):
-                write_cog(written, done / f"{out.stem}{written.layer.suffix}{out.suffix}", legend)
+                write_cog(written, _raster(done / out.name, written.layer.suffix), legend)
                 written.path.unlink()
             if options.polygons:
-                write_polygons(done / out.name, done / f"{out.stem}.gpkg", legend)
+                write_polygons(done / out.name, (done / out.name).with_suffix(".gpkg"), legend)
             if options.preview:
-                write_preview(scene, done / out.name, done / f"{out.stem}.png", legend)
+                write_preview(scene, done / out.name, (done / out.name).with_suffix(".png"), legend)
+
+
+def products(out: Path, options: MapOptions) -> list[Path]:
+    """Every file that `map_scene` may put beside `out`, with what GDAL writes beside rasters."""
+    suffixes = ["", *(["_scores"] if options.scores else []), *(["_confidence"] if options.confidence else [])]
+    rasters = [_raster(out, suffix) for suffix in suffixes]
+    sidecars = [raster.with_name(f"{raster.name}.aux.xml") for raster in rasters]
+    pictures = [out.with_suffix(".png")] if options.preview else []
+    return [*rasters, *sidecars, *([out.with_suffix(".gpkg")] if options.polygons else []), *pictures]
+
+
+def check_outputs(outs: Iterable[Path], inputs: Iterable[str], options: MapOptions) -> None:
+    """Makes sure that no file of a map is one that is read, whatever name it goes by, nor one of another map.
+
+    Args:
+      outs: class maps to write.
+      inputs: files that are read (`scene_files` of every scene); what is no file is ignored.
+      options: what else is written.
+
+    Raises:
+      UserError: one is.
+    """
+    read: dict[tuple[int, int] | None, str]
+    read = {identity: name for name in inputs if (identity := _identity(name))}
+    owners: dict[Path, Path] = {}
+    for out in outs:
+        for product in products(out, options):
+            if name := read.get(_identity(product)):
+                raise UserError(f"{product} would replace {name}, which is read; choose another --out")
+            owner = owners.setdefault(product.resolve(), out)
+            if owner != out:
+                raise UserError(f"{product} would belong to both {owner} and {out}; choose another --out for one")
+        for name in read.values():
+            if Path(name).resolve().is_relative_to(_work_folder(out).resolve()):
+                raise UserError(f"{name} lies in the folder for temporary files of {out}; move it out of there first")
+
+
+def _raster(out: Path, suffix: str) -> Path:
+    return out.with_stem(f"{out.stem}{suffix}")
+
+
+def _work_folder(out: Path) -> Path:
+    return out.with_name(f".{out.name}.partial")
+
+
+def _identity(name: str | Path) -> tuple[int, int] | None:
+    """What a file's names, links included, have in common; None if there is none."""
+    try:
+        found = os.stat(name)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _write_blocks(
@@ -142,7 +194,7 @@ def staged(out: Path) -> Iterator[tuple[Path, Path]]:
     Raises:
       UserError: the files cannot be written.
     """
-    work = out.parent / f".{out.name}.partial"
+    work = _work_folder(out)
     done = work / "done"
     try:
         shutil.rmtree(work, ignore_errors=True)

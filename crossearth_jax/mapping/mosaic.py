@@ -93,7 +93,7 @@ def make_plan(
     Args:
       size: height and width of the grid.
       window: side of the windows; an axis of the grid that is shorter has windows of its own length, rounded up
-        to `multiple`.
+        to `multiple`, and to twice that at least: the network's coarsest features have half its resolution.
       stride: distance of windows.
       multiple: of which the model wants the sides of its input.
       classes: channels of the scores.
@@ -102,13 +102,13 @@ def make_plan(
     Raises:
       UserError: the windows would leave gaps or cannot be fed to the model.
     """
-    if window <= 0 or window % multiple:
-        raise UserError(f"the window is {window} pixels, expected a positive multiple of {multiple}")
+    if window < 2 * multiple or window % multiple:
+        raise UserError(f"the window is {window} pixels, expected a multiple of {multiple}, at least {2 * multiple}")
     if not 0 < stride <= window:
         raise UserError(
             f"the stride is {stride} pixels, expected 1 to the window's {window}: windows must not leave gaps"
         )
-    height, width = (min(window, -(-side // multiple) * multiple) for side in size)
+    height, width = (min(window, max(-(-side // multiple), 2) * multiple) for side in size)
     widest = max(sum_bytes // (height * classes * 4), 2 * width)
     panels = -(-size[1] // widest)
     return Plan(size, (height, width), stride, panel=-(-size[1] // panels))

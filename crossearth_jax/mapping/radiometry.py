@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from jaxtyping import Bool, Num, UInt8
+from jaxtyping import Num, UInt8
 
 from crossearth_jax.config import UserError
 
 PERCENTILES = (2.0, 98.0)
 ROWS = 64  # stretched at a time: the intermediate numbers are four times as large as the result
-SAMPLE_SIDE = 1024  # the percentiles come from a copy of the scene thinned to at most this many pixels a side
+SAMPLE = 2**20  # of a scene's valid pixels are enough for its percentiles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +25,13 @@ class Stretch:
         """Rounds to the nearest of the 256 steps; NaN, and everything in a band of one value, becomes 0."""
         if values.dtype == np.uint8 and set(self.ranges) == {(0, 255)}:
             return values
-        low, high = np.array(self.ranges, np.float32).T[..., None, None]
+        kind = np.result_type(values.dtype, np.float32)  # 32-bit integers need the digits of a double
+        low, high = np.array(self.ranges, kind).T[..., None, None]
         gain = np.divide(255, high - low, where=high > low, out=np.zeros_like(low))
         stretched = np.empty(values.shape, np.uint8)
         for top in range(0, values.shape[1], ROWS):
             rows = np.s_[:, top : top + ROWS]
-            scaled = np.nan_to_num((values[rows].astype(np.float32) - low) * gain)
+            scaled = np.nan_to_num((values[rows].astype(kind) - low) * gain)
             stretched[rows] = np.clip(np.rint(scaled), 0, 255)
         return stretched
 
@@ -52,18 +53,15 @@ def fixed(low: float, high: float) -> Stretch:
     return Stretch(((low, high),) * 3, "given range")
 
 
-def percentile(
-    values: Num[np.ndarray, "3 h w"],
-    valid: Bool[np.ndarray, "3 h w"],
-    percentiles: tuple[float, float] = PERCENTILES,
-) -> Stretch:
-    """The range between two percentiles of each band's valid values; a band without any gets 0..1.
+def percentile(values: Num[np.ndarray, "3 n"], percentiles: tuple[float, float] = PERCENTILES) -> Stretch:
+    """The range between two percentiles of each band's valid values; without any it is 0..1.
 
     Raises:
       UserError: they are no percentiles in ascending order.
     """
     if not 0 <= percentiles[0] < percentiles[1] <= 100:
         raise UserError("the percentiles are {:g} and {:g}, expected 0 <= low < high <= 100".format(*percentiles))
-    known = [band[data].astype(np.float64) for band, data in zip(values, valid, strict=True)]
-    found = [np.percentile(band, percentiles).tolist() if band.size else (0.0, 1.0) for band in known]
+    found = (
+        np.percentile(values.astype(np.float64), percentiles, axis=1).T.tolist() if values.size else [(0.0, 1.0)] * 3
+    )
     return Stretch(tuple((low, high) for low, high in found), "percentiles {:g} and {:g}".format(*percentiles))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import itertools
 import math
 import warnings
 from collections.abc import Iterator
@@ -12,22 +14,23 @@ import numpy as np
 import rasterio
 from absl import logging
 from einops import rearrange
-from jaxtyping import Bool, Num, UInt8
-from rasterio.enums import ColorInterp, MaskFlags, Resampling
+from jaxtyping import Bool, Num, Shaped, UInt8
+from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
-from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from crossearth_jax.config import UserError
-from crossearth_jax.mapping import radiometry
-from crossearth_jax.mapping.bands import Raster, band_names, select_bands
-from crossearth_jax.mapping.grid import Bounds, Grid
+from crossearth_jax.mapping import radiometry, validity
+from crossearth_jax.mapping.bands import band_names, select_bands
+from crossearth_jax.mapping.grid import Bounds, Grid, text
 from crossearth_jax.mapping.radiometry import Stretch
+from crossearth_jax.mapping.resampling import Axis, resample
 from crossearth_jax.ops.normalization import MEAN
 
 FILL = np.rint(MEAN).astype(np.uint8)  # colour of missing pixels: nearly the zero with which training pads images
 CACHE_BYTES = 256 * 2**20  # of decoded blocks that GDAL keeps; its own default grows with the machine
+PART = (512, 8192)  # rows and columns of the file read together where the whole file or much of it is needed
 
 Image = UInt8[np.ndarray, "h w 3"]
 Mask = Bool[np.ndarray, "h w"]
@@ -47,24 +50,50 @@ class SceneOptions:
 class Scene:
     """An open scene; `open_scene` makes one."""
 
-    def __init__(
-        self, path: str, dataset: Raster, bands: tuple[int, int, int], stretch: Stretch, bounds: Bounds | None
-    ):
-        self.path, self.stretch = path, stretch
-        self._dataset, self._bands = dataset, bands
-        whole = _grid(dataset)
-        self._top, self._left, height, width = whole.part(bounds) if bounds else (0, 0, whole.height, whole.width)
-        self.grid = whole.shifted(self._top, self._left, height, width)
+    def __init__(self, path: str, dataset: DatasetReader, bands: tuple[int, int, int], options: SceneOptions):
+        self.path = path
+        self._dataset, self._bands, self._options = dataset, bands, options
+        source = _grid(path, dataset)
+        whole = source if options.gsd is None else source.resampled(options.gsd)
+        scale = ~source.transform @ whole.transform  # without rotation: both grids have the same orientation
+        self._rows, self._columns = Axis(source.height, scale.e), Axis(source.width, scale.a)
+        window = whole.part(options.bounds) if options.bounds else (0, 0, whole.height, whole.width)
+        self._top, self._left = window[:2]
+        self.grid = whole.shifted(*window)
         names = band_names(dataset)
         self.band_names = tuple(names[band - 1] or str(band) for band in bands)
         self.pixel_is_point = dataset.tags().get("AREA_OR_POINT") == "Point"
+
+    @functools.cached_property
+    def stretch(self) -> Stretch:
+        """From values to 8 bit: one for the whole scene, whatever part of it is mapped on whatever grid.
+
+        Raises:
+          UserError: the options for it make no sense, or the file cannot be read.
+        """
+        options, kinds = self._options, {self._dataset.dtypes[band - 1] for band in self._bands}
+        if options.value_range is not None:
+            return radiometry.fixed(*options.value_range)
+        if options.percentiles is None and kinds == {"uint8"}:
+            return radiometry.AS_IS
+        stretch = radiometry.percentile(self._valid_values(), options.percentiles or radiometry.PERCENTILES)
+        flat = [name for name, (low, high) in zip(self.band_names, stretch.ranges, strict=True) if low == high]
+        if flat:
+            logging.warning(
+                "%s: band %s has one value (%s) between the percentiles, so the model sees it black; give the values "
+                "that become 0 and 255 with --range, and mark background as nodata",
+                self.path,
+                ", ".join(dict.fromkeys(flat)),
+                stretch,
+            )
+        return stretch
 
     def read(self, top: int, left: int, height: int, width: int) -> tuple[Image, Mask]:
         """Reads a window of the grid; it may reach beyond the last row and column, where nothing is valid.
 
         Returns:
-          The image, with `FILL` where it is not valid, and which pixels are valid: those with data in any of the
-          three bands (neither nodata, masked, transparent nor NaN).
+          The image, with `FILL` where it is not valid, and which pixels are valid: see `validity`, and `resampling`
+          where the grid is not that of the file.
 
         Raises:
           UserError: the file cannot be read there.
@@ -76,18 +105,54 @@ class Scene:
 
     def thumbnail(self, longest: int) -> tuple[Image, Mask]:
         """The whole grid thinned to at most `longest` pixels a side."""
-        size = self.grid.height, self.grid.width
-        return self._image(0, 0, *size, shape=_thinned(size, longest))
+        step = max(1.0, max(self.grid.height, self.grid.width) / longest)
+        rows, columns = (
+            ((np.arange(math.ceil(size / step)) + 0.5) * size / math.ceil(size / step)).astype(int)
+            for size in (self.grid.height, self.grid.width)
+        )
+        lines = [self._image(int(row), 0, 1, self.grid.width) for row in rows]
+        images, valid = (np.concatenate([line[:, columns] for line in part]) for part in zip(*lines, strict=True))
+        return images, valid
 
-    def _image(
-        self, top: int, left: int, height: int, width: int, shape: tuple[int, int] | None = None
-    ) -> tuple[Image, Mask]:
+    def _image(self, top: int, left: int, height: int, width: int) -> tuple[Image, Mask]:
+        image, valid = np.empty((height, width, 3), np.uint8), np.empty((height, width), bool)
+        source_width = math.ceil(width * self._columns.scale) + 2
+        rows = max(1, int(math.prod(PART) / source_width / self._rows.scale))
+        for first in range(0, height, rows):
+            part = slice(first, min(first + rows, height))
+            values, valid[part] = self._values(top + part.start, left, part.stop - part.start, width)
+            stretched = np.where(valid[part], self.stretch(values), FILL[:, None, None])
+            image[part] = rearrange(stretched, "c h w -> h w c")
+        return image, valid
+
+    def _values(
+        self, top: int, left: int, height: int, width: int
+    ) -> tuple[Num[np.ndarray, "3 h w"], Bool[np.ndarray, "h w"]]:
         top, left = self._top + top, self._left + left
-        window = Window.from_slices((top, top + height), (left, left + width))
-        values, known = _read(self.path, self._dataset, self._bands, window, shape or (height, width))
-        valid = known.any(0)
-        image = np.where(known, self.stretch(values), np.uint8(0))
-        return rearrange(np.where(valid, image, FILL[:, None, None]), "c h w -> h w c"), valid
+        rows, columns = (self._rows, top, top + height), (self._columns, left, left + width)
+        if self._options.gsd is None:
+            return self._read(rows[1:], columns[1:])
+        return resample(*self._read(*(axis.support(*span) for axis, *span in (rows, columns))), rows, columns)
+
+    def _read(
+        self, rows: tuple[int, int], columns: tuple[int, int]
+    ) -> tuple[Num[np.ndarray, "3 h w"], Bool[np.ndarray, "h w"]]:
+        return validity.read(self.path, self._dataset, self._bands, Window.from_slices(rows, columns))
+
+    def _valid_values(self) -> Shaped[np.ndarray, "3 n"]:
+        """Values of the file's valid pixels: of all, or evenly thinned to `radiometry.SAMPLE` or more."""
+        kept, count, step = [], 0, 1
+        for top, left in itertools.product(
+            *(range(0, axis.size, side) for axis, side in zip((self._rows, self._columns), PART, strict=True))
+        ):
+            rows, columns = (top, min(top + PART[0], self._rows.size)), (left, min(left + PART[1], self._columns.size))
+            values, valid = self._read(rows, columns)
+            kept.append(values[:, valid][:, ::step])
+            count += kept[-1].shape[1]
+            while count > 2 * radiometry.SAMPLE:
+                kept, step = [part[:, ::2] for part in kept], 2 * step
+                count = sum(part.shape[1] for part in kept)
+        return np.concatenate(kept, axis=1)
 
 
 def check_scene(path: str, options: SceneOptions) -> None:
@@ -96,11 +161,8 @@ def check_scene(path: str, options: SceneOptions) -> None:
     Raises:
       UserError: it cannot.
     """
-    with _selected(path, options) as (dataset, _):
-        grid = _grid(dataset)
-        grid = grid if options.gsd is None else grid.resampled(options.gsd)
-        if options.bounds is not None:
-            grid.part(options.bounds)
+    with _selected(path, options) as (dataset, bands):
+        Scene(path, dataset, bands, options)
 
 
 @contextlib.contextmanager
@@ -110,32 +172,70 @@ def open_scene(path: str, options: SceneOptions) -> Iterator[Scene]:
     Raises:
       UserError: it is no raster, or the options do not fit it.
     """
-    with _selected(path, options) as (dataset, bands), contextlib.ExitStack() as stack:
-        stretch = _stretch(path, dataset, bands, options)
-        if options.gsd is not None:
-            dataset = stack.enter_context(_resampled(dataset, options.gsd))
-        scene = Scene(path, dataset, bands, stretch, options.bounds)
-        if scene.grid.crs is None:
-            logging.warning("%s has no coordinate reference system, nor will its map", path)
+    with _selected(path, options) as (dataset, bands):
+        scene = Scene(path, dataset, bands, options)
+        _say_what_is_unexpected(scene, _grid(path, dataset), options)
         yield scene
 
 
+def scene_files(path: str) -> set[str]:
+    """Names of the files that a scene is read from, those that virtual rasters refer to included.
+
+    A scene that cannot be opened is its own name only.
+    """
+    found, waiting = set(), [path]
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        found.add(name)
+        if name == path or name.lower().endswith(".vrt"):
+            with contextlib.suppress(RasterioError), _unplaced_allowed(), rasterio.open(name) as dataset:
+                waiting += dataset.files
+    return found
+
+
+def _say_what_is_unexpected(scene: Scene, source: Grid, options: SceneOptions) -> None:
+    if source.crs is None:
+        logging.warning("%s has no coordinate reference system, nor will its map", scene.path)
+    nominal, ground = source.nominal_size(), source.ground_size()
+    if options.gsd is not None and nominal and ground and not np.allclose(nominal, ground, rtol=0.02):
+        logging.warning(
+            "%s: a pixel is %.4g x %.4g m in its coordinates but %.4g x %.4g m on the ground; --gsd=%g is understood "
+            "as metres on the ground",
+            *(scene.path, *nominal, *ground, options.gsd),
+        )
+    if options.bounds is not None and scene.grid.leaves_out(options.bounds):
+        logging.warning(
+            "%s does not cover all of the bounds %s; its map covers %s",
+            *(scene.path, text(options.bounds), text(scene.grid.bounds())),
+        )
+
+
 @contextlib.contextmanager
-def _selected(path: str, options: SceneOptions) -> Iterator[tuple[Raster, tuple[int, int, int]]]:
+def _selected(path: str, options: SceneOptions) -> Iterator[tuple[DatasetReader, tuple[int, int, int]]]:
     """The open dataset and the bands chosen of it."""
     with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), _open(path) as dataset:
         bands = select_bands(dataset, options.bands)
-        _check_values(path, dataset, bands)
+        _check_values(path, dataset, bands, options)
         yield dataset, bands
 
 
-def _open(path: str) -> DatasetReader:
+@contextlib.contextmanager
+def _unplaced_allowed() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # we say it in our own words
+        yield
+
+
+def _open(path: str) -> DatasetReader:
+    with _unplaced_allowed():
         try:
             dataset = rasterio.open(path)
         except RasterioError as error:
-            raise UserError(f"cannot open {path} as a raster: {error}") from None
+            raise UserError(
+                f"cannot open {path} as a raster: {error}; if other programs read it, convert it to GeoTIFF with them"
+            ) from None
     if dataset.count == 0:
         inner = f"; name one of its parts, e.g. {dataset.subdatasets[0]}" if dataset.subdatasets else ""
         dataset.close()
@@ -143,7 +243,7 @@ def _open(path: str) -> DatasetReader:
     return dataset
 
 
-def _check_values(path: str, dataset: Raster, bands: tuple[int, int, int]) -> None:
+def _check_values(path: str, dataset: DatasetReader, bands: tuple[int, int, int], options: SceneOptions) -> None:
     for band in bands:
         kind, colour = dataset.dtypes[band - 1], dataset.colorinterp[band - 1]
         if kind.startswith("complex"):
@@ -153,52 +253,31 @@ def _check_values(path: str, dataset: Raster, bands: tuple[int, int, int]) -> No
                 f"band {band} of {path} holds colour indices, expected measured values; "
                 "expand it first: gdal_translate -expand rgb"
             )
+        bits = int(dataset.tags(band, ns="IMAGE_STRUCTURE").get("NBITS", 8))
+        if bits < 8 and options.value_range is None and options.percentiles is None:
+            raise UserError(
+                f"band {band} of {path} has {bits} bit per pixel, expected 8 or more; if it is an image all the same, "
+                f"say so with --range=0,{2**bits - 1}"
+            )
 
 
-def _stretch(path: str, dataset: Raster, bands: tuple[int, int, int], options: SceneOptions) -> Stretch:
-    if options.value_range is not None:
-        return radiometry.fixed(*options.value_range)
-    if options.percentiles is None and {dataset.dtypes[band - 1] for band in bands} == {"uint8"}:
-        return radiometry.AS_IS
-    size = dataset.height, dataset.width
-    window = Window.from_slices((0, dataset.height), (0, dataset.width))
-    sample = _read(path, dataset, bands, window, _thinned(size, radiometry.SAMPLE_SIDE))
-    return radiometry.percentile(*sample, options.percentiles or radiometry.PERCENTILES)
+def _grid(path: str, dataset: DatasetReader) -> Grid:
+    """Where the file says its pixels lie.
 
-
-def _resampled(dataset: Raster, gsd: float) -> WarpedVRT:
-    grid, wanted = _grid(dataset), _grid(dataset).resampled(gsd)
-    coarser = wanted.height * wanted.width < grid.height * grid.width
-    # Without an alpha band the warper forgets a mask that is neither alpha nor nodata.
-    masked = dataset.mask_flag_enums[0] == [MaskFlags.per_dataset]
-    return WarpedVRT(
-        dataset,
-        crs=wanted.crs,
-        transform=wanted.transform,
-        height=wanted.height,
-        width=wanted.width,
-        resampling=Resampling.average if coarser else Resampling.bilinear,
-        add_alpha=masked,
-    )
-
-
-def _read(
-    path: str, dataset: Raster, bands: tuple[int, int, int], window: Window, shape: tuple[int, int]
-) -> tuple[Num[np.ndarray, "3 h w"], Bool[np.ndarray, "3 h w"]]:
-    """Values and which of them are data, thinned to `shape`."""
-    try:
-        values = dataset.read(bands, window=window, out_shape=(3, *shape))
-        known = dataset.read_masks(bands, window=window, out_shape=(3, *shape)) > 0
-    except RasterioError as error:
-        where = f"rows {window.row_off}..{window.row_off + window.height}"
-        raise UserError(f"cannot read {path}, {where}: {error.__cause__ or error}") from None
-    return values, known & np.isfinite(values) if values.dtype.kind == "f" else known
-
-
-def _grid(dataset: Raster) -> Grid:
+    Raises:
+      UserError: it says so in a way that is no grid.
+    """
+    if dataset.transform.is_identity:
+        placed_by = {
+            "ground control points": dataset.gcps[0],
+            "rational polynomial coefficients": dataset.rpcs,
+            "a geolocation array": dataset.tags(ns="GEOLOCATION"),
+        }
+        for means, given in placed_by.items():
+            if given:
+                raise UserError(
+                    f"{path} is placed by {means}, expected a grid; warp it onto one first: gdalwarp {path} warped.tif"
+                )
+    if dataset.transform.is_degenerate:
+        raise UserError(f"the pixels of {path} have no area: its geotransform is {dataset.transform.to_gdal()}")
     return Grid(dataset.crs, dataset.transform, dataset.height, dataset.width)
-
-
-def _thinned(size: tuple[int, int], longest: int) -> tuple[int, int]:
-    step = max(1.0, max(size) / longest)
-    return math.ceil(size[0] / step), math.ceil(size[1] / step)

@@ -38,11 +38,12 @@ def sliding_scores(
       window: side of the square windows.
       stride: distance of windows, at most `window`.
       batch: windows of one image that go through `score_fn` together.
-      multiple: an axis that is shorter than the window and no multiple of this is filled up at its end with zeros
-        (the mean colour of normalised images), as training fills its crops; the reference fails there.
+      multiple: an axis that is shorter than the window and no multiple of this, or less than twice this (the
+        network's coarsest features have half its resolution), is filled up at its end with zeros (the mean colour of
+        normalised images), as training fills its crops; the reference fails there.
     """
     height, width = images.shape[1:3]
-    short = [-n % multiple if n < window else 0 for n in (height, width)]
+    short = [max(-n % multiple, 2 * multiple - n) if n < window else 0 for n in (height, width)]
     if any(short):
         images = jnp.pad(images, ((0, 0), (0, short[0]), (0, short[1]), (0, 0)))
         return sliding_scores(score_fn, images, window, stride, batch)[:, :height, :width]

@@ -20,15 +20,25 @@ UTM = CRS.from_epsg(32618)
         ("EPSG:32618", NORTH_UP, (10, 10)),
         ("EPSG:32618", NORTH_UP @ Affine.rotation(33) @ Affine.scale(2, 3), (20, 30)),
         ("EPSG:2263", NORTH_UP, (3.048006, 3.048006)),  # US survey feet
-        # 60 degrees north in the middle: a degree of longitude is half as long, 111.195 km / 2.
-        ("EPSG:4326", Affine(0.01, 0, 5, 0, -0.01, 60.5), (555.975, 1111.949)),
-        ("EPSG:4326", Affine(0, 0.01, 5, -0.01, 0, 60.5), (1111.949, 555.975)),  # turned by 90 degrees
+        # 60 degrees north in the middle, where a degree of WGS 84 is 55.800 km by 111.412 km.
+        ("EPSG:4326", Affine(0.01, 0, 5, 0, -0.01, 60.5), (558.00, 1114.12)),
+        ("EPSG:4326", Affine(0, 0.01, 5, -0.01, 0, 60.5), (1114.12, 558.00)),  # turned by 90 degrees
+        ("EPSG:4326", Affine(0.01, 0, 365, 0, -0.01, 60.5), (558.00, 1114.12)),  # longitudes of 0 to 360
+        # The same place in web Mercator: 1 / cos(60 degrees) of the equator, up to the flattening of the Earth.
+        ("EPSG:3857", Affine(10, 0, 0, 0, -10, 8_399_737.9 + 500), (5.0126, 5.0042)),
+        ("EPSG:3395", Affine(10, 0, 0, 0, -10, 8_362_698.5 + 500), (5.0126, 5.0126)),  # conformal
+        ("EPSG:3857", NORTH_UP @ Affine.translation(-50, -50), (10, 9.933)),  # the equator
+        ("EPSG:6933", Affine(10, 0, 0, 0, -10, 6_349_741 + 500), (5.78775, 17.27787)),  # equal area: 10 x 10 = 100 m2
+        ("EPSG:3413", Affine(10, 0, -500, 0, -10, 500), (10.3108, 10.3108)),  # the pole: 70 degrees is true
+        ("EPSG:32618+5703", NORTH_UP, (10, 10)),  # with heights
         (None, NORTH_UP, None),
+        ('LOCAL_CS["site",UNIT["metre",1]]', NORTH_UP, None),
+        ("EPSG:32618", Affine.identity(), None),  # no geotransform
     ],
 )
 def test_pixel_size_in_metres(crs, transform, expected):
     size = Grid(CRS.from_string(crs) if crs else None, transform, 100, 100).pixel_size()
-    assert size == (expected and pytest.approx(expected, rel=1e-5))
+    assert size == (expected and pytest.approx(expected, rel=1e-4))
 
 
 def test_resampled_keeps_corner_and_rotation():
@@ -46,6 +56,18 @@ def test_resampled_never_reaches_a_pixel_beyond():
         x, y = ~grid.transform @ (copy.transform @ (copy.width - 0.5, copy.height - 0.5))
         assert gsd > 1000 or (x <= 150 and y <= 100)
         assert copy.height >= 1 and copy.width >= 1
+
+
+def test_longitudes_may_be_turned_around():
+    grid = Grid(CRS.from_epsg(4326), Affine(1, 0, 0, 0, -1, 90), 180, 360)  # 0 to 360 degrees
+    assert grid.part((-90.0, 10.0, -80.0, 20.0)) == (70, 270, 10, 10)
+    assert grid.part((350.0, 10.0, 355.0, 20.0)) == (70, 350, 10, 5)
+    assert grid.part((-10.0, 10.0, 45.0, 20.0)) == (70, 0, 10, 45)  # the larger part
+    assert grid.leaves_out((-10.0, 10.0, 45.0, 20.0)) and not grid.leaves_out((1.0, 10.0, 45.0, 20.0))
+    usual = Grid(CRS.from_epsg(4326), Affine(1, 0, -180, 0, -1, 90), 180, 360)
+    assert usual.part((270.0, 10.0, 280.0, 20.0)) == (70, 90, 10, 10)
+    with pytest.raises(UserError, match="do not overlap the scene, which covers 0, -90, 360, 90"):
+        grid.part((10.0, 100.0, 20.0, 110.0))
 
 
 def test_part():
@@ -73,6 +95,14 @@ def test_part_without_overlap():
         grid.part((10.0, 0.0, 5.0, 10.0))
 
 
-def test_metres_need_a_reference_system():
-    with pytest.raises(UserError, match="coordinate reference system"):
-        Grid(None, NORTH_UP, 100, 150).resampled(3.0)
+@pytest.mark.parametrize(
+    ("crs", "transform", "found"),
+    [
+        (None, NORTH_UP, "this one has none"),
+        (UTM, Affine.identity(), "this one has no geotransform"),
+        (CRS.from_wkt('LOCAL_CS["site grid",UNIT["metre",1]]'), NORTH_UP, "site grid"),
+    ],
+)
+def test_metres_need_a_place_on_earth(crs, transform, found):
+    with pytest.raises(UserError, match=f"needs a scene with a coordinate reference system.*{found}.*leave --gsd out"):
+        Grid(crs, transform, 100, 150).resampled(3.0)

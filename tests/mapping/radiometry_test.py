@@ -20,33 +20,38 @@ def test_fixed_range():
     assert str(stretch) == "1000..3000, 1000..3000, 1000..3000 to 0..255 (given range)"
 
 
-def test_percentiles_of_valid_values():
-    values = np.zeros((3, 1, 101), np.int16)
-    values[0, 0] = np.arange(101) * 10  # percentiles 2 and 98: 20 and 980
-    values[1, 0] = -np.arange(101)
-    values[2, 0] = 7
-    valid = np.ones(values.shape, bool)
-    valid[1, 0, 51:] = False  # leaves 0..-50: -49 and -1
-    stretch = radiometry.percentile(values, valid)
-    assert stretch.ranges == ((20, 980), (-49, -1), (7, 7))
-    pixel = np.array([[[500]], [[-25]], [[9]]], np.int16)
+def test_percentiles_of_each_band():
+    values = np.zeros((3, 101), np.int16)
+    values[0] = np.arange(101) * 10  # percentiles 2 and 98: 20 and 980
+    values[1] = -np.arange(101)
+    values[2] = 7
+    stretch = radiometry.percentile(values)
+    assert stretch.ranges == ((20, 980), (-98, -2), (7, 7))
+    pixel = np.array([[[500]], [[-50]], [[9]]], np.int16)
     np.testing.assert_array_equal(stretch(pixel), [[[128]], [[128]], [[0]]])  # 127.5, 127.5; a band of one value is 0
 
 
 def test_other_percentiles():
-    values = np.arange(101, dtype=np.uint8).reshape(1, 1, 101).repeat(3, 0)
-    stretch = radiometry.percentile(values, np.ones(values.shape, bool), (0.0, 50.0))
+    values = np.arange(101, dtype=np.uint8).reshape(1, 101).repeat(3, 0)
+    stretch = radiometry.percentile(values, (0.0, 50.0))
     assert stretch.ranges == ((0, 50),) * 3
     assert str(stretch).endswith("(percentiles 0 and 50)")
     with pytest.raises(UserError, match="percentiles are 98 and 2, expected 0 <= low < high <= 100"):
-        radiometry.percentile(values, np.ones(values.shape, bool), (98.0, 2.0))
+        radiometry.percentile(values, (98.0, 2.0))
 
 
-def test_missing_and_infinite_values():
+def test_infinite_values_are_clipped():
     values = np.array([[[np.nan]], [[np.inf]], [[-np.inf]]], np.float32)
     np.testing.assert_array_equal(radiometry.fixed(0.0, 1.0)(values), [[[0]], [[255]], [[0]]])
-    nothing = radiometry.percentile(values, np.isfinite(values))
-    assert nothing.ranges == ((0, 1),) * 3
+
+
+def test_no_values_at_all():
+    assert radiometry.percentile(np.zeros((3, 0), np.float32)).ranges == ((0, 1),) * 3
+
+
+def test_large_integers_keep_their_digits():
+    values = np.array([[[2_000_000_000, 2_000_000_051, 2_000_000_102]]] * 3, np.int32)  # float32 steps by 128 here
+    np.testing.assert_array_equal(radiometry.fixed(2e9, 2e9 + 102)(values), [[[0, 128, 255]]] * 3)
 
 
 def test_empty_range():

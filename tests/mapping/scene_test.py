@@ -1,19 +1,25 @@
-"""Reading: masks of every kind, resampling against block means, parts of scenes, broken files."""
+"""Reading: stretches, parts of scenes, other grids, unusual and broken files; `validity_test` has masks."""
 
 import contextlib
+import os
 
 import numpy as np
 import pytest
 import rasterio
 import rasterio.shutil
 from PIL import Image
+from rasterio.control import GroundControlPoint
+from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
+from rasterio.errors import NotGeoreferencedWarning
+from rasterio.rpc import RPC
 from rasterio.transform import Affine
 
 from crossearth_jax.config import UserError
-from crossearth_jax.mapping.scene import FILL, SceneOptions, check_scene, open_scene
+from crossearth_jax.mapping import radiometry
+from crossearth_jax.mapping import scene as scene_module
+from crossearth_jax.mapping.scene import FILL, SceneOptions, check_scene, open_scene, scene_files
 
-RGBA = (ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha)
 NORTH_UP = Affine(2, 0, 500_000, 0, -2, 4_000_000)
 
 
@@ -21,62 +27,9 @@ def pixels(height=24, width=30, count=3, dtype=np.uint8, low=1, high=250):
     return np.random.default_rng(0).integers(low, high, (count, height, width)).astype(dtype)
 
 
-def hole(height=24, width=30):
-    valid = np.ones((height, width), bool)
-    valid[4:12, 6:20] = False
-    return valid
-
-
 def read_all(path, **options):
     with open_scene(path, SceneOptions(**options)) as scene:
         return *scene.read(0, 0, scene.grid.height, scene.grid.width), scene
-
-
-def masked_scene(write_scene, kind, dtype=np.uint8):
-    """A scene with a hole that the file marks in one of the ways GeoTIFFs have."""
-    bands, valid = pixels(dtype=dtype), hole()
-    if kind == "alpha":
-        alpha = (valid * np.iinfo(dtype).max).astype(dtype)
-        return write_scene(np.concatenate([bands, alpha[None]]), colours=RGBA, photometric="rgb")
-    if kind == "mask":
-        return write_scene(bands, mask=valid)
-    missing = {"nodata": 0, "nan": np.nan}[kind]
-    return write_scene(np.where(valid, bands, missing).astype(dtype), nodata=missing if kind == "nodata" else None)
-
-
-@pytest.mark.parametrize(
-    ("kind", "dtype"),
-    [("alpha", np.uint8), ("alpha", np.uint16), ("mask", np.uint8), ("nodata", np.uint8), ("nan", np.float32)],
-)
-def test_masks(write_scene, kind, dtype):
-    path = masked_scene(write_scene, kind, dtype)
-    image, valid, _ = read_all(path, value_range=(0.0, 255.0))
-    np.testing.assert_array_equal(valid, hole())
-    np.testing.assert_array_equal(image, np.where(hole()[..., None], np.moveaxis(pixels(), 0, -1), FILL))
-
-
-@pytest.mark.parametrize("kind", ["alpha", "mask", "nodata", "nan"])
-def test_masks_survive_resampling(write_scene, kind):
-    path = masked_scene(write_scene, kind, np.float32 if kind == "nan" else np.uint8)
-    image, valid, scene = read_all(path, gsd=4.0, value_range=(0.0, 255.0))
-    assert (scene.grid.height, scene.grid.width) == (12, 15)
-    inside, around = np.s_[3:5, 4:9], np.s_[1:7, 2:11]  # one pixel of doubt: rotated grids round at borders
-    assert not valid[inside].any()
-    outside = np.ones(valid.shape, bool)
-    outside[around] = False
-    assert valid[outside].all()
-    means = np.moveaxis(pixels().reshape(3, 12, 2, 15, 2).mean((2, 4)), 0, -1)
-    np.testing.assert_allclose(image[outside], means[outside], atol=1.01)  # GDAL rounds to bytes, then we do
-
-
-def test_a_pixel_with_data_in_one_band_is_valid(write_scene):
-    bands = pixels()
-    bands[0, 3, 5] = bands[1, 3, 5] = 255
-    bands[:, 2, 2] = 255
-    image, valid, _ = read_all(write_scene(bands, nodata=255))
-    assert (~valid).nonzero() == ([2], [2])
-    np.testing.assert_array_equal(image[3, 5], [0, 0, bands[2, 3, 5]])
-    np.testing.assert_array_equal(image[2, 2], FILL)
 
 
 def test_windows_may_reach_beyond_the_scene(write_scene):
@@ -196,3 +149,173 @@ def test_unreadable_tile(write_scene, gsd):
         scene = stack.enter_context(open_scene(path, SceneOptions(gsd=gsd)))
         with pytest.raises(UserError, match=r"cannot read .*scene\.tif"):
             scene.read(0, 0, scene.grid.height, scene.grid.width)
+
+
+def test_bands_of_different_types(write_scene, tmp_path):
+    """As virtual rasters have that stack the bands of one satellite image with another product."""
+    bands = pixels()
+    for number, kind in enumerate(("uint8", "uint16", "float32")):
+        write_scene(bands[number : number + 1].astype(kind), f"{number}.tif")
+    source = '<SimpleSource><SourceFilename relativeToVRT="1">{}.tif</SourceFilename></SimpleSource>'
+    kinds = zip(range(3), ("Byte", "UInt16", "Float32"), strict=True)
+    stacked = "".join(
+        f'<VRTRasterBand dataType="{kind}" band="{i + 1}">{source.format(i)}</VRTRasterBand>' for i, kind in kinds
+    )
+    (tmp_path / "stack.vrt").write_text(f'<VRTDataset rasterXSize="30" rasterYSize="24">{stacked}</VRTDataset>')
+    image, valid, _ = read_all(str(tmp_path / "stack.vrt"), value_range=(0.0, 255.0))
+    assert valid.all()
+    np.testing.assert_array_equal(image, np.moveaxis(bands, 0, -1))
+    _, _, scene = read_all(str(tmp_path / "stack.vrt"))  # not all of 8 bit, so all are stretched
+    np.testing.assert_allclose(scene.stretch.ranges, np.percentile(bands.astype(float), (2, 98), axis=(1, 2)).T)
+
+
+def test_a_source_that_is_missing(write_scene, tmp_path):
+    path = write_scene(pixels())
+    rasterio.shutil.copy(path, tmp_path / "scene.vrt", driver="VRT")
+    os.remove(path)
+    with pytest.raises(UserError, match=r"cannot (open|read) .*scene\.vrt"):
+        read_all(str(tmp_path / "scene.vrt"))
+
+
+def test_overviews_are_never_read(write_scene):
+    """They may have been made without regard to nodata, or before the pixels were changed."""
+    bands = pixels(600, 400, dtype=np.uint16, high=5000)
+    path = write_scene(bands, transform=NORTH_UP, nodata=0, tiled=True, blockxsize=64, blockysize=64)
+    expected = [*read_all(path)[:2], *read_all(path, gsd=12.0)[:2], *thumbnail(path)]
+    with rasterio.open(path, "r+") as dataset:
+        dataset.build_overviews([2, 4, 8])
+    for level in range(3):
+        with rasterio.open(path, "r+", overview_level=level) as dataset:
+            dataset.write(np.zeros((3, dataset.height, dataset.width), np.uint16))
+    found = [*read_all(path)[:2], *read_all(path, gsd=12.0)[:2], *thumbnail(path)]
+    with rasterio.open(path) as dataset:
+        assert not dataset.read(1, out_shape=(100, 100)).any()  # what GDAL would have taken
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def thumbnail(path):
+    with open_scene(path, SceneOptions()) as scene:
+        return scene.thumbnail(64)
+
+
+def test_percentiles_of_a_large_scene_come_from_all_its_valid_pixels(write_scene, monkeypatch):
+    """Though thinned: a few valid pixels are found wherever they are."""
+    monkeypatch.setattr(scene_module, "PART", (64, 100))
+    monkeypatch.setattr(radiometry, "SAMPLE", 5000)
+    bands = np.zeros((3, 300, 400), np.uint16)
+    bands[:, 111:114, 222:225] = np.arange(1, 10).reshape(3, 3)
+    _, _, scene = read_all(write_scene(bands, nodata=0), percentiles=(0.0, 100.0))
+    assert scene.stretch.ranges == ((1, 9),) * 3
+    bands = pixels(300, 400, dtype=np.uint16, high=5000)
+    _, _, scene = read_all(write_scene(bands, nodata=0))
+    expected = np.percentile(bands.reshape(3, -1), (2, 98), axis=1).T
+    np.testing.assert_allclose(scene.stretch.ranges, expected, atol=60)  # of 5,000 values a percentile is 50 wide
+
+
+def test_metres_on_the_ground(write_scene, caplog):
+    """60 degrees north, where web Mercator shows everything twice as large."""
+    mercator = Affine(2, 0, 0, 0, -2, 8_399_738)
+    _, _, scene = read_all(write_scene(pixels(), crs="EPSG:3857", transform=mercator), gsd=4.0)
+    assert (scene.grid.height, scene.grid.width) == (6, 8)  # 24 x 30 pixels of 1.0008 x 1.0025 m
+    assert "a pixel is 2 x 2 m in its coordinates but 1.003 x 1.001 m on the ground; --gsd=4 is" in caplog.text
+    caplog.clear()
+    read_all(write_scene(pixels(), transform=NORTH_UP), gsd=4.0)
+    assert "on the ground" not in caplog.text
+
+
+def test_part_of_a_scene_is_said_to_be_one(write_scene, caplog):
+    world = write_scene(pixels(18, 36), crs="EPSG:4326", transform=Affine(10, 0, 0, 0, -10, 90))
+    image, _, scene = read_all(world, bounds=(-90.0, 10.0, -60.0, 30.0))
+    assert scene.grid.bounds() == (270, 10, 300, 30)
+    np.testing.assert_array_equal(image, np.moveaxis(pixels(18, 36)[:, 6:8, 27:30], 0, -1))
+    read_all(world, bounds=(-20.0, 10.0, 50.0, 30.0))
+    assert "does not cover all of the bounds -20, 10, 50, 30; its map covers 0, 10, 50, 30" in caplog.text
+    caplog.clear()
+    read_all(world, bounds=(20.0, 10.0, 50.0, 30.0))
+    assert "does not cover" not in caplog.text
+
+
+def test_a_constant_band_is_said_to_be_one(write_scene, caplog):
+    bands = pixels(dtype=np.uint16)
+    bands[1] = 7
+    image, _, _ = read_all(write_scene(bands, names=("red", "green", "blue")))
+    assert not image[..., 1].any()
+    assert "band green has one value" in caplog.text and "--range" in caplog.text
+
+
+def place(path, **places):
+    """Places a scene by other means than a geotransform; a virtual raster holds them all."""
+    virtual = path.replace(".tif", ".vrt")
+    with pytest.warns(NotGeoreferencedWarning):
+        rasterio.shutil.copy(path, virtual, driver="VRT")
+        with rasterio.open(virtual, "r+") as dataset:
+            for name, value in places.items():
+                setattr(dataset, name, value)
+    return virtual
+
+
+def test_scenes_that_are_on_no_grid(tmp_path):
+    path = str(tmp_path / "plain.tif")
+    Image.fromarray(np.moveaxis(pixels(), 0, -1).copy()).save(path)
+    points = [GroundControlPoint(row, 0, 500_000, 4_000_000 - 2 * row) for row in range(4)]
+    with pytest.raises(UserError, match=r"placed by ground control points, expected a grid; .*gdalwarp"):
+        check_scene(place(path, gcps=(points, CRS.from_epsg(32618))), SceneOptions())
+    one = [1.0] + [0.0] * 19
+    rpcs = RPC(0.0, 1.0, 0.0, 1.0, one, one, 0.0, 1.0, 0.0, 1.0, one, one, 0.0, 1.0)
+    with pytest.raises(UserError, match="placed by rational polynomial coefficients"):
+        check_scene(place(path, rpcs=rpcs), SceneOptions())
+
+
+def test_pixels_without_area(write_scene):
+    with pytest.raises(UserError, match="have no area"):
+        check_scene(write_scene(pixels(), transform=Affine(0, 0, 500_000, 0, 0, 4_000_000)), SceneOptions())
+
+
+def test_a_few_bits_per_pixel(write_scene):
+    path = write_scene(pixels(high=4), nbits=2, photometric="minisblack")
+    with pytest.raises(UserError, match=r"has 2 bit per pixel, expected 8 or more; .*--range=0,3"):
+        check_scene(path, SceneOptions())
+    image, _, _ = read_all(path, value_range=(0.0, 3.0))
+    np.testing.assert_array_equal(image, np.moveaxis(pixels(high=4), 0, -1) * 85)
+
+
+@pytest.mark.parametrize("transform", [Affine(2, 0, 500_000, 0, 2, 4_000_000), Affine(0, 2, 500_000, 2, 0, 4_000_000)])
+def test_scenes_with_south_or_west_up_stay_as_they_are(write_scene, transform):
+    bands = pixels()
+    path = write_scene(bands, transform=transform)
+    image, _, scene = read_all(path, gsd=4.0)
+    assert scene.grid.transform.almost_equals(transform @ Affine.scale(2))
+    means = np.rint(bands.reshape(3, 12, 2, 15, 2).mean((2, 4)))
+    np.testing.assert_array_equal(image, np.moveaxis(means, 0, -1))
+    x, y = transform @ (10, 4)
+    image, _, scene = read_all(path, bounds=(x, y, x + 8, y + 8))
+    np.testing.assert_array_equal(image, np.moveaxis(bands[:, 4:8, 10:14], 0, -1))
+
+
+@pytest.mark.parametrize(
+    "layout", [{"bigtiff": "yes"}, {"driver": "JP2OpenJPEG", "quality": "100", "reversible": "yes"}]
+)
+def test_large_and_compressed_files(write_scene, layout):
+    bands = pixels(64, 80, dtype=np.uint16, high=4000)
+    image, valid, _ = read_all(write_scene(bands, "scene.bin", transform=NORTH_UP, **layout), value_range=(0.0, 4080.0))
+    assert valid.all()
+    np.testing.assert_array_equal(image, np.moveaxis(np.rint(bands / 16), 0, -1))
+
+
+def test_a_format_that_gdal_lacks(tmp_path):
+    (tmp_path / "scene.ecw").write_bytes(b"ecw" * 100)
+    with pytest.raises(UserError, match=r"cannot open .*scene\.ecw as a raster: .*; .*convert it to GeoTIFF"):
+        check_scene(str(tmp_path / "scene.ecw"), SceneOptions())
+
+
+def test_files_of_a_scene(write_scene, tmp_path):
+    path = write_scene(pixels(), "tile.tif")
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False), rasterio.open(path, "r+") as dataset:
+        dataset.write_mask(np.ones((24, 30), bool))
+    rasterio.shutil.copy(path, tmp_path / "inner.vrt", driver="VRT")
+    (tmp_path / "outer.vrt").write_text((tmp_path / "inner.vrt").read_text().replace(">tile.tif<", ">inner.vrt<"))
+    outer = {str(tmp_path / name) for name in ("outer.vrt", "inner.vrt", "tile.tif")}
+    assert outer <= scene_files(str(tmp_path / "outer.vrt"))
+    assert scene_files(path) == {path, f"{path}.msk"}
+    assert scene_files("absent.tif") == {"absent.tif"}
