@@ -1,16 +1,20 @@
 """The command with a tiny network: against a plain blend of its windows, on several devices, and its refusals."""
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 
 from crossearth_jax import predict
 from crossearth_jax.config import HeadConfig, ModelConfig, ReinsConfig, UserError, ViTConfig
+from crossearth_jax.mapping.scene import FILL
 from crossearth_jax.models.segmentor import SegmentationModel
 from crossearth_jax.ops.normalization import normalize
 from crossearth_jax.predictor import load
@@ -160,7 +164,7 @@ def test_output_paths(tmp_path):
         ([LANDSAT, "--out={}/folder.tif"], "is a folder, expected a file"),
         ([LANDSAT, "--out={}/file"], "is a file but no .tif"),
         ([LANDSAT, "--out={}/file/m.tif"], "cannot write .*Not a directory"),
-        ([LANDSAT, f"--out={LANDSAT}"], "would replace it"),
+        ([LANDSAT, f"--out={LANDSAT}"], "would replace data/scenes/landsat7_olinda.tif, which is read"),
     ],
 )
 def test_refusals_leave_nothing_behind(checkpoint, tmp_path, arguments, message):
@@ -171,12 +175,108 @@ def test_refusals_leave_nothing_behind(checkpoint, tmp_path, arguments, message)
     assert set(os.listdir(tmp_path)) == {"folder.tif", "file"}
 
 
-@pytest.mark.parametrize("argument", ["--range=1", "--bounds=1,2,3", "--gsd=0", "--stride=-4", "--batch_size=x"])
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "--range=1",
+        "--range=0,inf",
+        "--bounds=1,2,3",
+        "--bounds=1,2,nan,4",
+        "--gsd=0",
+        "--gsd=inf",
+        "--stride=-4",
+        "--batch_size=x",
+    ],
+)
 def test_options_of_the_wrong_form(argument, capsys):
     with pytest.raises(SystemExit) as stopped:
         predict.main(["--checkpoint=x", "scene.tif", "--out=map.tif", argument])
     assert stopped.value.code == 2
     assert f"argument {argument.split('=')[0]}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 100), (100, 20), (17, 33)])
+def test_a_few_rows_or_columns(checkpoint, tmp_path, size):
+    """Less than a patch of the network, or one patch, of which its coarsest features would be half."""
+    with rasterio.open(LANDSAT) as scene:
+        left, top = scene.transform @ (50, 60)
+        right, bottom = scene.transform @ (50 + size[1], 60 + size[0])
+    out = tmp_path / "map.tif"
+    predict.main([f"--checkpoint={checkpoint}", LANDSAT, f"--out={out}", "--bands=3,2,1", "--batch_size=8",
+                  f"--bounds={left},{bottom},{right},{top}", "--scores", "--polygons", "--preview"])  # fmt: skip
+    with rasterio.open(LANDSAT) as dataset, rasterio.open(tmp_path / "map_scores.tif") as scores:
+        window = rasterio.windows.Window(50, 60, size[1], size[0])
+        part = np.moveaxis(dataset.read([3, 2, 1], window=window), 0, -1)
+        assert scores.transform == dataset.window_transform(window)
+        found = np.moveaxis(scores.read(), 0, -1)
+    sides = [max(32, -(-side // 16) * 16) for side in size]
+    if max(sides) <= 64:  # one window, filled up with the mean colour
+        filled = np.full((1, *sides, 3), FILL)
+        filled[0, : size[0], : size[1]] = part
+        expected = np.asarray(load(checkpoint).score(filled))[0, : size[0], : size[1]]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert found.shape[:2] == size and np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("device lost"), ValueError("x"), MemoryError(), UserError("x")])
+def test_a_bad_scene_leaves_the_others_mapped(checkpoint, tmp_path, monkeypatch, capsys, caplog, error):
+    paths = [shutil.copy(NEON, tmp_path / f"{name}.tif") for name in "abc"]
+    genuine = predict.map_scene
+
+    def failing(scorer, scene, *others):
+        if scene == str(paths[1]):
+            raise error
+        genuine(scorer, scene, *others)
+
+    monkeypatch.setattr(predict, "map_scene", failing)
+    with pytest.raises(UserError, match=r"^1 of 3 scenes could not be mapped: .*b\.tif; see above$"):
+        predict.main([f"--checkpoint={checkpoint}", *map(str, paths), f"--out={tmp_path}/out", "--batch_size=8"])
+    assert {path.name for path in (tmp_path / "out").glob("*.tif")} == {"a_map.tif", "c_map.tif"}
+    assert f"{paths[1]}: " in capsys.readouterr().err + caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "out", "arguments"),
+    [
+        ("x_map.tif", "x_map.tif", []),
+        ("x_scores.tif", "x.tif", ["--scores"]),
+        ("x_confidence.tif", "x.tif", ["--confidence"]),
+        ("x.png", "x.tif", ["--preview"]),
+        ("x.gpkg", "x.tif", ["--polygons"]),
+        ("x.tif.aux.xml", "x.tif", []),
+        (".x.tif.partial/scene.tif", "x.tif", []),
+    ],
+)
+def test_no_output_replaces_an_input(tmp_path, name, out, arguments):
+    """The checkpoint does not exist: whether anything could be replaced is asked before it is read."""
+    scene = tmp_path / name
+    scene.parent.mkdir(exist_ok=True)
+    shutil.copy(NEON, scene)
+    with pytest.raises(UserError, match=r"which is read; choose another --out|move it out of there first"):
+        predict.main(["--checkpoint=absent.pth", str(scene), f"--out={tmp_path / out}", *arguments])
+    assert scene.read_bytes() == Path(NEON).read_bytes()
+    if arguments:  # what is not written is not in the way
+        with pytest.raises(UserError, match=r"absent\.pth"):
+            predict.main(["--checkpoint=absent.pth", str(scene), f"--out={tmp_path / out}"])
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_no_output_replaces_an_input_by_another_name(tmp_path, link):
+    shutil.copy(NEON, tmp_path / "tile.tif")
+    rasterio.shutil.copy(tmp_path / "tile.tif", tmp_path / "mosaic.vrt", driver="VRT")
+    (tmp_path / "out").mkdir()
+    link(tmp_path / "tile.tif", tmp_path / "out" / "other_map.tif")
+    shutil.copy(NEON, tmp_path / "other.tif")
+    scenes = [str(tmp_path / "other.tif"), str(tmp_path / "mosaic.vrt")]
+    with pytest.raises(UserError, match=r"other_map\.tif would replace .*tile\.tif, which is read"):
+        predict.main(["--checkpoint=absent.pth", *scenes, f"--out={tmp_path / 'out'}"])
+
+
+def test_no_output_replaces_the_checkpoint(tmp_path):
+    shutil.copy(NEON, tmp_path / "x.tif")
+    (tmp_path / "map.tif").write_text("weights")
+    with pytest.raises(UserError, match=r"would replace .*map\.tif, which is read"):
+        predict.main([f"--checkpoint={tmp_path}/map.tif", f"{tmp_path}/x.tif", f"--out={tmp_path}/map.tif"])
 
 
 def test_without_the_extra_the_command_says_how_to_install_it():

@@ -44,6 +44,23 @@ def test_overlaps_are_averaged_by_hand():
     np.testing.assert_allclose(scores[0, :, 0, 0], [1.5, 1.5, 2.5, 2.5, 3.5, 3.5])
 
 
+@pytest.mark.parametrize(
+    ("size", "seen"), [((1, 1), (8, 8)), ((4, 13), (8, 16)), ((9, 20), (12, 16)), ((16, 3), (16, 8))]
+)
+def test_short_axes_are_filled_up_to_two_patches_at_least(size, seen):
+    """A network with patches of 4 pixels halves its features once more."""
+    shapes = []
+
+    def score(windows):
+        shapes.append(windows.shape[1:3])
+        return windows
+
+    images = jnp.asarray(np.random.default_rng(0).standard_normal((1, *size, 3)), jnp.float32)
+    scores = tiling.sliding_scores(score, images, 16, 8, multiple=4)
+    np.testing.assert_allclose(scores, images, atol=1e-6)
+    assert set(shapes) == {seen}
+
+
 def test_windows_reach_the_network_together():
     shapes = []
 
