@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from crossearth_jax.reporting import markdown, tables
+from crossearth_jax.reporting import score_tables
+from crossearth_jax.reporting.rendering import escape_markdown
 from crossearth_jax.reporting.run import Run
+from crossearth_jax.reporting.table_files import as_markdown
 from crossearth_jax.weights.native import Description
 
 UNKNOWN = "unknown"  # licence that nobody stated
@@ -67,7 +69,7 @@ Georeferenced scenes: `python -m crossearth_jax.predict --checkpoint={address} s
 def _classes(description: Description) -> str:
     names = description.class_names or tuple(f"class {i}" for i in range(description.model.classes))
     colours = ["#{:02x}{:02x}{:02x}".format(*colour) for colour in description.palette] or [""] * len(names)
-    rows = [f"| {i} | {markdown.escape(n)} | {c} |" for i, (n, c) in enumerate(zip(names, colours, strict=True))]
+    rows = [f"| {i} | {escape_markdown(n)} | {c} |" for i, (n, c) in enumerate(zip(names, colours, strict=True))]
     window = description.window or description.model.vit.image_size
     text = f"Input: 8-bit RGB by windows of {window} pixels, at the resolution of the training data."
     return "\n".join(["## Classes", "", "| id | class | colour |", "| ---: | --- | --- |", *rows, "", text])
@@ -75,16 +77,16 @@ def _classes(description: Description) -> str:
 
 def _results(run: Run) -> list[str]:
     protocol = "; ".join(dict.fromkeys(cell.protocol for cell in run.cells if cell.protocol))
-    note = f"Protocol: {markdown.escape(protocol)}. In-domain scores stand apart and enter no mean of unseen domains."
-    return [markdown.table(tables.main_table(run)), note]
+    note = f"Protocol: {escape_markdown(protocol)}. In-domain scores stand apart and enter no mean of unseen domains."
+    return [as_markdown(score_tables.main_table(run)).rstrip(), note]
 
 
 def _provenance(description: Description, digest: str, run: Run | None) -> str:
-    facts = {"Weights": markdown.escape(description.source or "unknown"), "sha256 of the parameters": f"`{digest}`"}
+    facts = {"Weights": escape_markdown(description.source or "unknown"), "sha256 of the parameters": f"`{digest}`"}
     if run:
         facts |= {
             "Trained on": ", ".join(dict.fromkeys(f"`{cell.source}`" for cell in run.cells)),
-            "Started from": markdown.escape(run.config.get("train.init_from", "null")).replace(
+            "Started from": escape_markdown(run.config.get("train.init_from", "null")).replace(
                 "null", "random weights"
             ),
             "Evaluated": run.date.isoformat(),

@@ -20,7 +20,7 @@ from absl import logging
 from crossearth_jax import command
 from crossearth_jax.atomic import replacing
 from crossearth_jax.config import UserError
-from crossearth_jax.reporting import delimited, diagrams, latex, markdown, page
+from crossearth_jax.reporting import diagrams, page, table_files
 from crossearth_jax.reporting.content import Content, comparison_content, run_content
 from crossearth_jax.reporting.projection import METHODS
 from crossearth_jax.reporting.run import Run, read_run
@@ -77,7 +77,11 @@ def _write(folder: Path, stem: str, pages: Mapping[str, str], content: Content) 
     for name, diagram in content.diagrams.items():
         diagrams.save(diagram, folder / "figures" / name)
     for name, table in content.tables.items():
-        texts = {"md": markdown.table(table) + "\n", "tex": latex.table(table, name), "csv": delimited.table(table)}
+        texts = {
+            "md": table_files.as_markdown(table),
+            "tex": table_files.as_latex(table, name),
+            "csv": table_files.as_csv(table),
+        }
         for end, text in texts.items():
             _write_text(folder / "tables" / f"{name}.{end}", text)
     for end, text in pages.items():

@@ -38,6 +38,7 @@ HOMES = {
     "tensorflow_datasets": ("crossearth_jax/inputs/sources.py", "crossearth_jax/prepare.py", "data/"),
     "sklearn": ("crossearth_jax/baselines.py", "crossearth_jax/reporting/"),
     "matplotlib": ("crossearth_jax/reporting/",),
+    "jinja2": ("crossearth_jax/reporting/rendering.py",),
     "tensorboardX": ("crossearth_jax/training/writer.py",),
     "huggingface_hub": (),  # optional: weights/hub.py imports it by name when it is needed
     "tensorflow": (),

@@ -6,10 +6,10 @@ import dataclasses
 import re
 from collections.abc import Mapping
 
-from crossearth_jax.reporting import diagnosis, diagrams, plots, projection, tables
+from crossearth_jax.reporting import diagnosis, diagrams, plots, projection, score_tables
 from crossearth_jax.reporting.diagrams import Diagram
 from crossearth_jax.reporting.run import Run, Series
-from crossearth_jax.reporting.tables import Table
+from crossearth_jax.reporting.score_tables import Table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,9 +28,9 @@ class Content:
 def run_content(run: Run, method: str) -> Content:
     """The content of one run's report, features projected by this `projection.METHODS`."""
     made = {
-        "results": tables.main_table(run),
-        "classes": tables.class_table(run),
-        "gap": tables.gap_table(run),
+        "results": score_tables.main_table(run),
+        "classes": score_tables.class_table(run),
+        "gap": score_tables.gap_table(run),
         "losses": diagnosis.loss_table(run),
         "features": diagnosis.centre_table(run, run.features) if run.features else None,
     }
@@ -41,7 +41,7 @@ def run_content(run: Run, method: str) -> Content:
     for title, series in curve_groups(run.metrics).items():
         logarithmic = title.startswith("Loss terms")
         drawn[f"training_{_slug(title)}"] = diagrams.curves(title, series, logarithmic=logarithmic)
-    shown = {tables.domain_title(c.target): e for c, e in run.evaluated() if len(e.images)}
+    shown = {score_tables.domain_title(c.target): e for c, e in run.evaluated() if len(e.images)}
     if shown:
         drawn["examples"] = plots.panels(shown)
     return _present(made, drawn)
@@ -52,9 +52,9 @@ def comparison_content(runs: Mapping[str, Run]) -> Content:
     everything = {cell.name: cell for run in runs.values() for cell in run.cells}
     scores = {title: {cell.name: cell.miou for cell in run.cells} for title, run in runs.items()}
     made = {
-        "comparison": tables.comparison_table(runs),
-        "comparison_classes": tables.class_comparison_table(runs),
-        "differences": tables.difference_table(runs),
+        "comparison": score_tables.comparison_table(runs),
+        "comparison_classes": score_tables.class_comparison_table(runs),
+        "differences": score_tables.difference_table(runs),
     }
     drawn = {"comparison": plots.scores(tuple(everything.values()), scores, "mIoU of every domain and run")}
     losses = {title: run.metrics["loss"] for title, run in runs.items() if "loss" in run.metrics}
@@ -71,7 +71,7 @@ def _present(made: Mapping[str, Table | None], drawn: Mapping[str, Diagram | Non
 
 
 def _series(run: Run) -> dict[str, dict[str, float | None]]:
-    values = dict(tables.score_columns(run.cells))
+    values = dict(score_tables.score_columns(run.cells))
     return {title: {cell.name: value(cell) for cell in run.cells} for title, value in values.items()}
 
 

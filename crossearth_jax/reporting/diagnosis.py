@@ -6,7 +6,7 @@ import numpy as np
 
 from crossearth_jax.reporting import projection, summary
 from crossearth_jax.reporting.run import ClassFeatures, Evaluation, Run
-from crossearth_jax.reporting.tables import NOTHING, Block, Entry, Table, domain_title, number, signed
+from crossearth_jax.reporting.score_tables import NOTHING, Block, Entry, Table, domain_title, number, signed
 
 LOSSES = 12  # rows of the table
 

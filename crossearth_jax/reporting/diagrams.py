@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import html
 import io
 import re
 from collections.abc import Mapping
@@ -18,7 +19,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 from crossearth_jax.atomic import replacing
-from crossearth_jax.reporting.markup import Html, element
 from crossearth_jax.reporting.run import Series
 
 MAX_POINTS = 400  # per curve
@@ -53,8 +53,8 @@ class Diagram:
         return buffer.getvalue()
 
 
-def inline(diagram: Diagram) -> Html:
-    """The bare <svg> element: no prologue, metadata, global style or fixed size; colours and font of the page."""
+def inline(diagram: Diagram) -> str:
+    """Give the bare <svg> element: no prologue, metadata, global style or fixed size; colours and font of the page."""
     svg = diagram.svg[diagram.svg.index("<svg") :]
     svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<g\b[^>]*?) id="[^"]*"', r"\1", svg)  # the same names in every diagram
@@ -63,8 +63,7 @@ def inline(diagram: Diagram) -> Html:
         svg = svg.replace(colour, variable)
     head, body = svg.split(">", 1)
     box = head.split('viewBox="')[1].split('"')[0]
-    opening = element("svg", role="img", aria_label=diagram.title, viewBox=box).removesuffix("</svg>")
-    return Html(opening + body)
+    return f'<svg role="img" aria-label="{html.escape(diagram.title)}" viewBox="{box}">{body}'
 
 
 def save(diagram: Diagram, stem: Path) -> None:

@@ -1,17 +1,67 @@
-"""Pictures inside the page: photographs, class maps and maps of errors as data URIs."""
+"""Pictures inside the page: photographs, class maps and maps of errors as data URIs, one by one and in strips."""
 
 from __future__ import annotations
 
 import base64
 import io
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
 from crossearth_jax.benchmark import IGNORE
+from crossearth_jax.reporting.run import Evaluation, StyleExamples
 
 MAX_SIDE = 384  # pixels of an example in the page; benchmark tiles have up to 1024
+
+
+class Picture(NamedTuple):
+    """One picture of the page."""
+
+    uri: str
+    caption: str
+    alt: str  # for who cannot see it
+
+
+def teaser(evaluation: Evaluation, domain: str) -> list[Picture]:
+    """Image, truth and prediction of a domain's first example."""
+    uris = {
+        "image": photograph(evaluation.images[0]),
+        "truth": class_map(evaluation.labels[0], evaluation.palette),
+        "prediction": class_map(evaluation.predictions[0], evaluation.palette),
+    }
+    return [Picture(uri, name, f"{domain}, first example: {name}") for name, uri in uris.items()]
+
+
+def example_strips(evaluation: Evaluation, domain: str) -> list[list[Picture]]:
+    """Image, truth, prediction and errors of each example; the last says how many of the scored pixels are right."""
+    strips = []
+    examples = zip(evaluation.images, evaluation.labels, evaluation.predictions, strict=True)
+    for number, (image, truth, prediction) in enumerate(examples, 1):
+        scored = truth != IGNORE
+        right = f"{np.mean(truth[scored] == prediction[scored]):.0%} right" if scored.any() else "no label"
+        name = f"{domain}, example {number}"
+        strips.append(
+            [
+                Picture(photograph(image), "image", f"{name}: image"),
+                Picture(class_map(truth, evaluation.palette), "truth", f"{name}: truth"),
+                Picture(class_map(prediction, evaluation.palette), "prediction", f"{name}: prediction"),
+                Picture(error_map(image, truth, prediction), right, f"{name}: errors"),
+            ]
+        )
+    return strips
+
+
+def style_pairs(styles: StyleExamples) -> list[list[Picture]]:
+    """Each training image and its restyled version."""
+    return [
+        [
+            Picture(photograph(image), "image", f"style {number}: image"),
+            Picture(photograph(restyled), "restyled", f"style {number}: restyled"),
+        ]
+        for number, (image, restyled) in enumerate(zip(styles.images, styles.restyled, strict=True), 1)
+    ]
 
 
 def photograph(image: UInt8[np.ndarray, "h w 3"]) -> str:

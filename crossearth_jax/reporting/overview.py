@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from crossearth_jax.benchmark import DOMAINS, TAXONOMIES, OpenRow, Setting
-from crossearth_jax.reporting import html, markdown
-from crossearth_jax.reporting.markup import element
-from crossearth_jax.reporting.tables import NOTHING, Block, Entry, Table, number
+from crossearth_jax.reporting import rendering
+from crossearth_jax.reporting.score_tables import NOTHING, Block, Entry, Table, number
+from crossearth_jax.reporting.table_files import as_markdown
 
 TITLE = "The benchmark's table"
 PROTOCOL = (
@@ -41,37 +41,30 @@ class Row(NamedTuple):
 
 def html_page(rows: Sequence[Row], open_rows: Sequence[OpenRow], checkpoints: str) -> str:
     """The self-contained page."""
-    lines = missing_lines(rows)
-    parts = [
-        html.section(
-            "table", "Results", *(element("p", text) for text in _notes(rows)), html.table(main_table(rows, open_rows))
-        ),
-        html.section("models", "By model", html.table(model_table(rows))),
-        *(html.section(table.caption.split(" ")[0], table.caption, html.table(table)) for table in class_tables(rows)),
-    ]
-    if lines:
-        parts.append(
-            html.section("missing", "What is missing", element("ul", *(element("li", line) for line in lines)))
-        )
-    header = element("header", element("h1", TITLE), element("p", _lead(rows, checkpoints), class_="lead"))
-    return html.document(TITLE, [header, *parts])
+    return rendering.render(
+        "benchmark.html",
+        title=TITLE,
+        lead=_lead(rows, checkpoints),
+        notes=_notes(rows),
+        settings=main_table(rows, open_rows),
+        models=model_table(rows),
+        classes=list(class_tables(rows)),
+        missing=missing_lines(rows),
+    )
 
 
 def markdown_page(rows: Sequence[Row], open_rows: Sequence[OpenRow], checkpoints: str) -> str:
     """The same numbers as Markdown."""
-    parts = [
-        f"# {TITLE}",
-        markdown.escape(_lead(rows, checkpoints)),
-        *_notes(rows),
-        markdown.table(main_table(rows, open_rows)),
-    ]
-    parts += ["## By model", markdown.table(model_table(rows))]
-    for table in class_tables(rows):
-        parts.append(markdown.table(table))
-    lines = missing_lines(rows)
-    if lines:
-        parts.append("## What is missing\n\n" + "\n".join(f"- {markdown.escape(line)}" for line in lines))
-    return "\n\n".join(parts) + "\n"
+    return rendering.render(
+        "benchmark.md",
+        title=TITLE,
+        lead=_lead(rows, checkpoints),
+        notes=_notes(rows),
+        settings=as_markdown(main_table(rows, open_rows)),
+        models=as_markdown(model_table(rows)),
+        classes=[as_markdown(table) for table in class_tables(rows)],
+        missing=missing_lines(rows),
+    )
 
 
 def _lead(rows: Sequence[Row], checkpoints: str) -> str:

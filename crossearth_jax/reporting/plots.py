@@ -9,7 +9,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from crossearth_jax.reporting import figures, projection, summary, tables
+from crossearth_jax.reporting import figures, projection, score_tables, summary
 from crossearth_jax.reporting.diagrams import FAINT, INK, MUTED, SERIES, Diagram, drawing, dress
 from crossearth_jax.reporting.run import Cell, ClassFeatures, Evaluation, Run
 
@@ -27,7 +27,7 @@ def scores(cells: Sequence[Cell], series: Mapping[str, Mapping[str, float | None
         points = [(value, row) for row, cell in enumerate(ordered) if (value := values.get(cell.name)) is not None]
         style = {"color": SERIES[number % 8], "marker": MARKERS[number % 8]}
         axes.scatter(*np.reshape(points, (-1, 2)).T, label=label, s=26, zorder=3, clip_on=False, **style)
-    _rows(axes, [tables.domain_title(cell.target) for cell in ordered], title)
+    _rows(axes, [score_tables.domain_title(cell.target) for cell in ordered], title)
     axes.set_xlabel("mIoU, percent", color=MUTED)
     _legend(axes, len(series))
     return Diagram(title, figure)
@@ -82,7 +82,7 @@ def feature_maps(
     left, right = figure.subplots(1, 2)
     by_class = {name: np.divide(palette.get(name, (127, 127, 127)), 255).tolist() for name in features.class_names}
     _scatter(left, points, features.classes, by_class, "Class")
-    by_domain = {tables.domain_title(name): SERIES[i % 8] for i, name in enumerate(features.domain_names)}
+    by_domain = {score_tables.domain_title(name): SERIES[i % 8] for i, name in enumerate(features.domain_names)}
     _scatter(right, points, features.domains, by_domain, "Domain")
     return Diagram(title, figure)
 

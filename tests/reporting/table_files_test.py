@@ -1,9 +1,9 @@
-"""One small table as LaTeX and CSV, to the letter."""
+"""One small table as Markdown, LaTeX and CSV, to the letter."""
 
 import csv
 
-from crossearth_jax.reporting import delimited, latex
-from crossearth_jax.reporting.tables import NOTHING, Block, Entry, Table
+from crossearth_jax.reporting.score_tables import NOTHING, Block, Entry, Table
+from crossearth_jax.reporting.table_files import as_csv, as_latex, as_markdown
 
 TABLE = Table(
     caption="IoU in %",
@@ -17,9 +17,23 @@ TABLE = Table(
 )  # fmt: skip
 
 
+def test_markdown():
+    assert (
+        as_markdown(TABLE)
+        == r"""IoU in %
+
+| Target | a_b & c | Note |
+| --- | ---: | --- |
+| **Unseen** |  |  |
+| cold (x) | **−4.5** | =1+1 |
+| C:\\{x} | – | a, "b" |
+"""  # noqa: RUF001
+    )
+
+
 def test_latex():
     assert (
-        latex.table(TABLE, "gap")
+        as_latex(TABLE, "gap")
         == r"""\begin{table}
 \centering
 \caption{IoU in \%}
@@ -40,7 +54,7 @@ C:\textbackslash{}\{x\} & -- & a, "b" \\
 
 
 def test_csv():
-    text = delimited.table(TABLE)
+    text = as_csv(TABLE)
     assert list(csv.reader(text.splitlines())) == [
         ["Group", "Target", "a_b & c", "Note"],
         ["Unseen", "cold", "-4.5", "'=1+1"],

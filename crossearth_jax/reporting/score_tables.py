@@ -47,6 +47,20 @@ class Table:
     blocks: tuple[Block, ...]
     plain: tuple[int, ...] = (0,)
 
+    def without_plots(self) -> Table:
+        """The columns that hold text; those that only hold plots have no head."""
+        kept = [i for i, entry in enumerate(self.head) if entry.text]
+        blocks = (
+            Block(title=block.title, rows=tuple(tuple(row[i] for i in kept) for row in block.rows))
+            for block in self.blocks
+        )
+        return Table(
+            caption=self.caption,
+            head=tuple(self.head[i] for i in kept),
+            blocks=tuple(blocks),
+            plain=tuple(new for new, old in enumerate(kept) if old in self.plain),
+        )
+
 
 def domain_title(name: str) -> str:
     """ "blue_marble/cold_brown" -> "cold brown"; datasets without configurations keep their name."""
