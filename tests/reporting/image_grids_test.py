@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from crossearth_jax.reporting.pictures import coloured, image_grid, prediction_grid
+from crossearth_jax.reporting.image_grids import coloured, image_grid, prediction_grid
 
 COLOURS = {"sea": (1, 2, 3), "wood": (40, 50, 60)}
 IMAGES = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
