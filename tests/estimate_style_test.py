@@ -9,6 +9,7 @@ from PIL import Image
 from crossearth_jax import estimate_style
 from crossearth_jax.config import UserError
 from crossearth_jax.estimate_style import Tiling, allowed_targets, open_images, summary
+from crossearth_jax.mapping.scene import FILL
 from crossearth_jax.models.style import StyleNetwork
 from crossearth_jax.weights.style import load_style, style_digest
 from crossearth_jax.weights.style_statistics import Provenance, from_moments, load_statistics
@@ -86,6 +87,30 @@ def test_photographs_are_read_by_the_rules_of_pictures(tmp_path, caplog):
     np.testing.assert_array_equal(found, np.rot90(image, -1))
     for name, fault in (("b.png", "16 bits per channel"), ("c.jpg", "mode CMYK"), ("d.png", "mode L (grey)")):
         assert any(name in line and fault in line and "skipped" in line for line in caplog.text.splitlines())
+
+
+def test_tiles_without_data_are_left_out_whatever_says_so(tmp_path):
+    """Of four tiles one is nodata, one masked, one has a missing pixel in a band, which is less than 1 %."""
+    bands = np.stack([picture(64, 64)[..., 0] // 2 + 20 for _ in range(3)])
+    bands[:, :32, :32] = 0
+    bands[1, 40, 40] = 0
+    path, mask = tmp_path / "scene.tif", np.ones((64, 64), bool)
+    mask[:32, 32:] = False
+    write_raster(path, bands)
+    with rasterio.open(path, "r+") as dataset:
+        dataset.write_mask(mask)
+    (tiles,) = open_images(str(path), Tiling((32,)), "")
+    expected = np.moveaxis(bands, 0, -1)[32:].copy()
+    expected[8, 40] = FILL  # row 40 of the scene
+    np.testing.assert_array_equal(np.concatenate(list(tiles), axis=1), expected)
+
+
+def test_the_output_is_no_image(tmp_path):
+    Image.fromarray(picture(32, 32)).save(tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    with pytest.raises(UserError, match=r"a\.png is no \.npz"):
+        estimate_style.main([str(tmp_path / "a.png"), f"--out={tmp_path}/a.png"])
+    assert (tmp_path / "a.png").read_bytes() == before
 
 
 def test_reads_the_train_split_of_a_domain(monkeypatch):

@@ -101,9 +101,7 @@ class Grid:
         left, bottom, right, top = bounds
         if not (left < right and bottom < top):
             raise UserError(f"the bounds are {text(bounds)}, expected left < right and bottom < top")
-        turns = (0.0, 360.0, -360.0) if self.crs is not None and self.crs.is_geographic else (0.0,)
-        windows = [self._window((left + turn, bottom, right + turn, top)) for turn in turns]
-        best = max(windows, key=lambda window: max(window[2], 0) * max(window[3], 0))
+        best = max(map(self._window, self._turned(bounds)), key=lambda window: max(window[2], 0) * max(window[3], 0))
         if best[2] <= 0 or best[3] <= 0:
             raise UserError(f"the bounds {text(bounds)} do not overlap the scene, which covers {text(self.bounds())}")
         return best
@@ -118,13 +116,19 @@ class Grid:
         )
         return first_row, first_column, last_row - first_row, last_column - first_column
 
+    def _turned(self, bounds: Bounds) -> list[Bounds]:
+        """The box under every name that its place may have: longitudes repeat after 360 degrees."""
+        left, bottom, right, top = bounds
+        turns = (0.0, 360.0, -360.0) if self.crs is not None and self.crs.is_geographic else (0.0,)
+        return [(left + turn, bottom, right + turn, top) for turn in turns]
+
     def leaves_out(self, bounds: Bounds) -> bool:
         """Whether `bounds` reach beyond the grid by more than a pixel."""
         left, bottom, right, top = self.bounds()
         t = self.transform
         pixel = max(abs(t.a) + abs(t.b), abs(t.d) + abs(t.e))
-        beyond = left - bounds[0], bottom - bounds[1], bounds[2] - right, bounds[3] - top
-        return max(beyond) > pixel
+        beyond = [max(left - box[0], bottom - box[1], box[2] - right, box[3] - top) for box in self._turned(bounds)]
+        return min(beyond) > pixel
 
     def bounds(self) -> Bounds:
         """The smallest box around the grid."""

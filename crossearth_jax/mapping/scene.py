@@ -31,6 +31,12 @@ from crossearth_jax.ops.normalization import MEAN
 FILL = np.rint(MEAN).astype(np.uint8)  # colour of missing pixels: nearly the zero with which training pads images
 CACHE_BYTES = 256 * 2**20  # of decoded blocks that GDAL keeps; its own default grows with the machine
 PART = (512, 8192)  # rows and columns of the file read together where the whole file or much of it is needed
+# What bands of colour models other than red, green and blue are called; converted to that they would be an image.
+NO_MEASUREMENTS = (
+    *(ColorInterp.hue, ColorInterp.saturation, ColorInterp.lightness),
+    *(ColorInterp.cyan, ColorInterp.magenta, ColorInterp.yellow, ColorInterp.black),
+    *(ColorInterp.Y, ColorInterp.Cb, ColorInterp.Cr),
+)
 
 Image = UInt8[np.ndarray, "h w 3"]
 Mask = Bool[np.ndarray, "h w"]
@@ -77,14 +83,13 @@ class Scene:
         if options.percentiles is None and kinds == {"uint8"}:
             return radiometry.AS_IS
         stretch = radiometry.percentile(self._valid_values(), options.percentiles or radiometry.PERCENTILES)
-        flat = [name for name, (low, high) in zip(self.band_names, stretch.ranges, strict=True) if low == high]
+        flat = {name: low for name, (low, high) in zip(self.band_names, stretch.ranges, strict=True) if low == high}
         if flat:
             logging.warning(
-                "%s: band %s has one value (%s) between the percentiles, so the model sees it black; give the values "
-                "that become 0 and 255 with --range, and mark background as nodata",
+                "%s: the percentiles of band %s are the same value, so the model sees that band black; give the values "
+                "that become 0 and 255 with --range, or mark the background as nodata",
                 self.path,
-                ", ".join(dict.fromkeys(flat)),
-                stretch,
+                ", ".join(f"{name} ({value:g})" for name, value in flat.items()),
             )
         return stretch
 
@@ -233,8 +238,9 @@ def _open(path: str) -> DatasetReader:
         try:
             dataset = rasterio.open(path)
         except RasterioError as error:
+            reason = str(error).rstrip(".")
             raise UserError(
-                f"cannot open {path} as a raster: {error}; if other programs read it, convert it to GeoTIFF with them"
+                f"cannot open {path} as a raster: {reason}; if other programs read it, convert it to GeoTIFF with them"
             ) from None
     if dataset.count == 0:
         inner = f"; name one of its parts, e.g. {dataset.subdatasets[0]}" if dataset.subdatasets else ""
@@ -253,6 +259,8 @@ def _check_values(path: str, dataset: DatasetReader, bands: tuple[int, int, int]
                 f"band {band} of {path} holds colour indices, expected measured values; "
                 "expand it first: gdal_translate -expand rgb"
             )
+        if colour in NO_MEASUREMENTS:
+            raise UserError(f"band {band} of {path} is {colour.name}, expected red, green, blue or another measurement")
         bits = int(dataset.tags(band, ns="IMAGE_STRUCTURE").get("NBITS", 8))
         if bits < 8 and options.value_range is None and options.percentiles is None:
             raise UserError(
