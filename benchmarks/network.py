@@ -15,6 +15,7 @@ import numpy as np
 
 from benchmarks import workers
 from benchmarks.checkpoint import write_checkpoint
+from benchmarks.images import random_images
 from benchmarks.sizes import SIZES
 from crossearth_jax.config import ModelConfig
 from crossearth_jax.ops.normalization import normalize
@@ -46,10 +47,8 @@ class Options:
         """One image of noise with six classes in blocks, 8-bit and normalised."""
         path = self.scratch / f"image_{self.size}.npz"
         if not path.exists():
-            side, random = SIZES[self.size].image, np.random.default_rng(0)
-            pixels = random.integers(0, 256, (1, side, side, 3), np.uint8)
-            blocks = random.integers(0, 6, (1, 8, 8), np.uint8).repeat(side // 8, 1).repeat(side // 8, 2)
-            np.savez(path, pixels=pixels, image=np.asarray(normalize(jnp.asarray(pixels))), labels=blocks)
+            pixels, labels = random_images(SIZES[self.size].image)
+            np.savez(path, pixels=pixels, image=np.asarray(normalize(jnp.asarray(pixels))), labels=labels)
         return path
 
     def jax(self, *arguments: str) -> list[str]:

@@ -1,19 +1,14 @@
-"""Parts that are measured alone: input pipeline, deformable attention, and the way of a scene around the network."""
+"""Parts that are measured alone: input pipeline and deformable attention."""
 
 from __future__ import annotations
 
-import dataclasses
 import io
-import pathlib
-import tempfile
-import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import rasterio
 from PIL import Image
 
 from benchmarks import workers
@@ -23,7 +18,6 @@ from crossearth_jax.augment.pipeline import augment
 from crossearth_jax.config import AugmentConfig, DataConfig
 from crossearth_jax.inputs.pipeline import train_iterator
 from crossearth_jax.inputs.sources import PreparedSplit
-from crossearth_jax.mapping.mapper import map_scene
 from crossearth_jax.ops import deformable_attention
 
 DOMAIN = "blue_marble/temperate_green"
@@ -97,33 +91,3 @@ def deformable(options: Options) -> Result:
                 times[name].append(seconds["seconds"])
     result["milliseconds"] = {name: workers.spread([1000 * t for t in found]) for name, found in times.items()}
     return result
-
-
-@dataclasses.dataclass(frozen=True)
-class Pixelwise:
-    """A stand-in for the network that costs next to nothing: what is left is reading, blending and writing."""
-
-    window: int = 512
-    multiple: int = 16
-    class_names: tuple[str, ...] = ("a", "b", "c", "d", "e", "f")
-    palette: tuple[tuple[int, int, int], ...] = tuple((40 * i, 0, 0) for i in range(6))
-
-    def score(self, images: np.ndarray) -> np.ndarray:
-        """Scores from the first channel."""
-        return np.stack([(images[..., 0] >> 5 == i).astype(np.float32) for i in range(6)], axis=-1)
-
-
-def predict(options: Options) -> Result:
-    """Megapixels per second of a map without a network, and of the windows alone that the network scores."""
-    side = 4096 if options.size == "vit_l" else 600
-    rates = []
-    with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
-        scene = pathlib.Path(folder) / "scene.tif"
-        profile = {"driver": "GTiff", "width": side, "height": side, "count": 3, "dtype": "uint8", "tiled": True}
-        with rasterio.open(scene, "w", **profile, crs="EPSG:32633", transform=rasterio.Affine.scale(1, -1)) as file:
-            file.write(np.random.default_rng(0).integers(0, 256, (3, side, side), np.uint8))
-        for _ in range(options.rounds):
-            before = time.perf_counter()
-            map_scene(Pixelwise(), str(scene), pathlib.Path(folder) / "map.tif")
-            rates.append(side * side / 1e6 / (time.perf_counter() - before))
-    return {"megapixels_per_second_without_network": workers.spread(rates), "scene": [side, side]}

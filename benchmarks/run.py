@@ -9,11 +9,8 @@ NAMES are parity, forward, step, styled, inputs, deformable and predict; all of 
 from __future__ import annotations
 
 import argparse
-import datetime
 import os
 import pathlib
-import platform
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -21,9 +18,20 @@ from typing import Any, NamedTuple
 from absl import logging
 
 from benchmarks import network, parts
+from benchmarks.host import machine
 from benchmarks.network import Options, Result
 from benchmarks.sizes import SIZES
 from crossearth_jax import command
+
+
+def predict(options: Options) -> Result:
+    """`benchmarks.maps.predict`, where the libraries of the extra `geo` are installed."""
+    try:
+        from benchmarks import maps
+    except ModuleNotFoundError as error:
+        return {"left_out": f"{error.name} is not installed; install the extra geo"}
+    return maps.predict(options)
+
 
 MEASURES: dict[str, Callable[[Options], Result]] = {
     "parity": network.parity,
@@ -32,7 +40,7 @@ MEASURES: dict[str, Callable[[Options], Result]] = {
     "styled": network.styled,
     "inputs": parts.inputs,
     "deformable": parts.deformable,
-    "predict": parts.predict,
+    "predict": predict,
 }
 
 
@@ -84,22 +92,6 @@ def main(argv: list[str]) -> None:
             network.write(arguments.out, results)
     for line in table(results):
         print(line)
-
-
-def machine() -> dict[str, Any]:
-    """Where and when."""
-    model = ""
-    if pathlib.Path("/proc/cpuinfo").exists():
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    return {
-        "processor": model or platform.processor(),
-        "processors": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "system": platform.platform(),
-        "python": sys.version.split()[0],
-        "date": datetime.datetime.now().date().isoformat(),
-    }
 
 
 def table(results: Result) -> Iterator[str]:

@@ -60,9 +60,9 @@ def jax_command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "benchmarks.jax_worker", *arguments]
 
 
-def torch_command(python: str, *arguments: str) -> list[str]:
-    """PyTorch's worker, in the interpreter that has it."""
-    return [python, "-m", "benchmarks.torch_reference.worker", *arguments]
+def torch_command(python: str, *arguments: str, module: str = "worker") -> list[str]:
+    """A program of PyTorch's side, in the interpreter that has it."""
+    return [python, "-m", f"benchmarks.torch_reference.{module}", *arguments]
 
 
 def rounds(workers: Sequence[Worker], tasks: Sequence[str], count: int) -> list[list[dict[str, dict[str, float]]]]:

@@ -1,13 +1,16 @@
 """The benchmark scripts run at tiny size without PyTorch; what they measure is not looked at."""
 
 import json
+import pathlib
+import sys
 
 import numpy as np
 import pytest
 
+import benchmarks
 from benchmarks import run
 from benchmarks.checkpoint import reference_tensors
-from benchmarks.network import backbone_flops
+from benchmarks.network import Options, backbone_flops
 from benchmarks.sizes import SIZES
 from crossearth_jax.config import ModelConfig
 
@@ -42,3 +45,12 @@ def test_flops_of_a_backbone_by_hand():
 def test_table_says_what_misses():
     lines = list(run.table({"step": {"ratios": {"step/seconds": {"median": np.float64(0.8)}}}}))
     assert "| training step: time / PyTorch's | ≤ 0.7 | 0.8 | misses |" in lines
+
+
+def test_without_the_libraries_of_maps_their_measure_is_left_out(monkeypatch):
+    for name in [*filter(lambda name: name.startswith("rasterio"), sys.modules), "rasterio", "benchmarks.maps"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "benchmarks.maps")
+    monkeypatch.delattr(benchmarks, "maps", raising=False)
+    found = run.predict(Options(pathlib.Path()))
+    assert found == {"left_out": "rasterio is not installed; install the extra geo"}

@@ -11,13 +11,13 @@ from torch.nn import functional
 LEVELS = 3
 
 
-def sine_encoding(height: int, width: int, features: int) -> torch.Tensor:
+def sine_encoding(height: int, width: int, features: int, device: torch.device) -> torch.Tensor:
     """(features, height, width): half of the channels tell the row, half the column."""
     half = features // 2
-    frequency = 10000 ** (2 * (torch.arange(half) // 2) / half)
+    frequency = 10000 ** (2 * (torch.arange(half, device=device) // 2) / half)
 
     def axis(length: int) -> torch.Tensor:
-        angle = torch.arange(1, length + 1)[:, None] / (length + 1e-6) * 2 * math.pi / frequency
+        angle = torch.arange(1, length + 1, device=device)[:, None] / (length + 1e-6) * 2 * math.pi / frequency
         return torch.stack([angle[:, 0::2].sin(), angle[:, 1::2].cos()], dim=-1).flatten(1)
 
     rows, columns = axis(height)[:, None].expand(-1, width, -1), axis(width)[None].expand(height, -1, -1)
@@ -68,7 +68,7 @@ class DeformableAttention(nn.Module):
         values = self.value_proj(x).unflatten(-1, (self.heads, -1)).split([h * w for h, w in sizes], dim=1)
         offsets = self.sampling_offsets(query).view(batch, count, self.heads, LEVELS, self.points, 2)
         weights = self.attention_weights(query).view(batch, count, self.heads, -1).softmax(-1)
-        extents = torch.tensor([[w, h] for h, w in sizes], dtype=x.dtype)
+        extents = torch.tensor([[w, h] for h, w in sizes], dtype=x.dtype, device=x.device)
         locations = 2 * (references[:, None, None, None] + offsets / extents[:, None]) - 1
         sampled = []
         for level, (height, width) in enumerate(sizes):
@@ -117,9 +117,10 @@ class PixelDecoder(nn.Module):
         maps = [conv(level) for conv, level in zip(self.input_convs, reversed(levels[1:]), strict=True)]
         sizes = [tuple(x.shape[2:]) for x in maps]
         width = maps[0].shape[1]
-        encodings = [sine_encoding(h, w, width).flatten(1).T for h, w in sizes]
+        device = maps[0].device
+        encodings = [sine_encoding(h, w, width, device).flatten(1).T for h, w in sizes]
         position = torch.cat([x + self.level_encoding.weight[i] for i, x in enumerate(encodings)])
-        references = torch.cat([_centres(h, w) for h, w in sizes])
+        references = torch.cat([_centres(h, w, device) for h, w in sizes])
         x = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
         for layer in self.encoder.layers:
             x = layer(x, position, references, sizes)
@@ -130,8 +131,9 @@ class PixelDecoder(nn.Module):
         return memories, self.mask_feature(functional.relu(self.output_convs[0](fused)))
 
 
-def _centres(height: int, width: int) -> torch.Tensor:
-    y, x = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij")
+def _centres(height: int, width: int, device: torch.device) -> torch.Tensor:
+    rows, columns = ((torch.arange(n, device=device) + 0.5) / n for n in (height, width))
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
     return torch.stack([x, y], dim=-1).flatten(0, 1)
 
 
@@ -204,7 +206,8 @@ class Head(nn.Module):
         for level, memory in enumerate(memories):
             value = memory.flatten(2).transpose(1, 2) + self.level_embed.weight[level]
             values.append(value)
-            keys.append(value + sine_encoding(*memory.shape[2:], memory.shape[1]).flatten(1).T)
+            encoding = sine_encoding(*memory.shape[2:], memory.shape[1], memory.device)
+            keys.append(value + encoding.flatten(1).T)
         x = self.querys2feat(queries).expand(len(features), -1, -1)
         sizes = [memory.shape[2:] for memory in memories]
         classes, masks, forbidden = self.predict(x, features, sizes[0])

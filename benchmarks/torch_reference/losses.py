@@ -47,7 +47,7 @@ def assign(config: LossConfig, classes: torch.Tensor, masks: torch.Tensor, prese
     dice = 1 - (2 * mask @ truth.T + 1) / (mask.sum(1)[:, None] + truth.sum(1) + 1)
     cost = -config.class_weight * classes.softmax(-1)[:, present]
     cost = cost + config.mask_weight * cross_entropy + config.dice_weight * dice
-    queries, chosen = (torch.as_tensor(x) for x in linear_sum_assignment(cost.numpy()))
+    queries, chosen = (torch.as_tensor(x, device=cost.device) for x in linear_sum_assignment(cost.cpu().numpy()))
     return queries, chosen
 
 
@@ -55,26 +55,28 @@ def assign(config: LossConfig, classes: torch.Tensor, masks: torch.Tensor, prese
 def uncertain_points(config: LossConfig, masks: torch.Tensor) -> torch.Tensor:
     """Points for the mask losses: mostly where the logit is nearest to 0."""
     count = int(config.importance * config.points)
-    candidates = torch.rand(len(masks), int(config.oversample * config.points), 2)
+    candidates = torch.rand(len(masks), int(config.oversample * config.points), 2, device=masks.device)
     nearest = (-sample(masks, candidates).abs()).topk(count, dim=1).indices
     chosen = candidates.gather(1, nearest[..., None].expand(-1, -1, 2))
-    return torch.cat([chosen, torch.rand(len(masks), config.points - count, 2)], dim=1)
+    rest = torch.rand(len(masks), config.points - count, 2, device=masks.device)
+    return torch.cat([chosen, rest], dim=1)
 
 
 def prediction_loss(config: LossConfig, classes: torch.Tensor, masks: torch.Tensor, labels: torch.Tensor):
     """Class, mask and Dice terms of one prediction: (b, q, k + 1), (b, q, h, w), labels (b, H, W)."""
     no_object = classes.shape[-1] - 1
-    goal = torch.full(classes.shape[:2], no_object)
+    device = classes.device
+    goal = torch.full(classes.shape[:2], no_object, device=device)
     matched, truths, count = [], [], 0
     for i, image in enumerate(labels):
         present, targets = targets_of(image)
-        points = torch.rand(1, config.points, 2)
+        points = torch.rand(1, config.points, 2, device=device)
         queries, chosen = assign(config, classes[i], masks[i], present, targets, points)
         goal[i, queries] = present[chosen]
         matched.append(masks[i, queries])
         truths.append(targets[chosen])
         count += max(len(queries), 1)
-    weight = torch.ones(no_object + 1)
+    weight = torch.ones(no_object + 1, device=device)
     weight[no_object] = config.no_object_weight
     entropy = functional.cross_entropy(classes.flatten(0, 1), goal.flatten(), weight, reduction="sum")
     class_loss = config.class_weight * entropy / (weight[goal].sum() + EPSILON)

@@ -7,6 +7,7 @@ from torch import nn
 
 from .backbone import Backbone
 from .head import Head, enlarged
+from .mim import TaskHead
 
 
 class CrossEarth(nn.Module):
@@ -15,8 +16,12 @@ class CrossEarth(nn.Module):
     def __init__(self, config: dict):
         super().__init__()
         head = config["head"]
+        self.window, self.classes = config["vit"]["image_size"], config["classes"]
         self.backbone = Backbone(config["vit"], config["reins"], head["width"])
         self.decode_head = Head(config["vit"]["width"], head, config["classes"])
+        if mim := config["mim"]:
+            self.task_head = TaskHead(config["vit"]["width"], mim)
+            self.mask_token = nn.Parameter(torch.zeros(1, 3, mim["token_size"], mim["token_size"]))
 
     def forward(self, images: torch.Tensor) -> tuple[list[torch.Tensor], ...]:
         """Normalised (b, 3, h, w) -> class logits and mask logits of all predictions."""
@@ -28,10 +33,16 @@ class CrossEarth(nn.Module):
         masks = enlarged(masks, images.shape[2:]).sigmoid()
         return torch.einsum("bqk,bqhw->bkhw", classes.softmax(-1)[..., :-1], masks)
 
+    def reconstruct(self, images: torch.Tensor) -> torch.Tensor:
+        """(b, 3, s, s), from content-masked images."""
+        levels, _ = self.backbone(images)
+        return self.task_head(levels)
+
     def freeze(self) -> list[nn.Parameter]:
-        """Leaves Reins and head trainable; returns them."""
+        """Leaves Reins and heads trainable; returns them."""
+        trainable = ("decode_head.", "backbone.reins.", "task_head.", "mask_token")
         for name, parameter in self.named_parameters():
-            parameter.requires_grad = name.startswith(("decode_head.", "backbone.reins."))
+            parameter.requires_grad = name.startswith(trainable)
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
 

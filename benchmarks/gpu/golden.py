@@ -1,0 +1,71 @@
+"""The tests that hold numbers to the reference, on this device: `python -m benchmarks.gpu.golden …`
+
+Run twice: with products of full float32, where all must pass, and at JAX's default precision, where a card that rounds
+products to tf32 misses bars of float32; which ones is reported.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu import stage
+from benchmarks.gpu.stage import Records
+from benchmarks.workers import ROOT
+from crossearth_jax import command
+
+TESTS = {
+    "vit_l": (
+        "tests/models", "tests/losses", "tests/ops", "tests/parity", "tests/augment", "tests/training/optimizer_test.py"
+    ),
+    "tiny": ("tests/losses/mim_test.py", "tests/ops/normalization_test.py"),
+}  # fmt: skip
+PRECISIONS = ("highest", "default")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the tests at both precisions at the same time; fails if one fails in full float32."""
+    arguments = stage.parser("benchmarks.gpu.golden").parse_args(argv)
+    records = Records(arguments.records)
+    wanted = [precision for precision in PRECISIONS if precision not in records]
+    reports = {precision: arguments.scratch / f"golden_{precision}.xml" for precision in wanted}
+    started = [start(precision, reports[precision], TESTS[arguments.size]) for precision in wanted]
+    for precision, process in zip(wanted, started, strict=True):
+        process.wait()
+        records.add(precision, **outcome(reports[precision]))
+    if records.found["highest"]["failed"] or not records.found["highest"]["passed"]:
+        raise SystemExit("tests fail in float32: see the log")
+
+
+def start(precision: str, report: Path, tests: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Starts pytest on the default device of this machine, in several processes where it can."""
+    platform = os.environ.get("JAX_PLATFORMS") or "cuda"
+    environment = os.environ | {
+        "CROSSEARTH_TEST_PLATFORM": platform,
+        "JAX_DEFAULT_MATMUL_PRECISION": precision,
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # several processes share the card
+    }
+    workers = str(min(6, os.cpu_count() or 1))
+    parallel = ["-n", workers, "--dist", "loadfile"] if importlib.util.find_spec("xdist") else []
+    # Other versions than CI's may warn of other things: here only the numbers count.
+    options = ["-p", "no:cacheprovider", "-o", "filterwarnings=default", f"--junitxml={report}", *parallel]
+    return subprocess.Popen([sys.executable, "-m", "pytest", *options, *tests], cwd=ROOT, env=environment)
+
+
+def outcome(report: Path) -> dict[str, Any]:
+    """Numbers of tests and the names of those that failed, from pytest's report."""
+    cases = list(ElementTree.parse(report).iter("testcase"))
+    failed = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
+    skipped = sum(case.find("skipped") is not None for case in cases)
+    names = [f"{case.get('classname')}::{case.get('name')}" for case in failed]
+    return {"passed": len(cases) - len(failed) - skipped, "failed": names, "skipped": skipped}
+
+
+if __name__ == "__main__":
+    command.run(main)

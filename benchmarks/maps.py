@@ -1,0 +1,45 @@
+"""The way of a scene around the network. Needs the extra `geo`."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import tempfile
+import time
+
+import numpy as np
+import rasterio
+
+from benchmarks import workers
+from benchmarks.network import Options, Result
+from crossearth_jax.mapping.mapper import map_scene
+
+
+@dataclasses.dataclass(frozen=True)
+class Pixelwise:
+    """A stand-in for the network that costs next to nothing: what is left is reading, blending and writing."""
+
+    window: int = 512
+    multiple: int = 16
+    class_names: tuple[str, ...] = ("a", "b", "c", "d", "e", "f")
+    palette: tuple[tuple[int, int, int], ...] = tuple((40 * i, 0, 0) for i in range(6))
+
+    def score(self, images: np.ndarray) -> np.ndarray:
+        """Scores from the first channel."""
+        return np.stack([(images[..., 0] >> 5 == i).astype(np.float32) for i in range(6)], axis=-1)
+
+
+def predict(options: Options) -> Result:
+    """Megapixels per second of a map without a network, and of the windows alone that the network scores."""
+    side = 4096 if options.size == "vit_l" else 600
+    rates = []
+    with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
+        scene = pathlib.Path(folder) / "scene.tif"
+        profile = {"driver": "GTiff", "width": side, "height": side, "count": 3, "dtype": "uint8", "tiled": True}
+        with rasterio.open(scene, "w", **profile, crs="EPSG:32633", transform=rasterio.Affine.scale(1, -1)) as file:
+            file.write(np.random.default_rng(0).integers(0, 256, (3, side, side), np.uint8))
+        for _ in range(options.rounds):
+            before = time.perf_counter()
+            map_scene(Pixelwise(), str(scene), pathlib.Path(folder) / "map.tif")
+            rates.append(side * side / 1e6 / (time.perf_counter() - before))
+    return {"megapixels_per_second_without_network": workers.spread(rates), "scene": [side, side]}
