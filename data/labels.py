@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, UInt8, UInt32
+from jaxtyping import Float32, Int, UInt8, UInt32
 
 from crossearth_jax.benchmark import IGNORE
 from crossearth_jax.config import UserError
@@ -88,28 +88,28 @@ class Colours:
         if self.unknown == "ignored":
             labels[unknown] = IGNORE
             return Labels(labels, f"{found}; they are ignored")
-        labels[unknown], distances = self._nearest(strange)
-        if (distances > NEAREST).any():
-            far = strange[distances > NEAREST]
-            raise UserError(
-                f"{_complaint('colours', far, _unpacked, self.table, name, self.remedy)} (they are more than {NEAREST}"
-                " away from each of these)"
-            )
+        colours, ids, distances = self._nearest(strange)
+        far = colours[distances > NEAREST]
+        if far.size:
+            complaint = _complaint("colours", strange[np.isin(strange, far)], _unpacked, self.table, name, self.remedy)
+            raise UserError(f"{complaint} (they are more than {NEAREST} away from each of these)")
+        table = np.empty(2**24, np.uint8)
+        table[colours] = ids
+        labels[unknown] = table[strange]
         return Labels(labels, f"{found}, at most {math.ceil(distances.max())} away; the nearest ones are taken")
 
-    def _nearest(self, packed: UInt32[np.ndarray, " n"]) -> tuple[UInt8[np.ndarray, " n"], Float32[np.ndarray, " n"]]:
-        """Train id of the nearest colour of the table and the distance to it, for every pixel."""
+    def _nearest(
+        self, packed: UInt32[np.ndarray, " pixels"]
+    ) -> tuple[Int[np.ndarray, " n"], UInt8[np.ndarray, " n"], Float32[np.ndarray, " n"]]:
+        """The colours that occur, packed, the train id of the nearest one in the table, and the distance to it."""
         present = np.zeros(2**24, bool)  # far faster than sorting tens of millions of pixels
         present[packed] = True
         colours = np.flatnonzero(present)
         rgb = np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=-1).astype(np.float32)
         known = [np.array(colour, np.float32) for colour in self.table]
         distances = np.stack([np.linalg.norm(rgb - colour, axis=-1) for colour in known], axis=-1)
-        place = np.zeros(2**24, np.int32)
-        place[colours] = np.arange(len(colours))
-        which = place[packed]
         ids = np.array(list(self.table.values()), np.uint8)[distances.argmin(axis=-1)]
-        return ids[which], distances.min(axis=-1)[which]
+        return colours, ids, distances.min(axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,7 +49,7 @@ def ordered_map[T, R](function: Callable[[T], R], items: Sequence[T], workers: i
         except process.BrokenProcessPool:
             raise UserError(
                 "a worker process was killed, probably for lack of memory; start again with fewer of them, that is"
-                " with fewer cores: taskset --cpu-list 0 python -m …"
+                " with fewer cores (on Linux: taskset --cpu-list 0 python -m …)"
             ) from None
         finally:
             for future in waiting:

@@ -73,7 +73,7 @@ class SplitReport:
         ignored = f"ignored {self.histogram[IGNORE] / max(int(self.histogram.sum()), 1):.1%}"
         sizes = ", ".join(f"{height}x{width}: {count}" for (height, width), count in sorted(self.sizes.items()))
         scenes = "" if self.scenes is None else f" of {self.scenes} scenes"
-        status = "" if self.faults or self.warnings else " ok"
+        status = "" if self.faults or self.warnings or self.notes else " ok"
         lines = [f"{self.domain} {self.split}: {self.images} images{scenes} ({sizes}){status}"]
         lines += [f"  warning: {warning}" for warning in (*self.warnings, *self.notes)]
         lines += [f"  fault: {fault}" for fault in self.faults[:_FAULTS_SHOWN]]
