@@ -21,11 +21,11 @@ from crossearth_jax.config import UserError
 
 # What the machine has in any case: JAX with flax, optax, orbax, safetensors, scipy, scikit-learn and matplotlib.
 PACKAGES = (
-    "absl-py", "array-record", "beartype", "cloudpickle", "dm-tree", "docstring-parser", "einops", "etils", "execnet",
-    "fsspec", "googleapis-common-protos", "grain", "immutabledict", "importlib-resources", "iniconfig", "jaxtyping",
-    "ml-collections", "packaging", "pillow", "pluggy", "portpicker", "promise", "psutil", "pygments", "pytest",
-    "pytest-xdist", "simple-parsing", "six", "tensorboardx", "tensorflow-datasets", "tensorflow-metadata", "termcolor",
-    "toml", "tqdm", "wadler-lindig", "wrapt", "zipp",
+    "absl-py", "array-record", "beartype", "cloudpickle", "dm-tree", "docstring-parser", "einops", "etils",
+    "execnet", "fsspec", "googleapis-common-protos", "grain", "immutabledict", "importlib-resources", "iniconfig",
+    "jaxtyping", "jinja2", "markupsafe", "ml-collections", "packaging", "pillow", "pluggy", "portpicker", "promise",
+    "psutil", "pygments", "pytest", "pytest-xdist", "simple-parsing", "six", "tensorboardx", "tensorflow-datasets",
+    "tensorflow-metadata", "termcolor", "toml", "tqdm", "wadler-lindig", "wrapt", "zipp",
 )  # fmt: skip
 MOST_BYTES = 32 * 2**20  # with the repository's own 28 MB there is room in 64 MiB
 PYTHON, PLATFORM = "3.12", "x86_64-manylinux_2_28"

@@ -57,7 +57,7 @@ STAGES = (
     Stage("ceilings", "benchmarks.gpu.why", ("ceilings",), 30),
     Stage("step_ours", OURS, ("step",), 90),
     Stage("step_torch", TORCH, ("step",), 90, torch=True),
-    Stage("golden", "benchmarks.gpu.golden", (), 90),
+    Stage("golden", "benchmarks.gpu.golden", (), 120),
     Stage("forward_ours", OURS, ("forward",), 45),
     Stage("forward_torch", TORCH, ("forward",), 60, torch=True),
     Stage("main_job", "benchmarks.gpu.main_job", (), 120),

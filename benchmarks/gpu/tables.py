@@ -121,9 +121,10 @@ def right_rows(right: Records, golden: Records) -> Iterator[str]:
         last = record["tried"][-1]["options"]
         with_options = f"with {', '.join(last)}" if record["same_bits"] else "no, whatever the options"
         yield f"| the same step twice: same bits | {'yes' if record['same_bits_by_default'] else with_options} | |"
-    for precision, record in golden.items():
-        tests = f"{record['passed']} passed, {len(record['failed'])} failed"
-        yield f"| tests against the reference, products `{precision}` | {tests} | {'all' * (precision == 'highest')} |"
+    for name, record in golden.items():
+        precision, tests = name.split(": ")
+        found = f"{record['passed']} passed, {len(record['failed'])} failed"
+        yield f"| tests, products `{precision}`: {tests} | {found} | {'all' * (precision == 'highest')} |"
 
 
 def compared_rows(records: Records) -> Iterator[str]:
