@@ -67,7 +67,8 @@ def measured(model: CrossEarth, case: Case, plan: stage.Plan, records: Records) 
             with using(case.precision, case.variant) as forward_context:
                 task = TASK_BUILDERS[case.task](model, case, batch, plan, forward_context)
                 found = timed(task, plan.seconds)
-            return {"images": batch, "version": torch.__version__} | found
+            images = 1 if case.task == "predict" else batch  # one scene, whatever goes through together
+            return {"images": images, "version": torch.__version__} | found
         except torch.OutOfMemoryError:
             task = None  # what it holds is freed before the next try
             empty()
