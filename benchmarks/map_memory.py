@@ -4,6 +4,8 @@
 python benchmarks/map_memory.py 5000 20000
 ```
 
+Needs the extra `geo`.
+
 It writes a scene per size (16-bit, four bands, tiled), maps it with `python -m crossearth_jax.predict` in a process
 of its own and prints that process' peak resident memory. The network is as small as it gets, so what is measured is
 the way of pixels from file to file. Two CPU cores, other work on the machine, windows of 512 pixels, six classes:
