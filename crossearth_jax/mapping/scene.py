@@ -145,18 +145,20 @@ class Scene:
         return validity.read(self.path, self._dataset, self._bands, Window.from_slices(rows, columns))
 
     def _valid_values(self) -> Shaped[np.ndarray, "3 n"]:
-        """Values of the file's valid pixels: of all, or evenly thinned to `radiometry.SAMPLE` or more."""
-        kept, count, step = [], 0, 1
+        """Values of the file's valid pixels: of all, or of `radiometry.SAMPLE` or more drawn at random.
+
+        At random, since every n-th pixel may show one phase of a pattern; from a fixed seed, so that maps repeat.
+        """
+        random, share, kept = np.random.default_rng(0), 1.0, []
         for top, left in itertools.product(
             *(range(0, axis.size, side) for axis, side in zip((self._rows, self._columns), PART, strict=True))
         ):
             rows, columns = (top, min(top + PART[0], self._rows.size)), (left, min(left + PART[1], self._columns.size))
             values, valid = self._read(rows, columns)
-            kept.append(values[:, valid][:, ::step])
-            count += kept[-1].shape[1]
-            while count > 2 * radiometry.SAMPLE:
-                kept, step = [part[:, ::2] for part in kept], 2 * step
-                count = sum(part.shape[1] for part in kept)
+            found = values[:, valid]
+            kept.append(found[:, random.random(found.shape[1]) < share])
+            while sum(part.shape[1] for part in kept) > 2 * radiometry.SAMPLE:
+                kept, share = [part[:, random.random(part.shape[1]) < 0.5] for part in kept], share / 2
         return np.concatenate(kept, axis=1)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -217,6 +218,23 @@ def test_percentiles_of_a_large_scene_come_from_all_its_valid_pixels(write_scene
     _, _, scene = read_all(write_scene(bands, nodata=0))
     expected = np.percentile(bands.reshape(3, -1), (2, 98), axis=1).T
     np.testing.assert_allclose(scene.stretch.ranges, expected, atol=60)  # of 5,000 values a percentile is 50 wide
+    bands[:, :, ::64] = 60_000  # a pattern that every 64th pixel would miss, or see alone
+    _, _, scene = read_all(write_scene(bands, nodata=0), percentiles=(0.0, 100.0))
+    assert [high for _, high in scene.stretch.ranges] == [60_000] * 3
+    _, _, scene = read_all(write_scene(bands, nodata=0), percentiles=(0.0, 95.0))
+    assert max(high for _, high in scene.stretch.ranges) < 5000
+
+
+def test_memory_of_percentiles_does_not_grow_with_the_scene(write_scene, monkeypatch):
+    monkeypatch.setattr(scene_module, "PART", (64, 100))
+    monkeypatch.setattr(radiometry, "SAMPLE", 5000)
+    path = write_scene(pixels(2000, 1000, dtype=np.uint16, high=5000))
+    with open_scene(path, SceneOptions()) as scene:
+        tracemalloc.start()
+        assert scene.stretch.ranges[0][1] == pytest.approx(4900, abs=60)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak < 2**21  # the valid pixels have 12 million bytes
 
 
 def test_metres_on_the_ground(write_scene, caplog):
