@@ -57,6 +57,8 @@ def _worth_reading(record: python_logging.LogRecord) -> bool:
 
 
 def _unraisable(found: Any) -> None:
-    """Prints what Python could not raise, except for writes that end after orbax gave up a save for another's fault."""
-    if not (found.exc_type is RuntimeError and str(found.exc_value) == "Event loop is closed"):
+    """Prints what Python could not raise, except for orbax's reads and writes that end after another one has failed."""
+    late_write = found.exc_type is RuntimeError and str(found.exc_value) == "Event loop is closed"
+    late_read = "/orbax/" in getattr(getattr(found.object, "cr_code", None), "co_filename", "")
+    if not (late_write or late_read):
         sys.__unraisablehook__(found)

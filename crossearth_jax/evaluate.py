@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from jaxtyping import Array, Bool, Int, UInt8
 
 from crossearth_jax import baselines, benchmark, diagnostics, initialise, metrics, parallel
 from crossearth_jax.atomic import replacing, write_json
-from crossearth_jax.benchmark import Domain, Resize, Setting, Taxonomy
+from crossearth_jax.benchmark import Domain, Resize, Setting
 from crossearth_jax.class_features import write_class_features
 from crossearth_jax.config import Config, EvaluateConfig, MeshConfig, ModelConfig, UserError
 from crossearth_jax.inputs.pipeline import evaluation_batches
@@ -28,6 +29,7 @@ from crossearth_jax.models.segmentor import SegmentationModel
 from crossearth_jax.predictor import Segmentor
 from crossearth_jax.progress import Progress
 from crossearth_jax.protocol import fitted_size, predict_labels
+from crossearth_jax.results import row, score, taxonomy
 from crossearth_jax.training.state import Params
 
 PROTOCOL = "last checkpoint; nothing was chosen on a target"
@@ -152,11 +154,6 @@ class Examples:
         return images, labels, predictions
 
 
-def taxonomy(domain: str) -> Taxonomy:
-    """The classes of a labelled domain."""
-    return benchmark.TAXONOMIES[str(benchmark.DOMAINS[domain].taxonomy)]
-
-
 def holdout(source: str) -> str:
     """The split of a source that its checkpoints may be chosen on.
 
@@ -205,43 +202,81 @@ def selection(config: Config, setting: Setting) -> str:
 
 
 def evaluate(config: Config, workdir: Path, mesh: Mesh, params: Params, step: int) -> dict[str, Any]:
-    """Evaluates the config's settings and writes `results.json` and `evaluation/`.
+    """Evaluates the config's settings: the scores go to `results.json` first, then whatever can be added to them.
 
-    All processes of a run take part; the first one writes.
+    All processes of a run take part; the first one writes. No addition can take the scores away: one that fails is
+    left out with a warning.
 
     Returns:
       What was written to `results.json`; nothing on other processes.
     """
     settings = benchmark.settings_of(config.data.source, config.evaluate.settings)
+    style_targets = initialise.style_targets(config)
     evaluator = Evaluator(SegmentationModel(config.model), config.evaluate, mesh)
     with jax.set_mesh(mesh):
         found = {
             target: evaluator.domain(params, target, benchmark.DOMAINS[target].eval_split, config.data.data_dir)
             for target in dict.fromkeys(setting.target for setting in settings)
         }
-        write_class_features(workdir / "evaluation" / "class_features.npz", config, mesh, params, found)
-    if jax.process_index() != 0:
-        return {}
-    distances: dict[str, float] = {}
-    if config.style is not None:
-        # These are whole on every device; the first process goes on alone with its own copy.
-        style = {name: jnp.asarray(parallel.fetch(params[name])) for name in params if name.startswith("style/")}
-        distances = diagnostics.style_distances(config, style, found)
-        diagnostics.write_style_examples(workdir / "evaluation" / "style_examples.npz", config, style)
-    reference = baselines.confusions(config.data.source, list(found), config.data.data_dir)
-    style_targets = initialise.style_targets(config)
-    results = {}
+    rows = {}
     for setting in settings:
-        result = found[setting.target]
-        results[setting.name] = row(setting, result.confusion, step) | {
-            "protocol": protocol_text(style_targets, selection(config, setting)),
-            "style_distance": distances.get(setting.target),
-            "baselines": {name: score(setting, matrices[setting.target]) for name, matrices in reference.items()},
+        protocol = protocol_text(style_targets, selection(config, setting))
+        rows[setting.name] = row(setting, found[setting.target].confusion, step) | {"protocol": protocol}
+    if jax.process_index() == 0:
+        for earlier in (workdir / "evaluation").glob("*.npz"):  # additions to scores that are replaced now
+            earlier.unlink()
+        write_json(workdir / "results.json", rows)
+        for name, values in rows.items():
+            logging.info("%s: mIoU %s", name, "-" if values["miou"] is None else f"{values['miou']:.2f}")
+    with addition("features of the classes"), jax.set_mesh(mesh):
+        write_class_features(workdir / "evaluation" / "class_features.npz", config, mesh, params, found)
+    # The rest is the first process's work, with its own copy of the parameters; the others wait for it in `main`.
+    return _with_additions(config, workdir, params, settings, found, rows) if jax.process_index() == 0 else {}
+
+
+def _with_additions(
+    config: Config,
+    workdir: Path,
+    params: Params,
+    settings: Sequence[Setting],
+    found: Mapping[str, DomainResult],
+    rows: dict[str, Any],
+) -> dict[str, Any]:
+    """Adds what one process can find out about the results; `results.json` grows with it."""
+    with addition("confusion matrices and examples of images"):
+        for setting in settings:
+            write_domain(workdir, setting, found[setting.target])
+    if config.style is not None:
+        with addition("style distances"):
+            distances = diagnostics.style_distances(config, _style(params), found)
+            rows = {name: values | {"style_distance": distances[values["target"]]} for name, values in rows.items()}
+            write_json(workdir / "results.json", rows)
+        with addition("examples of restyled images"):
+            diagnostics.write_style_examples(workdir / "evaluation" / "style_examples.npz", config, _style(params))
+    with addition("baselines"):
+        reference = baselines.confusions(config.data.source, list(found), config.data.data_dir)
+        scores = {
+            setting.name: {name: score(setting, matrices[setting.target]) for name, matrices in reference.items()}
+            for setting in settings
         }
-        write_domain(workdir, setting, result)
-        logging.info("%s: mIoU %.2f", setting.name, results[setting.name]["miou"])
-    write_json(workdir / "results.json", results)
-    return results
+        rows = {name: values | {"baselines": scores[name]} for name, values in rows.items()}
+        write_json(workdir / "results.json", rows)
+    return rows
+
+
+def _style(params: Params) -> Params:
+    """This process's own copy of the style network's parameters, which are whole on every device."""
+    return {name: jnp.asarray(parallel.fetch(params[name])) for name in params if name.startswith("style/")}
+
+
+@contextlib.contextmanager
+def addition(what: str) -> Iterator[None]:
+    """Lets the block fail, whatever the reason: one line says so, and the results stay as they are."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        logging.warning("left out: %s (%s: %s); the scores are complete without", what, type(error).__name__, reason)
 
 
 def evaluate_model(
@@ -273,49 +308,11 @@ def evaluate_model(
     return score(setting, result.confusion), result
 
 
-def score(setting: Setting, confusion: Int[np.ndarray, "k k"]) -> dict[str, Any]:
-    """mIoU over the setting's scored classes and IoU per class, in percent; predictions of any class count.
-
-    A two-class setting also has `object` and `object_iou`, its headline; its mIoU is the two-class mean.
-    """
-    names = taxonomy(setting.target).classes
-    iou = metrics.iou(confusion) * 100
-    scored = [iou[names.index(name)] for name in setting.classes]
-    of_object: dict[str, Any] = {}
-    if setting.object is not None:
-        of_object = {"object": setting.object, "object_iou": _number(iou[names.index(setting.object)])}
-    return {
-        "miou": _number(metrics.mean(np.asarray(scored))),
-        "iou": {name: _number(iou[names.index(name)]) for name in setting.classes},
-        **of_object,
-    }
-
-
-def row(setting: Setting, confusion: Int[np.ndarray, "k k"], step: int | None) -> dict[str, Any]:
-    """One setting's entry of `results.json`."""
-    return {
-        "source": setting.source,
-        "target": setting.target,
-        "gap": list(setting.gap),
-        "cross_domain": setting.cross_domain,
-        **score(setting, confusion),
-        "classes": list(setting.classes),
-        "accuracy": _number(metrics.accuracy(confusion) * 100),
-        "pixels": int(confusion.sum()),
-        "checkpoint_step": step,
-        "published": setting.published and dataclasses.asdict(setting.published),
-    }
-
-
 def protocol_text(style_targets: Sequence[str], selection: str = PROTOCOL) -> str:
     """How the scored checkpoint was chosen, and which targets its styles were estimated from (by request only)."""
     if not style_targets:
         return selection
     return f"{selection}; not blind to {', '.join(style_targets)}, whose styles are in the style statistics"
-
-
-def _number(value: Any) -> float | None:
-    return None if np.isnan(value) else round(float(value), 4)
 
 
 def write_domain(workdir: Path, setting: Setting, result: DomainResult) -> None:

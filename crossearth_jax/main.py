@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 from absl import flags, logging
-from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
-from crossearth_jax import benchmark, command
+from crossearth_jax import benchmark, command, parallel
 from crossearth_jax.config import Config, UserError, from_config_dict
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -53,19 +53,27 @@ def main(argv: list[str]) -> int:
             "--coordinator_address=HOST:PORT --num_processes=N --process_id=I"
         ) from None
     with _leaving_at_once():
-        return _run(config, workdir)
+        code = _run(config, workdir)
+        # At its end JAX waits five minutes for the others and then fails; process 0 may write its report for longer.
+        parallel.wait_for_all("finished")
+    return code
 
 
 @contextlib.contextmanager
 def _leaving_at_once() -> Iterator[None]:
-    """Ends this process when it fails, without the farewell for which the others, who wait for it, never come."""
+    """Ends this process as soon as it fails; JAX would have it wait for the others, which wait for it."""
     try:
         yield
     except UserError as error:
         _leave(2, f"error: {error}")
+    except KeyboardInterrupt:
+        _leave(130, "interrupted")
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         _leave(3, f"a device or another process failed ({reason}); its log says why. The same command continues")
+    except Exception as error:
+        traceback.print_exc()
+        _leave(1, f"{type(error).__name__}, see above")
 
 
 def _leave(code: int, message: str) -> None:
@@ -115,10 +123,10 @@ def _run(config: Config, workdir: Path) -> int:
 def _first_process_first() -> Iterator[None]:
     """Lets process 0 through the block before the others."""
     if jax.process_index():
-        multihost_utils.sync_global_devices("prepared")
+        parallel.wait_for_all("prepared")
     yield
     if not jax.process_index():
-        multihost_utils.sync_global_devices("prepared")
+        parallel.wait_for_all("prepared")
 
 
 def _parse(argv: list[str]) -> tuple[Config, Path]:

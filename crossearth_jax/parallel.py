@@ -22,6 +22,7 @@ from crossearth_jax import tables
 from crossearth_jax.config import MeshConfig, UserError
 
 BATCH_AXES = ("data", "fsdp")
+_MONTH = 30 * 24 * 3600 * 1000  # milliseconds
 
 # Logical axis -> mesh axis. "layers" is the scanned axis: splitting it would gather a block at every iteration.
 MESH_AXES: Mapping[str, str | None] = {
@@ -179,6 +180,25 @@ def fetch(array: jax.Array) -> np.ndarray:
         return jax.device_get(array)
     with jax.transfer_guard("allow"):  # JAX fetches what it has gathered in its own way
         return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def all_agree(yes: bool) -> bool:
+    """Whether all processes of the run say yes; they must ask together."""
+    return bool(multihost_utils.process_allgather(np.asarray(yes)).all())
+
+
+def wait_for_all(name: str) -> None:
+    """Waits until every process of the run has come here, for as long as the slowest of them works.
+
+    Unlike a barrier of devices it has no time limit to speak of, yet nobody waits for the dead: when a process dies,
+    JAX's coordination service ends the others.
+
+    Args:
+      name: of the barrier; a process may come to it once.
+    """
+    from orbax.checkpoint import multihost  # takes a second to import, which a command's wrong flag need not wait for
+
+    multihost.get_barrier_sync_fn()(key=name, timeout_ms=_MONTH)
 
 
 def local_rows(array: jax.Array) -> np.ndarray:

@@ -173,6 +173,8 @@ def read(path: str | os.PathLike[str], **options: Any) -> Weights:
 def load_run(workdir: Path) -> Weights:
     """The parameters that evaluation uses, from the checkpoint of a run's folder that `evaluate.select` names.
 
+    Where that one is damaged, the next one is read, with a warning.
+
     The frozen ones, which checkpoints do not hold, are read or drawn again as when the run started, and compared
     by digest.
 
@@ -186,9 +188,8 @@ def load_run(workdir: Path) -> Weights:
         _, frozen = initial_params(program)
         identity = run_identity(config, frozen)
         checkpoints = Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints, identity)
-        step = checkpoints.selected(config.evaluate.select)
-        state = checkpoints.restore(program.state, program.state_shardings, step)
-        checkpoints.close()
+        steps = checkpoints.ranked(config.evaluate.select)
+        state = checkpoints.restore(program.state, program.state_shardings, steps)
     params = state.evaluated | {k: v for k, v in frozen.items() if not k.startswith("style/")}
     described = describe_run(config, int(state.step))
     return Weights(jax.device_get(params), described)

@@ -26,7 +26,6 @@ from crossearth_jax.inputs.pipeline import train_iterator
 from crossearth_jax.predictor import read_run_config
 from crossearth_jax.progress import Progress
 from crossearth_jax.train import Run, start
-from crossearth_jax.training.checkpoint import Checkpoints
 
 
 def main(argv: list[str]) -> int:
@@ -38,8 +37,8 @@ def main(argv: list[str]) -> int:
     config = read_run_config(path.parent)
     mesh = parallel.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        run, checkpoints = start(config, path.parent, mesh, lambda found: newest_before(found, step))
-        checkpoints.close()
+        # Checkpoints that do not hold `step` yet, the newest first.
+        run, _ = start(config, path.parent, mesh, lambda found: [done for done in found.steps if done <= step])
         run = advance(run, step)
         lines = diagnose(run, {name: jax.device_put(batch[name], parallel.batch_sharding(mesh)) for name in batch})
     print("\n".join([f"step {step}, replayed on {mesh.size} devices", *lines]))
@@ -58,11 +57,6 @@ def read_batch(path: Path) -> tuple[int, dict[str, np.ndarray]]:
         return int(batch.pop("step")), batch
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"cannot read {path} ({error}); expected a nonfinite_step_N.npz in a run's folder") from None
-
-
-def newest_before(checkpoints: Checkpoints, step: int) -> int | None:
-    """The newest checkpoint that does not hold `step` yet; None if there is none."""
-    return max((done for done in checkpoints.steps if done <= step), default=None)
 
 
 def advance(run: Run, step: int) -> Run:

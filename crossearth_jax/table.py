@@ -25,11 +25,12 @@ from crossearth_jax.atomic import replacing, write_json
 from crossearth_jax.benchmark import DOMAINS, Setting
 from crossearth_jax.candidates import Candidate, find_candidates
 from crossearth_jax.config import Config, EvaluateConfig, ModelConfig, UserError
-from crossearth_jax.evaluate import Evaluator, row
+from crossearth_jax.evaluate import Evaluator
 from crossearth_jax.inputs.sources import PreparedSplit, dataset_directory, prepared_splits
 from crossearth_jax.predictor import Segmentor
 from crossearth_jax.reporting import overview
 from crossearth_jax.reporting.overview import Row
+from crossearth_jax.results import row
 
 VERSION = 1  # of what a cell holds; another one scores every cell again
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,6 +65,7 @@ def train(config: Config, workdir: Path, validation: Validation | None = None) -
         if first:
             write_json(workdir / "config.json", checkpoints.identity["config"])
         done = int(run.state.step)
+        checkpoints.set_aside(done)
         batches = train_iterator(config.data, config.seed, *parallel.input_shard(mesh), start_step=done)
         validator = _validator(config, mesh, validation)
         try:
@@ -77,15 +78,14 @@ def train(config: Config, workdir: Path, validation: Validation | None = None) -
 
 
 def restore(config: Config, workdir: Path) -> Run:
-    """Reads the checkpoint of `workdir` that `evaluate.select` names.
+    """Reads the checkpoint of `workdir` that `evaluate.select` names, or the next one where it is damaged.
 
     Raises:
       UserError: there is none, or it belongs to another configuration.
     """
     mesh = parallel.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        run, checkpoints = start(config, workdir, mesh, lambda found: found.selected(config.evaluate.select))
-        checkpoints.close()
+        run, _ = start(config, workdir, mesh, lambda found: found.ranked(config.evaluate.select))
     return run
 
 
@@ -93,20 +93,23 @@ def start(
     config: Config,
     workdir: Path,
     mesh: Mesh,
-    choose: Callable[[Checkpoints], int | None] = lambda checkpoints: checkpoints.latest,
+    choose: Callable[[Checkpoints], Sequence[int]] = lambda checkpoints: checkpoints.steps,
 ) -> tuple[Run, Checkpoints]:
-    """Builds the program and a state of the run: that of the step that `choose` returns, fresh if it is None."""
+    """Builds the program and a state of the run.
+
+    Args:
+      choose: the steps whose checkpoints will do, in order of preference; none for a fresh state.
+    """
     if config.evaluate.select not in SELECTIONS:
         raise UserError(f"evaluate.select is '{config.evaluate.select}', expected one of {', '.join(SELECTIONS)}")
     program = build_program(config, mesh, *style_parts(config, parallel.batch_shards(mesh)))
     trainable, frozen = initial_params(program)
     identity = run_identity(config, frozen)
     checkpoints = Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints, identity)
-    step = choose(checkpoints)
-    if step is None:
-        state = program.create_state(trainable)
+    if steps := choose(checkpoints):
+        state = checkpoints.restore(program.state, program.state_shardings, steps)
     else:
-        state = checkpoints.restore(program.state, program.state_shardings, step)
+        state = program.create_state(trainable)
     return Run(program, state, frozen), checkpoints
 
 

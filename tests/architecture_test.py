@@ -19,6 +19,7 @@ LAYERS = (
     ("parallel",),
     ("ops",),
     ("inputs", "augment", "models", "losses", "metrics"),
+    ("results",),
     ("weights", "training", "reporting", "mapping", "aot"),
     ("initialise",),
     ("predictor", "baselines", "style_codes", "protocol"),

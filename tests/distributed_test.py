@@ -6,6 +6,7 @@ Every process is started as on a cluster, with `--distributed`; JAX joins them o
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -28,13 +29,23 @@ SETTING = "temperate_green2temperate_brown"
 SCORED = ("water", "forest", "shrub_grass", "cropland")  # of the source in its own domain
 STEPS = 3
 SPLIT = MeshConfig(data=1, fsdp=4, model=2)  # parameters are split between processes
-# The command itself, except that it fits no baselines: they have tests of their own.
+# The command itself, except for its baselines, which have tests of their own: here they take three times as long as
+# JAX's own end of a run waits for a process (five minutes, here five seconds), and then fail or kill the process.
 MAIN = """
+import functools, os, signal, time
+import jax
 from crossearth_jax import baselines, command, main
 
-baselines.confusions = lambda *_: {}
+def slow_baselines(*_):
+    time.sleep(15)
+    {end}
+
+baselines.confusions = slow_baselines
+jax.distributed.initialize = functools.partial(jax.distributed.initialize, shutdown_timeout_seconds=5)
 command.run(main.main)
 """
+FAILING = MAIN.format(end="raise RuntimeError('no baselines today')")
+KILLED = MAIN.format(end="os.kill(os.getpid(), signal.SIGKILL)")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +62,7 @@ def experiment(config, write_experiment, tmp_path_factory):
     return write_experiment(tmp_path_factory.mktemp("distributed"), config)
 
 
-def start(experiment, workdir, *flags):
+def start(experiment, workdir, *flags, program=FAILING):
     """Starts two processes and returns them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -60,7 +71,7 @@ def start(experiment, workdir, *flags):
     # longer than the connections between CPUs do; so both compile.
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "4", "JAX_ENABLE_COMPILATION_CACHE": "false"}
     together = ["--distributed", f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2"]
-    command = [sys.executable, "-c", MAIN, f"--config={experiment}", f"--workdir={workdir}", *together, *flags]
+    command = [sys.executable, "-c", program, f"--config={experiment}", f"--workdir={workdir}", *together, *flags]
     return [
         subprocess.Popen([*command, f"--process_id={i}"], env=environment, stderr=subprocess.PIPE, text=True)
         for i in range(2)
@@ -139,6 +150,30 @@ def test_the_first_process_writes_alone(two_processes):
     assert (workdir / "report.html").exists()
     assert "report: " in errors[0] and "report: " not in errors[1]
     assert not list(workdir.rglob("*.tmp"))
+
+
+def test_a_slow_addition_that_fails_takes_no_process_and_no_score_with_it(two_processes):
+    workdir, errors, _ = two_processes
+    line = "left out: baselines (RuntimeError: no baselines today); the scores are complete without"
+    assert errors[0].count(line) == 1 and line not in errors[1]
+    row = json.loads((workdir / "results.json").read_text())[SETTING]
+    assert row["miou"] is not None and "baselines" not in row and row["style_distance"] > 0
+    assert {path.name for path in (workdir / "evaluation").iterdir()} == {
+        f"{SETTING}.npz", "class_features.npz", "style_examples.npz"
+    }  # fmt: skip
+
+
+def test_a_process_that_is_killed_ends_the_other_and_leaves_the_scores(experiment, two_processes, tmp_path):
+    shutil.copytree(two_processes[0], tmp_path / "run")
+    expected = json.loads((tmp_path / "run" / "results.json").read_text())
+    (tmp_path / "run" / "results.json").unlink()
+    processes = start(experiment, tmp_path / "run", "--mode=evaluate", program=KILLED)
+    processes[0].wait(timeout=900)
+    killed = time.monotonic()
+    outputs(processes)
+    assert time.monotonic() - killed < 60
+    assert processes[0].returncode == -signal.SIGKILL and processes[1].returncode != 0
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == expected
 
 
 @pytest.fixture(scope="module")

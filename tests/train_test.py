@@ -1,9 +1,11 @@
 """Properties of whole runs: exact resume, the same numbers on any mesh, and what stops a run."""
 
 import dataclasses
+import gc
 import json
 import os
 import re
+import shutil
 import signal
 
 import jax
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 
 import crossearth_jax
-from crossearth_jax import benchmark, convert, replay, train
+from crossearth_jax import benchmark, command, convert, replay, train
 from crossearth_jax.config import MeshConfig, UserError, to_config_dict
 from crossearth_jax.evaluate import write_json
 from crossearth_jax.initialise import style_parts
@@ -168,6 +170,69 @@ def test_other_model_in_the_run_folder_is_refused(tiny_config, whole_run):
 def test_folder_without_checkpoint_cannot_be_evaluated(tiny_config, tmp_path):
     with pytest.raises(UserError, match="holds no checkpoint; train first"):
         train.restore(tiny_config, tmp_path)
+
+
+@pytest.fixture
+def damaged_run(tiny_config, whole_run, tmp_path):
+    """Copies the finished run, with its configuration, and damages the checkpoints of the steps given."""
+
+    def damage(how, *steps):
+        workdir = tmp_path / "run"
+        shutil.copytree(whole_run[1], workdir)
+        write_json(workdir / "config.json", json.loads(to_config_dict(tiny_config).to_json()))
+        for step in steps:
+            how(workdir / "checkpoints" / str(step))
+        return workdir
+
+    yield damage
+    gc.collect()  # reads that orbax gave up end here, each with a complaint
+
+
+def without_meta(checkpoint):
+    shutil.rmtree(checkpoint / "meta")
+
+
+def with_halved_data(checkpoint):
+    for path in checkpoint.glob("state/**/d/*"):
+        os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("how", [without_meta, with_halved_data])
+def test_a_run_whose_newest_checkpoint_is_damaged_continues_exactly(tiny_config, whole_run, damaged_run, caplog, how):
+    workdir = damaged_run(how, 4)
+    resumed = train.train(tiny_config, workdir)
+    assert re.search(r"checkpoint 4 is damaged or incomplete \(.+\); step 2 is used", caplog.text)
+    assert_same(whole_run[0].state._asdict()["trainable"], resumed.state.trainable)
+    assert_same(whole_run[0].state.average, resumed.state.average)
+    assert saved_steps(workdir) == [2, 4]
+    assert [path.name for path in (workdir / "damaged_checkpoints").iterdir()] == ["4"]  # nothing is deleted
+    assert_same(resumed.params, train.restore(tiny_config, workdir).params)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_evaluation_and_prediction_use_the_newest_whole_checkpoint(tiny_config, damaged_run, caplog):
+    workdir = damaged_run(with_halved_data, 4)
+    run = train.restore(tiny_config, workdir)
+    assert int(run.state.step) == 2
+    model = crossearth_jax.load(workdir)
+    assert_same(model.params, {name: run.params[name] for name in model.params})
+    assert caplog.text.count("; step 2 is used") == 2
+    assert saved_steps(workdir) == [2, 4]  # reading moves nothing
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_run_without_a_whole_checkpoint_is_refused(tiny_config, damaged_run, capsys):
+    workdir = damaged_run(without_meta, 2, 4)
+    for use in (train.train, train.restore):
+        with pytest.raises(UserError, match=r"no checkpoint in \S+ can be read \(step 4: .*; step 2: .*\); expected"):
+            use(tiny_config, workdir)
+    with pytest.raises(SystemExit) as end:
+        command.run(convert.main, [str(workdir), str(workdir / "model.safetensors")])
+    assert end.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert "no checkpoint in" in line
+    assert saved_steps(workdir) == [2, 4]
 
 
 def test_signal_saves_and_the_run_continues_exactly(tiny_config, whole_run, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from crossearth_jax.config import UserError
+from crossearth_jax.results import SCHEMA_VERSION
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -179,6 +180,12 @@ def _cell(name: str, values: Any, path: Path) -> Cell:
     where = f"{path}: setting '{name}'"
     if not isinstance(values, dict):
         raise UserError(f"{where} is {values!r}, expected an object; evaluate the run again")
+    version = values.get("schema_version", 1)  # entries of before the first version have its fields and no number
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"{where} has the schema version {version}, this program reads {SCHEMA_VERSION}; update crossearth_jax, or "
+            "evaluate the run again"
+        )
     score = _score(values, where)
     gap = _get(values, "gap", (list, str), where)
     published = values.get("published") or {}

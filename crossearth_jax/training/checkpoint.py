@@ -7,16 +7,21 @@ is the position in the data, which follows from the step.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
+from crossearth_jax import parallel
 from crossearth_jax.config import Config, UserError, to_config_dict
 from crossearth_jax.training.state import TrainState
 
@@ -25,6 +30,7 @@ _FREE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.keep
          "data.data_dir", "data.prefetch", "data.workers", "data.timeout", "train.nonfinite", "name")  # fmt: skip
 SELECTIONS = ("last", "best_on_source")
 _SCORE = "score"
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError)  # of JSON that is missing, cut short or of another form
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,52 +54,55 @@ class Checkpoints:
     """The checkpoints of one run directory."""
 
     def __init__(self, directory: Path, keep: int, identity: RunIdentity):
-        """Opens (or makes) the folder; a save that was cut off by a crash is ignored.
+        """Names the folder; the first save makes it.
 
         Args:
           keep: newest checkpoints that stay, beside the one with the best score.
         """
         self.identity = identity.as_json()
-        self._directory = directory
-        best = checkpoint_managers.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(keep), best]),
-            best_fn=_score if identity.config.evaluate.select == "best_on_source" else None,
-            enable_async_checkpointing=True,
-        )
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
-
-    @property
-    def latest(self) -> int | None:
-        """The newest complete step, or None."""
-        return self._manager.latest_step()
+        self._directory = epath.Path(directory.absolute())
+        self._keep = keep
+        self._select = identity.config.evaluate.select
+        self._manager: ocp.CheckpointManager | None = None  # opened by the first save: it reads every score on the way
 
     @property
     def steps(self) -> list[int]:
-        """Every complete step, oldest first."""
-        return sorted(self._manager.all_steps())
+        """Every step that was saved to its end, newest first; a save that a crash cut off is not among them."""
+        if not self._directory.exists():
+            return []
+        found = ocp.path.step.standard_name_format().find_all(self._directory)
+        return sorted((int(checkpoint.step) for checkpoint in found), reverse=True)
 
-    def selected(self, select: str) -> int:
-        """The step to score: the "last", or the "best_on_source" (the later of equals).
+    def ranked(self, select: str) -> list[int]:
+        """The steps in the order in which they are to be scored: "last" (newest first) or "best_on_source".
+
+        Of equal scores the later step comes first; a checkpoint whose score cannot be read is left out.
 
         Raises:
           UserError: there is none.
         """
-        if self.latest is None:
+        if not self.steps:
             raise UserError(
                 f"{self._directory.parent} holds no checkpoint; train first (--mode=train), "
                 "or name the run's own folder"
             )
         if select == "last":
-            return self.latest
-        scores = {step: self._manager.metrics(step) for step in self.steps}
-        scored = [(_score(values), step) for step, values in scores.items() if values]
-        if not scored:
+            return self.steps
+        scores: dict[int, float] = {}
+        for step in self.steps:
+            try:
+                score = self._stored_score(step)
+            except _UNREADABLE as error:
+                logging.warning("checkpoint %d is left out: its score cannot be read (%s)", step, _first_line(error))
+                continue
+            if score is not None:
+                scores[step] = score
+        if not scores:
             raise UserError(
                 f"no checkpoint in {self._directory} was scored on the source; train with "
                 "evaluate.select=best_on_source, or evaluate with evaluate.select=last"
             )
-        return max(scored)[1]
+        return sorted(scores, key=lambda step: (scores[step], step), reverse=True)
 
     def save(self, state: TrainState, score: float | None = None) -> None:
         """Starts saving; the write goes on while training does.
@@ -105,6 +114,8 @@ class Checkpoints:
           UserError: it (or the save before it) could not be written, say on a full disk.
         """
         step = int(jax.device_get(state.step))
+        if self._manager is None:
+            self._manager = self._open()
         if step in self._manager.all_steps():
             return
         try:
@@ -120,45 +131,122 @@ class Checkpoints:
         except (OSError, ValueError, jax.errors.JaxRuntimeError) as error:
             raise self._write_error(step, error) from error
         if not saved:
-            raise UserError(f"checkpoint {step} was not written: {self._directory} already holds step {self.latest}")
+            raise UserError(f"checkpoint {step} was not written: {self._directory} already holds step {self.steps[0]}")
 
     def wait(self) -> None:
         """Waits until the last save is on disk."""
         try:
-            self._manager.wait_until_finished()
+            if self._manager is not None:
+                self._manager.wait_until_finished()
         except (OSError, ValueError, jax.errors.JaxRuntimeError) as error:
             raise self._write_error(None, error) from error
 
     def close(self) -> None:
         """Waits and lets go of the folder."""
         self.wait()
-        self._manager.close()
+        if self._manager is not None:
+            self._manager.close()
 
-    def restore(self, shapes: TrainState, shardings: TrainState, step: int | None = None) -> TrainState:
-        """Reads a checkpoint, by default the newest, onto the given shardings.
+    def restore(self, shapes: TrainState, shardings: TrainState, steps: Sequence[int] | None = None) -> TrainState:
+        """Reads the first of `steps` that can be read, onto the given shardings.
+
+        A checkpoint that is damaged or was copied in part is passed over with a warning. All processes of a run take
+        part and use the same one.
+
+        Args:
+          steps: in order of preference; by default all, newest first.
 
         Raises:
-          UserError: the checkpoint belongs to another configuration or other frozen parameters.
+          UserError: none can be read, or a checkpoint belongs to another configuration or other frozen parameters.
         """
-        step = self.latest if step is None else step
-        assert step is not None, "restore needs a checkpoint; ask `latest` first"
-        self._check(step)
         target = jax.tree.map(
             lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
             shapes,
             shardings,
         )
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(target._asdict()))
-        try:
-            restored = self._manager.restore(step, args=args)
-        except (ValueError, FileNotFoundError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"checkpoint {step} in {self._directory} cannot be read: {reason}") from error
-        logging.info("restored step %d from %s", step, self._directory)
-        return TrainState(**restored["state"])
+        faults: dict[int, str] = {}
+        for step in self.steps if steps is None else steps:
+            state, fault = None, "another process cannot read it"
+            try:
+                state = self._read(step, target)
+            except (UserError, jax.errors.JaxRuntimeError):
+                raise
+            except Exception as error:  # orbax raises all kinds where a file is missing or cut short, also this one
+                fault = _first_line(error)
+            if parallel.all_agree(state is not None):
+                assert state is not None
+                for bad, reason in faults.items():
+                    logging.warning("checkpoint %d is damaged or incomplete (%s); step %d is used", bad, reason, step)
+                logging.info("restored step %d from %s", step, self._directory)
+                return state
+            faults[step] = fault
+        assert faults, "restore needs a checkpoint; ask `steps` first"
+        raise UserError(
+            f"no checkpoint in {self._directory} can be read ("
+            + "; ".join(f"step {step}: {fault}" for step, fault in faults.items())
+            + "); expected whole copies: copy them again, or train into another --workdir"
+        )
 
-    def _check(self, step: int) -> None:
-        meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    def set_aside(self, step: int) -> None:
+        """Moves checkpoints that cannot be read to `damaged_checkpoints/`, so that new ones can take their place.
+
+        Those are the ones newer than `step`, which `restore` has passed over, and older ones whose score is damaged.
+        All processes of a run call it together, before the first save.
+
+        Raises:
+          UserError: they cannot be moved.
+        """
+        if jax.process_index() == 0:
+            for found in self.steps:
+                try:
+                    self._stored_score(found)
+                    whole = found <= step
+                except _UNREADABLE:
+                    whole = False
+                if not whole:
+                    self._move(found)
+        multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+
+    def _move(self, step: int) -> None:
+        folder = self._directory.with_name("damaged_checkpoints")
+        names = itertools.chain([str(step)], (f"{step}-{number}" for number in itertools.count(2)))
+        target = next(folder / name for name in names if not (folder / name).exists())
+        try:
+            folder.mkdir(exist_ok=True)
+            (self._directory / str(step)).rename(target)
+        except OSError as error:
+            raise UserError(
+                f"damaged checkpoint {step} cannot be moved to {target} ({error.strerror}); move it away by hand"
+            ) from None
+        logging.warning("moved damaged checkpoint %d to %s", step, target)
+
+    def _open(self) -> ocp.CheckpointManager:
+        best = checkpoint_managers.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
+        policy = checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(self._keep), best])
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy,
+            best_fn=_score if self._select == "best_on_source" else None,
+            enable_async_checkpointing=True,
+        )
+        return ocp.CheckpointManager(self._directory, options=options)
+
+    def _read(self, step: int, target: TrainState) -> TrainState:
+        """Reads this process's part of a checkpoint. Nothing here waits for another process, so that each may fail."""
+        folder = self._directory / str(step)
+        meta = ocp.JsonCheckpointHandler().restore(folder / "meta")
+        self._check(meta)
+        self._stored_score(step)
+        args = ocp.args.StandardRestore(target._asdict())
+        return TrainState(**ocp.StandardCheckpointHandler().restore(folder / "state", args=args))
+
+    def _stored_score(self, step: int) -> float | None:
+        """The score that a checkpoint was saved with; None if it has none. Raises one of `_UNREADABLE` otherwise."""
+        folder = self._directory / str(step) / "metrics"
+        if not folder.exists():
+            return None
+        return _score(ocp.JsonCheckpointHandler(filename="metrics").restore(folder))
+
+    def _check(self, meta: Mapping[str, Any]) -> None:
         changes = config_changes(meta["config"], self.identity["config"])
         if changes:
             raise UserError(
@@ -173,16 +261,20 @@ class Checkpoints:
             )
 
     def _write_error(self, step: int | None, error: Exception) -> UserError:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         what = "the last checkpoint" if step is None else f"checkpoint {step}"
         return UserError(
-            f"{what} could not be written to {self._directory} ({reason}); the last complete one is step "
-            f"{self.latest}: make room and run the same command to continue from it"
+            f"{what} could not be written to {self._directory} ({_first_line(error)}); the last complete one is step "
+            f"{next(iter(self.steps), None)}: make room and run the same command to continue from it"
         )
 
 
 def _score(metrics: Any) -> float:
     return float(metrics[_SCORE])
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return textwrap.shorten(lines[0], 200) if lines else type(error).__name__
 
 
 def _frozen_changes(stored: Mapping[str, str], current: Mapping[str, str]) -> str:

@@ -1,6 +1,8 @@
 """Properties: a restored state is the saved one; what does not belong together is refused."""
 
 import dataclasses
+import gc
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ from crossearth_jax.training.optimizer import make_optimizer
 
 CONFIG = Config(name="test", optimizer=OptimizerConfig(ema=0.99))
 SHAPES = {
-    "reins/tokens_b": jax.ShapeDtypeStruct((2, 4, 16), jnp.float32),
+    "reins/tokens_b": jax.ShapeDtypeStruct((2, 32, 64), jnp.float32),  # too large to be stored among the metadata
     "head/mask_decoder/class_head/bias": jax.ShapeDtypeStruct((7,), jnp.float32),
 }
 
@@ -96,17 +98,118 @@ def test_the_best_on_source_is_kept_beside_the_newest(tmp_path):
     checkpoints.close()
     # Opened again, as by a resumed run: scores are read back, of equals the later one wins and the earlier goes.
     checkpoints = Checkpoints(tmp_path, 2, identity(config))
-    assert (checkpoints.selected("best_on_source"), checkpoints.selected("last")) == (4, 4)
+    assert (checkpoints.ranked("best_on_source"), checkpoints.ranked("last")) == ([4, 3], [4, 3])
     for step, score in ((5, 5.0), (6, 29.0), (7, 1.0)):
         checkpoints.save(saved._replace(step=jnp.int32(step)), score)
     checkpoints.wait()
-    assert checkpoints.steps == [4, 6, 7]
-    assert (checkpoints.selected("best_on_source"), checkpoints.selected("last")) == (4, 7)
+    assert checkpoints.steps == checkpoints.ranked("last") == [7, 6, 4]
+    assert checkpoints.ranked("best_on_source") == [4, 6, 7]
     checkpoints.close()
 
 
 def test_without_scores_there_is_no_best(saved_on_eight, tmp_path):
     with pytest.raises(UserError, match=r"was scored on the source; train with evaluate\.select=best_on_source"):
-        Checkpoints(saved_on_eight[0], 2, identity()).selected("best_on_source")
+        Checkpoints(saved_on_eight[0], 2, identity()).ranked("best_on_source")
     with pytest.raises(UserError, match="holds no checkpoint; train first"):
-        Checkpoints(tmp_path / "none", 2, identity()).selected("last")
+        Checkpoints(tmp_path / "none", 2, identity()).ranked("last")
+
+
+SCORED = dataclasses.replace(CONFIG, evaluate=EvaluateConfig(select="best_on_source"))
+DAMAGES = {
+    "missing": lambda path: shutil.rmtree(path) if path.is_dir() else path.unlink(),
+    "empty": lambda path: path.write_bytes(b""),
+    "halved": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+}
+
+
+@pytest.fixture(scope="module")
+def two_saves(tmp_path_factory):
+    """A folder with steps 1 and 2, which differ in every number, their states, and how to read them again."""
+    directory = tmp_path_factory.mktemp("two") / "checkpoints"
+    mesh = parallel.make_mesh(MeshConfig(fsdp=8, data=1))
+    states = {}
+    checkpoints = Checkpoints(directory, 2, identity(SCORED))
+    for step in (1, 2):
+        made, shapes, shardings = make_state(mesh, seed=step)
+        states[step] = made._replace(step=jnp.int32(step))
+        checkpoints.save(states[step], float(step))
+    checkpoints.close()
+    return directory, states, shapes, shardings
+
+
+@pytest.fixture
+def damaged(two_saves, tmp_path):
+    """Copies the folder and damages the files of step 2 that a pattern names; returns what reads the copy."""
+
+    def damage(pattern, kind):
+        copy = tmp_path / "checkpoints"
+        shutil.copytree(two_saves[0], copy)
+        found = list((copy / "2").glob(pattern))
+        assert found
+        for path in found:
+            DAMAGES[kind](path)
+        return Checkpoints(copy, 2, identity(SCORED))
+
+    yield damage
+    gc.collect()  # reads that orbax gave up end here, each with a complaint
+
+
+def files_below(folder):
+    return {path.relative_to(folder): path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
+def assert_same_state(first, second):
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    ("pattern", "kind"),
+    [
+        ("meta", "missing"),
+        ("state", "missing"),
+        ("*", "missing"),
+        ("state/d", "missing"),
+        ("state/ocdbt.process_0", "missing"),
+        *(
+            (pattern, kind)
+            for pattern in (
+                "meta/metadata",
+                "metrics/metrics",
+                "state/_METADATA",
+                "state/manifest.ocdbt",
+                "state/d/*",
+                "state/ocdbt.process_0/d/*",
+            )
+            for kind in DAMAGES
+        ),
+        *(("state/array_metadatas/process_0", kind) for kind in ("empty", "halved", "zeros")),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over_and_set_aside(two_saves, damaged, tmp_path, caplog, pattern, kind):
+    _, states, shapes, shardings = two_saves
+    checkpoints = damaged(pattern, kind)
+    assert_same_state(checkpoints.restore(shapes, shardings), states[1])
+    (line,) = [record.getMessage() for record in caplog.records if "checkpoint 2" in record.getMessage()]
+    assert "checkpoint 2 is damaged or incomplete (" in line and line.endswith("; step 1 is used") and "\n" not in line
+    assert checkpoints.steps == [2, 1]  # reading leaves the folder alone
+    # Training makes room for its own step 2 and deletes nothing.
+    left = files_below(tmp_path / "checkpoints" / "2")
+    checkpoints.set_aside(1)
+    assert checkpoints.steps == [1]
+    assert files_below(tmp_path / "damaged_checkpoints" / "2") == left
+    checkpoints.save(states[2], 2.0)
+    checkpoints.close()
+    assert_same_state(checkpoints.restore(shapes, shardings), states[2])
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_whatever_file_is_damaged_a_state_is_read_whole_or_not_at_all(two_saves, damaged, kind, tmp_path):
+    directory, states, shapes, shardings = two_saves
+    for file in sorted(path for path in (directory / "2").rglob("*") if path.is_file()):
+        restored = damaged(str(file.relative_to(directory / "2")), kind).restore(shapes, shardings)
+        assert_same_state(restored, states[int(restored.step)])
+        shutil.rmtree(tmp_path / "checkpoints")

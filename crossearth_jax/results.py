@@ -1,0 +1,65 @@
+"""What a confusion matrix becomes: one setting's entry of `results.json`, as `docs/results.md` describes it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from crossearth_jax import benchmark, metrics
+from crossearth_jax.benchmark import Setting, Taxonomy
+
+# Of an entry. It changes when a field changes its meaning or goes, not when one is added. Every entry has it, since the
+# keys of the file itself are settings alone, and entries are copied one by one into tables.
+SCHEMA_VERSION = 1
+
+
+def taxonomy(domain: str) -> Taxonomy:
+    """The classes of a labelled domain."""
+    return benchmark.TAXONOMIES[str(benchmark.DOMAINS[domain].taxonomy)]
+
+
+def score(setting: Setting, confusion: Int[np.ndarray, "k k"]) -> dict[str, Any]:
+    """mIoU over the setting's scored classes and IoU per class, in percent; predictions of any class count.
+
+    A two-class setting also has `object` and `object_iou`, its headline; its mIoU is the two-class mean.
+    """
+    names = taxonomy(setting.target).classes
+    iou = metrics.iou(confusion) * 100
+    scored = [iou[names.index(name)] for name in setting.classes]
+    of_object: dict[str, Any] = {}
+    if setting.object is not None:
+        of_object = {"object": setting.object, "object_iou": _number(iou[names.index(setting.object)])}
+    return {
+        "miou": _number(metrics.mean(np.asarray(scored))),
+        "iou": {name: _number(iou[names.index(name)]) for name in setting.classes},
+        **of_object,
+    }
+
+
+def row(setting: Setting, confusion: Int[np.ndarray, "k k"], step: int | None) -> dict[str, Any]:
+    """What every entry of `results.json` holds.
+
+    Args:
+      confusion: rows are the truth.
+      step: of the checkpoint, where one is known.
+    """
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "source": setting.source,
+        "target": setting.target,
+        "gap": list(setting.gap),
+        "cross_domain": setting.cross_domain,
+        **score(setting, confusion),
+        "classes": list(setting.classes),
+        "accuracy": _number(metrics.accuracy(confusion) * 100),
+        "pixels": int(confusion.sum()),
+        "checkpoint_step": step,
+        "published": setting.published and dataclasses.asdict(setting.published),
+    }
+
+
+def _number(value: Any) -> float | None:
+    return None if np.isnan(value) else round(float(value), 4)

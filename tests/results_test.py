@@ -1,0 +1,46 @@
+"""Entries of results.json: scores counted by hand, and a page that describes every field."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from crossearth_jax import benchmark, results
+
+PAGE = (Path(__file__).parents[1] / "docs" / "results.md").read_text("utf-8")
+SETTING = benchmark.SETTINGS["temperate_green2temperate_brown"]
+
+
+def documented(heading):
+    """First cells of the table that follows a line."""
+    table = PAGE.split(heading)[1].split("\n\n")[1]
+    return [re.findall(r"`(\w+)`", line.split("|")[1]) for line in table.splitlines()[2:]]
+
+
+@pytest.fixture
+def confusion():
+    """Water: 6 of 10 pixels right, 4 seen as forest. Forest: all of 5. Shrub: the only one seen as cropland."""
+    names = results.taxonomy(SETTING.target).classes
+    matrix = np.zeros((len(names), len(names)), np.int64)
+    water, forest, shrub, cropland = (names.index(name) for name in ("water", "forest", "shrub_grass", "cropland"))
+    matrix[water, water], matrix[water, forest], matrix[forest, forest], matrix[shrub, cropland] = 6, 4, 5, 1
+    return matrix
+
+
+def test_scores_counted_by_hand(confusion):
+    entry = results.row(SETTING, confusion, 7)
+    iou = {"water": 60.0, "forest": 55.5556, "shrub_grass": 0.0, "cropland": 0.0}  # 6 of 10, 5 of 9, 0 of 1, 0 of 1
+    assert entry["iou"] == {name: iou.get(name) for name in SETTING.classes}
+    assert entry["miou"] == pytest.approx((60 + 500 / 9) / 4, abs=1e-4)
+    assert entry["accuracy"] == pytest.approx(100 * 11 / 16, abs=1e-4)
+    assert (entry["pixels"], entry["checkpoint_step"], entry["schema_version"]) == (16, 7, 1)
+
+
+def test_the_page_describes_every_field(confusion):
+    entry = results.row(SETTING, confusion, None)
+    assert sorted(entry) == sorted(name for names in documented("Every entry holds:") for name in names)
+    more = {name for names in documented("Some entries hold more:") for name in names}
+    roads = next(setting for setting in benchmark.SETTINGS.values() if setting.object)
+    assert results.row(roads, np.eye(2, dtype=np.int64), None).keys() - entry.keys() == {"object", "object_iou"} <= more
+    assert {"protocol", "style_distance", "baselines", "checkpoint", "kind", "images", "images_of_benchmark"} <= more
