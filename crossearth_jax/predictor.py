@@ -39,6 +39,7 @@ class Segmentor:
     palette: Palette  # RGB per class
     window: int  # side of the square windows, in pixels
     stride: int  # distance of windows, in pixels
+    step: int | None = None  # optimizer steps of the run it comes from, if the file says
 
     @property
     def classes(self) -> int:
@@ -151,7 +152,7 @@ def load(
     if stride is None:
         stride = described.stride if window == described.window else None
     params = {name: jnp.asarray(weights.params[name]) for name in model.shapes()}
-    return Segmentor(model, params, names, colours, window, stride or round(window * 2 / 3))
+    return Segmentor(model, params, names, colours, window, stride or round(window * 2 / 3), described.step)
 
 
 def read(path: str | os.PathLike[str], **options: Any) -> Weights:
@@ -205,6 +206,7 @@ def describe_run(config: Config, step: int) -> Description:
         source=f"{config.name}, step {step}",
         window=config.evaluate.window,
         stride=config.evaluate.stride,
+        step=step,
     )
 
 

@@ -188,7 +188,7 @@ class Scorer:
             evaluator = self._evaluator(model)
             for cell in cells:
                 try:
-                    result = self._score(evaluator, params, cell)
+                    result = self._score(evaluator, params, cell, model.step)
                 except UserError as error:
                     logging.error("%s by %s is not scored: %s", cell.setting.name, candidate.label, error)
                     missing[cell.setting.name] = (str(error),)
@@ -206,10 +206,10 @@ class Scorer:
             self._evaluators[key] = Evaluator(model.model, config, self._mesh)
         return self._evaluators[key]
 
-    def _score(self, evaluator: Evaluator, params: Any, cell: Cell) -> dict[str, Any]:
+    def _score(self, evaluator: Evaluator, params: Any, cell: Cell, step: int | None) -> dict[str, Any]:
         domain, data_dir = DOMAINS[cell.setting.target], self._config.data.data_dir
         found = evaluator.domain(params, domain.name, domain.eval_split, data_dir)
-        return row(cell.setting, found.confusion, cell.candidate.step) | {
+        return row(cell.setting, found.confusion, step) | {
             "checkpoint": cell.candidate.label,
             "kind": cell.candidate.kind,
             "images": len(PreparedSplit(domain.name, domain.eval_split, data_dir)),

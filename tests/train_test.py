@@ -64,7 +64,7 @@ def test_folder_of_a_run_is_loaded_and_converted(tiny_config, whole_run, tmp_pat
     again = crossearth_jax.load(tmp_path / "run.safetensors")
     assert_same(network, again.params)
     assert (again.model, again.names, again.palette) == (model.model, model.names, model.palette)
-    assert (again.window, again.stride) == (16, 11)
+    assert (again.window, again.stride, again.step) == (16, 11, 4)
     with pytest.raises(UserError, match="says all by itself; leave out config"):
         crossearth_jax.load(workdir, config=tiny_config.model)
     with pytest.raises(UserError, match="expected the folder of a run"):
@@ -216,6 +216,7 @@ def test_evaluation_and_prediction_use_the_newest_whole_checkpoint(tiny_config, 
     run = train.restore(tiny_config, workdir)
     assert int(run.state.step) == 2
     model = crossearth_jax.load(workdir)
+    assert model.step == 2
     assert_same(model.params, {name: run.params[name] for name in model.params})
     assert caplog.text.count("; step 2 is used") == 2
     assert saved_steps(workdir) == [2, 4]  # reading moves nothing

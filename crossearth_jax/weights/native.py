@@ -32,6 +32,7 @@ class Description:
     source: str = ""  # name of the file they were read from
     window: int | None = None  # side of the sliding window, in pixels; None is the model's image size
     stride: int | None = None  # distance of windows; None is two thirds of the window
+    step: int | None = None  # optimizer steps of the run they come from, if it is known
 
 
 def digest(params: Mapping[str, Any], prefix: str = "") -> str:
@@ -77,6 +78,7 @@ def _metadata(params: Mapping[str, Any], description: Description) -> dict[str, 
         "source": description.source,
         "window": description.window,
         "stride": description.stride,
+        "step": description.step,
         "backbone_sha256": digest(params, "backbone/"),
     }
     return {FORMAT: json.dumps(content, sort_keys=True)}
@@ -106,6 +108,7 @@ def describe(metadata: Mapping[str, Any]) -> Description:
             source=str(content["source"]),
             window=content["window"] and int(content["window"]),
             stride=content["stride"] and int(content["stride"]),
+            step=content.get("step"),  # files of before do not say
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"the file's description of itself is damaged ({error!r}); convert the weights again") from None
