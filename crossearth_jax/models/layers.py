@@ -1,4 +1,9 @@
-"""Layers that the networks share: the reference's normalisation and attention."""
+"""Layers that the networks share: the reference's normalisation and attention.
+
+`dtype` is the type in which a layer multiplies: `linear` and `conv` cast their input to it and return it. What is
+added up over many layers (the tokens of the backbone and of both decoders) stays in float32, and so do the norms: a
+small addition, such as Rein's at its initial scale, would be rounded away in bfloat16.
+"""
 
 from __future__ import annotations
 
@@ -47,14 +52,14 @@ def conv(
     )
 
 
-def layer_norm(width: int, epsilon: float, dtype: jnp.dtype, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """Layer norm with statistics in float32; the variance is the mean of squared deviations, as PyTorch's."""
-    return nnx.LayerNorm(width, epsilon=epsilon, dtype=dtype, use_fast_variance=False, rngs=rngs)
+def layer_norm(width: int, epsilon: float, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """Layer norm in float32; the variance is the mean of squared deviations, as PyTorch's."""
+    return nnx.LayerNorm(width, epsilon=epsilon, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
 
 
-def group_norm(width: int, groups: int, dtype: jnp.dtype, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    """Group norm (epsilon 1e-5) with statistics in float32."""
-    return nnx.GroupNorm(width, groups, epsilon=1e-5, dtype=dtype, use_fast_variance=False, rngs=rngs)
+def group_norm(width: int, groups: int, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
+    """Group norm (epsilon 1e-5) in float32."""
+    return nnx.GroupNorm(width, groups, epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
 
 
 def stack[T](build: Callable[[nnx.Rngs], T], count: int, *, rngs: nnx.Rngs) -> T:

@@ -29,11 +29,11 @@ class DecoderLayer(nnx.Module):
 
     def __init__(self, config: HeadConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         self.cross_attention = MultiHeadAttention(config.width, config.heads, dtype, rngs=rngs)
-        self.norm1 = layer_norm(config.width, 1e-5, dtype, rngs=rngs)
+        self.norm1 = layer_norm(config.width, 1e-5, rngs=rngs)
         self.self_attention = MultiHeadAttention(config.width, config.heads, dtype, rngs=rngs)
-        self.norm2 = layer_norm(config.width, 1e-5, dtype, rngs=rngs)
+        self.norm2 = layer_norm(config.width, 1e-5, rngs=rngs)
         self.mlp = Mlp(config.width, config.decoder_mlp_width, dtype, rngs=rngs)
-        self.norm3 = layer_norm(config.width, 1e-5, dtype, rngs=rngs)
+        self.norm3 = layer_norm(config.width, 1e-5, rngs=rngs)
 
     def __call__(
         self,
@@ -43,7 +43,7 @@ class DecoderLayer(nnx.Module):
         value: Float[Array, "b n d"],
         mask: Bool[Array, "b q n"],
     ) -> Float[Array, "b q d"]:
-        """Updates the queries' states; `position` tells them apart and is not part of what is averaged."""
+        """Updates the queries' states, in float32; `position` tells them apart and is not part of what is averaged."""
         x = self.norm1(x + self.cross_attention(x + position, key, value, mask))
         x = self.norm2(x + self.self_attention(x + position, x + position, x))
         return self.norm3(x + self.mlp(x))
@@ -57,7 +57,7 @@ class MaskDecoder(nnx.Module):
         self.layers = nnx.List([DecoderLayer(config, dtype, rngs=rngs) for _ in range(config.decoder_layers)])
         self.level_embed = nnx.Param(jnp.zeros((LEVELS, width)))
         self.query_projection = linear(width, width, dtype, rngs=rngs)
-        self.norm = layer_norm(width, 1e-5, dtype, rngs=rngs)
+        self.norm = layer_norm(width, 1e-5, rngs=rngs)
         self.class_head = linear(width, classes + 1, dtype, rngs=rngs)
         self.mask_head = nnx.List([linear(width, width, dtype, rngs=rngs) for _ in range(3)])
         if learnt_queries:
@@ -65,13 +65,13 @@ class MaskDecoder(nnx.Module):
 
     def states(self, pixels: PixelFeatures, queries: Float[Array, "q d"]) -> list[Float[Array, "b q d"]]:
         """Runs the layers; returns the queries' states before the first layer and after each."""
-        maps = [memory + self.level_embed[i].astype(memory.dtype) for i, memory in enumerate(pixels.memories)]
+        maps = [memory + self.level_embed[i] for i, memory in enumerate(pixels.memories)]
         values = [rearrange(x, "b h w d -> b (h w) d") for x in maps]
-        keys = [rearrange(x + sine_encoding(*x.shape[1:]).astype(x.dtype), "b h w d -> b (h w) d") for x in maps]
+        keys = [rearrange(x + sine_encoding(*x.shape[1:]), "b h w d -> b (h w) d") for x in maps]
         # Resizing mask features once per level gives the same masks as resizing every prediction.
         masks = jax.lax.stop_gradient([resize_bilinear(pixels.masks, x.shape[1:3]) for x in maps])
-        queries = queries.astype(pixels.masks.dtype)
-        states = [repeat(self.query_projection(queries), "q d -> b q d", b=len(pixels.masks))]
+        first = self.query_projection(queries).astype(jnp.float32)
+        states = [repeat(first, "q d -> b q d", b=len(pixels.masks))]
         for i, layer in enumerate(self.layers):
             level = i % LEVELS
             allowed = self.attention_mask(states[-1], masks[level])

@@ -56,4 +56,10 @@ class MimHead(nnx.Module):
         )
         assert self.refine.bias is not None
         total = sum(mixed, self.refine.bias[...].astype(maps[0].dtype))
-        return self.output_conv(nnx.relu(total)).astype(jnp.float32)
+        # The 1x1 convolution as a product that stays in float32: the gradient of its bias is a sum over all pixels.
+        kernel, bias = self.output_conv.kernel[...][0, 0], self.output_conv.bias
+        assert bias is not None
+        pixels = jnp.einsum(
+            "bhwc,cd->bhwd", nnx.relu(total), kernel.astype(total.dtype), preferred_element_type=jnp.float32
+        )
+        return pixels + bias[...]

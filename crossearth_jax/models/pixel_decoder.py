@@ -41,7 +41,7 @@ class ConvNorm(nnx.Module):
 
     def __init__(self, convolution: nnx.Conv, config: HeadConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         self.conv = convolution
-        self.norm = group_norm(config.width, config.groups, dtype, rngs=rngs)
+        self.norm = group_norm(config.width, config.groups, rngs=rngs)
 
 
 class DeformableAttention(nnx.Module):
@@ -57,7 +57,7 @@ class DeformableAttention(nnx.Module):
 
     def __call__(self, x: Float[Array, "b n d"], position: Float[Array, "n d"], sizes: Sizes) -> Float[Array, "b n d"]:
         """Averages values around each token; positions steer where it looks but are not averaged."""
-        query = x + position.astype(x.dtype)
+        query = x + position
         value = rearrange(self.value_proj(x), "b n (k d) -> b n k d", k=self.heads)
         axes = {"k": self.heads, "l": LEVELS, "p": self.points}
         offsets = rearrange(self.sampling_offsets(query), "b n (k l p xy) -> b n k l p xy", xy=2, **axes)
@@ -86,12 +86,12 @@ class EncoderLayer(nnx.Module):
 
     def __init__(self, config: HeadConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         self.attention = DeformableAttention(config, dtype, rngs=rngs)
-        self.norm1 = layer_norm(config.width, 1e-5, dtype, rngs=rngs)
+        self.norm1 = layer_norm(config.width, 1e-5, rngs=rngs)
         self.mlp = Mlp(config.width, config.encoder_mlp_width, dtype, rngs=rngs)
-        self.norm2 = layer_norm(config.width, 1e-5, dtype, rngs=rngs)
+        self.norm2 = layer_norm(config.width, 1e-5, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n d"], position: Float[Array, "n d"], sizes: Sizes) -> Float[Array, "b n d"]:
-        """Transforms the tokens of all levels."""
+        """Transforms the tokens of all levels, which stay in float32."""
         x = self.norm1(x + self.attention(x, position, sizes))
         return self.norm2(x + self.mlp(x))
 
@@ -101,7 +101,7 @@ class PixelDecoder(nnx.Module):
 
     def __init__(self, config: HeadConfig, backbone: ViTConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         width, inputs = config.width, backbone.width
-        self.pyramid = backbone.pyramid
+        self.pyramid, self.dtype = backbone.pyramid, dtype
 
         def conv_norm(inputs: int, kernel: int, use_bias: bool) -> ConvNorm:
             convolution = conv(inputs, width, kernel, dtype, use_bias=use_bias, rngs=rngs)
@@ -129,7 +129,7 @@ class PixelDecoder(nnx.Module):
             )
         )
         memories = self.encode(maps)
-        enlarged = resize_bilinear(memories[-1], lateral.shape[1:3])
+        enlarged = resize_bilinear(memories[-1].astype(self.dtype), lateral.shape[1:3])
         fused = nnx.relu(self.output_conv.norm(self.output_conv.conv(lateral + enlarged)))
         return PixelFeatures(memories, self.mask_feature(fused))
 

@@ -33,12 +33,15 @@ class Rein(nnx.Module):
     def __init__(
         self, config: ReinsConfig, depth: int, width: int, query_width: int, dtype: jnp.dtype, *, rngs: nnx.Rngs
     ):
+        self.dtype = dtype
         self.tokens_a = nnx.Param(jnp.zeros((depth, config.tokens, config.rank)))
         self.tokens_b = nnx.Param(jnp.zeros((depth, config.rank, width)))
-        self.token_to_feature = linear(width, width, dtype, rngs=rngs)
+        # What depends on the tokens alone is computed once per step, whatever the batch: float32 costs nothing there,
+        # and the maximum over blocks in `queries` would have ties in bfloat16.
+        self.token_to_feature = linear(width, width, jnp.dtype(jnp.float32), rngs=rngs)
         self.delta = linear(width, width, dtype, rngs=rngs)
-        self.transform = linear(width, query_width, dtype, rngs=rngs)
-        self.merge = linear(3 * query_width, query_width, dtype, rngs=rngs)
+        self.transform = linear(width, query_width, jnp.dtype(jnp.float32), rngs=rngs)
+        self.merge = linear(3 * query_width, query_width, jnp.dtype(jnp.float32), rngs=rngs)
         self.scale = nnx.Param(jnp.zeros(()))
 
     def tokens(self) -> Float[Array, "l t c"]:
@@ -56,11 +59,12 @@ class Rein(nnx.Module):
         return ReinTokens(tokens, values.at[:, 0].set(0))
 
     def __call__(self, x: Float[Array, "b n c"], tokens: ReinTokens) -> Float[Array, "b n c"]:
-        """Refines features by the tokens of one block."""
-        keys = tokens.keys.astype(x.dtype)
-        similarity = jnp.einsum("bnc,tc->bnt", x, keys, preferred_element_type=jnp.float32) * x.shape[-1] ** -0.5
-        update = jnp.einsum("bnt,tc->bnc", jax.nn.softmax(similarity).astype(x.dtype), tokens.values.astype(x.dtype))
-        return x + self.scale[...].astype(x.dtype) * self.delta(update + x)
+        """Refines float32 features by the tokens of one block."""
+        features, keys, values = (array.astype(self.dtype) for array in (x, *tokens))
+        similarity = jnp.einsum("bnc,tc->bnt", features, keys, preferred_element_type=jnp.float32)
+        shares = jax.nn.softmax(similarity * x.shape[-1] ** -0.5)
+        update = jnp.einsum("bnt,tc->bnc", shares.astype(self.dtype), values)
+        return x + self.scale[...] * self.delta(update + x)
 
     def queries(self) -> Float[Array, "t d"]:
         """The mask decoder's queries, one per token: maximum, mean and last of the blocks' tokens, merged."""

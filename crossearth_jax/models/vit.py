@@ -92,17 +92,17 @@ class Block(nnx.Module):
     """Pre-norm transformer block with learnt gains on both residual branches."""
 
     def __init__(self, config: ViTConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
-        self.norm1 = layer_norm(config.width, 1e-6, dtype, rngs=rngs)
+        self.norm1 = layer_norm(config.width, 1e-6, rngs=rngs)
         self.attention = SelfAttention(config, dtype, rngs=rngs)
         self.gain1 = nnx.Param(jnp.full(config.width, config.layer_scale, jnp.float32))
-        self.norm2 = layer_norm(config.width, 1e-6, dtype, rngs=rngs)
+        self.norm2 = layer_norm(config.width, 1e-6, rngs=rngs)
         self.mlp = (SwigluMlp if config.swiglu else GeluMlp)(config, dtype, rngs=rngs)
         self.gain2 = nnx.Param(jnp.full(config.width, config.layer_scale, jnp.float32))
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
-        """Transforms the tokens."""
-        x = x + self.gain1[...].astype(x.dtype) * self.attention(self.norm1(x))
-        return x + self.gain2[...].astype(x.dtype) * self.mlp(self.norm2(x))
+        """Transforms the tokens, which stay in float32."""
+        x = x + self.gain1[...] * self.attention(self.norm1(x))
+        return x + self.gain2[...] * self.mlp(self.norm2(x))
 
 
 class VisionTransformer(nnx.Module):
@@ -123,7 +123,7 @@ class VisionTransformer(nnx.Module):
         self.blocks = stack(lambda rngs: Block(config, dtype, rngs=rngs), config.depth, rngs=rngs)
 
     def embed(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b n c"]:
-        """Turns normalised images into tokens with positions, the class token first.
+        """Turns normalised images into float32 tokens with positions, the class token first.
 
         Raises:
           UserError: a side is no multiple of the patch size.
@@ -134,14 +134,14 @@ class VisionTransformer(nnx.Module):
         if self.config.pixel_statistics is not None:
             images = standardize(images, *self.config.pixel_statistics)
         patches = self.patch_embed(images)
-        patches = patches + position_table(self.position[1:], *patches.shape[1:3]).astype(patches.dtype)
+        patches = patches + position_table(self.position[1:], *patches.shape[1:3])
         class_token = repeat(self.class_token[...] + self.position[0], "c -> b 1 c", b=len(images))
-        return jnp.concatenate([class_token.astype(patches.dtype), rearrange(patches, "b h w c -> b (h w) c")], axis=1)
+        return jnp.concatenate([class_token, rearrange(patches, "b h w c -> b (h w) c")], axis=1)
 
     def __call__(
         self, images: Float[Array, "b h w 3"], adapter: Adapter | None = None
     ) -> tuple[Float[Array, "b n m c"], ...]:
-        """Returns one map of patch features per feature block, at the patch grid.
+        """Returns one map of patch features per feature block, at the patch grid and in float32.
 
         Args:
           images: normalised; both sides are multiples of the patch size.
@@ -173,7 +173,7 @@ class VisionTransformer(nnx.Module):
         # A block writes into the slot of the next feature block, which overwrites it in the end: one scan, one
         # compiled block, and only the asked-for features are kept.
         slots = np.searchsorted(self.config.feature_blocks, np.arange(self.config.depth))
-        collected = jnp.zeros((len(self.config.feature_blocks), *tokens.shape), tokens.dtype)
+        collected = jnp.zeros((len(self.config.feature_blocks), *tokens.shape))
         inputs = (slots, self.blocks, adapter.per_block() if adapter else None)
         (_, collected), _ = jax.lax.scan(step, (tokens, collected), inputs)
         return collected

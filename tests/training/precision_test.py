@@ -1,4 +1,4 @@
-"""Where a training step computes in bfloat16 and where it must not."""
+"""Where a training step computes in bfloat16 and where it must not, and how near its numbers are to float32's."""
 
 import dataclasses
 from collections import Counter
@@ -7,12 +7,25 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from crossearth_jax import parallel
 from crossearth_jax.aot.origins import inner_programs
+from crossearth_jax.config import (
+    Config,
+    HeadConfig,
+    LossConfig,
+    MimConfig,
+    MimTaskConfig,
+    ModelConfig,
+    ReinsConfig,
+    ViTConfig,
+)
+from crossearth_jax.models.segmentor import SegmentationModel
 from crossearth_jax.ops import attention, deformable_attention, sampling
 from crossearth_jax.training.program import build_program
+from crossearth_jax.training.step import Example, make_loss
 
 
 def equations(program: Any) -> Iterator[Any]:
@@ -49,3 +62,72 @@ def test_bfloat16_is_kept_away_from_softmax_norms_losses_and_state(tiny_config, 
             work[min(types)] += 1
     # The products of backbone and heads, forwards and backwards.
     assert work["bfloat16"] > 100
+
+
+def small_model(**vit):
+    """A network whose residual branches are as large as the stream, which Rein changes by a thousandth."""
+    backbone = ViTConfig(image_size=16, patch_size=4, width=32, heads=2, mlp_width=64, layer_scale=1.0, **vit)
+    head = HeadConfig(
+        width=16, heads=2, groups=4, encoder_layers=1, encoder_mlp_width=16, points=2, decoder_layers=1,
+        decoder_mlp_width=16,
+    )  # fmt: skip
+    mim = MimConfig(width=8, dilations=(1, 2), image_size=16, token_size=16)
+    return ModelConfig(classes=5, vit=backbone, reins=ReinsConfig(tokens=8, rank=4, scale=1e-3), head=head, mim=mim)
+
+
+def in_both_precisions(config, compute):
+    """`compute(model)` in float32 and in bfloat16."""
+    types = ("float32", "bfloat16")
+    return [compute(SegmentationModel(dataclasses.replace(config, dtype=dtype))) for dtype in types]
+
+
+def test_what_rein_adds_comes_through_twelve_blocks():
+    config = small_model(depth=12, feature_blocks=(2, 5, 8, 11))
+    params = jax.jit(SegmentationModel(config).init)(jax.random.key(0))
+    images = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
+
+    def effect(model):
+        levels = jax.jit(lambda params: model.features(params, images).levels)
+        pairs = zip(levels(params), levels(params | {"reins/scale": jnp.zeros(())}), strict=True)
+        return [np.asarray(a, np.float32) - np.asarray(b, np.float32) for a, b in pairs]
+
+    for wanted, found in zip(*in_both_precisions(config, effect), strict=True):
+        assert (found == 0).mean() < 0.01
+        assert np.corrcoef(wanted.ravel(), found.ravel())[0, 1] > 0.98
+
+
+PARTS = ("reins/tokens_a", "reins/tokens_b", "reins/token_to_feature", "reins/delta", "reins/scale", "reins/transform",
+         "reins/merge", "head/pixel_decoder", "head/mask_decoder", "mim")  # fmt: skip
+
+
+def test_loss_and_direction_of_a_bfloat16_step_are_those_of_float32():
+    model = small_model(depth=6, feature_blocks=(0, 1, 3, 5))
+    # With importance 1 of all candidates no point is chosen by rounding.
+    loss_config = LossConfig(points=64, oversample=1.0, importance=1.0)
+    config = Config(name="small", model=model, mim=MimTaskConfig(), loss=loss_config)
+    params = jax.jit(SegmentationModel(model).init)(jax.random.key(0))
+    # As drawn, all queries are nearly the same, and rounding would decide which of them is matched to a class.
+    params = {name: 10 * value if name.startswith("reins/tokens") else value for name, value in params.items()}
+    frozen = {name: value for name, value in params.items() if name.startswith("backbone/")}
+    trainable = {name: value for name, value in params.items() if name not in frozen}
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((8, 4, 4, 3), np.float32).repeat(4, axis=1).repeat(4, axis=2)
+    labels = rng.integers(0, 5, (8, 4, 4), np.uint8).repeat(4, axis=1).repeat(4, axis=2)
+    images, labels = jnp.asarray(images), jnp.asarray(labels)
+    example = Example(images, images, jnp.zeros(8, bool), labels)
+
+    def step(model):
+        loss = make_loss(config, model)
+
+        def total(trainable):
+            return sum(loss(trainable, frozen, example, jax.random.key(1)).values())
+
+        return jax.jit(jax.value_and_grad(total))(trainable)
+
+    (wanted_loss, wanted), (found_loss, found) = in_both_precisions(model, step)
+    np.testing.assert_allclose(found_loss, wanted_loss, rtol=2e-3)
+    for part in PARTS:
+        names = [name for name in wanted if name.startswith(part)]
+        a, b = (np.concatenate([np.ravel(gradient[name]) for name in names]) for gradient in (wanted, found))
+        assert a @ b > 0.98 * np.linalg.norm(a) * np.linalg.norm(b), part
+        np.testing.assert_allclose(np.linalg.norm(b), np.linalg.norm(a), rtol=0.05, err_msg=part)
