@@ -4,7 +4,8 @@
 `python -m crossearth_jax.convert SRC OUT.pth --to=torch`
 
 SRC is a CrossEarth checkpoint, a DINOv2 backbone (original `.pth` or Hugging Face safetensors), a file of ours, the
-folder of a run, or the folder of style-augmentation's two files. Nothing in a `.pth` is run, and torch is not needed.
+folder of a run, or style-augmentation's two files (their folder, or one of them). Nothing in a `.pth` is run, and torch
+is not needed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from crossearth_jax.predictor import read
 from crossearth_jax.weights import crossearth
 from crossearth_jax.weights.load import Weights
 from crossearth_jax.weights.native import digest, save_native, save_tensors
-from crossearth_jax.weights.style import TRANSFORMER_FILE, load_style
+from crossearth_jax.weights.style import legacy_files, load_style
 from crossearth_jax.weights.torch_writer import write_torch_zip
 
 
@@ -35,7 +36,7 @@ def main(argv: list[str]) -> None:
     arguments = _parser().parse_args(argv)
     source, out = Path(arguments.source), Path(arguments.out)
     _check_out(source, out, arguments.to)
-    if (source / TRANSFORMER_FILE).exists():
+    if legacy_files(source) is not None:
         params = load_style(StyleNetwork("inception"), source)
         save_tensors(out, params, {"source": source.name})
     else:
@@ -80,7 +81,7 @@ def _check_out(source: Path, out: Path, to: str) -> None:
     suffixes = (".pth", ".safetensors") if to == "torch" else (".safetensors",)
     if out.suffix not in suffixes:
         raise UserError(f"{out} ends in {out.suffix!r}, expected {' or '.join(suffixes)} for --to={to}")
-    if to == "torch" and (source / TRANSFORMER_FILE).exists():
+    if to == "torch" and legacy_files(source) is not None:
         raise UserError(f"{source} holds the style network's own torch files; there is nothing to convert --to=torch")
     if out.exists() and source.exists() and out.samefile(source):
         raise UserError(f"{out} is the file to read; name another one to write")

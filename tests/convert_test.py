@@ -97,3 +97,18 @@ def test_mistakes_end_in_one_line_and_leave_nothing(checkpoint, monkeypatch, cap
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and message in errors[0]
     assert [entry.name for entry in checkpoint.parent.iterdir()] == ["a.pth"]
+
+
+def test_one_style_file_converts_beside_the_other_and_else_both_are_asked_for(tmp_path, published_style):
+    for part, name in (("ghiasi", "transformer"), ("stylePredictor", "stylepredictor")):
+        tensors = {k.removeprefix(f"{part}."): v for k, v in published_style.items() if k.startswith(part)}
+        write_torch_zip(tmp_path / f"checkpoint_{name}.pth", {f"state_dict_{part.lower()}": tensors})
+    convert.main([str(tmp_path / "checkpoint_transformer.pth"), str(tmp_path / "style.safetensors")])
+    network = StyleNetwork("inception")
+    assert style_digest(load_style(network, tmp_path / "style.safetensors")) == style_digest(
+        load_style(network, tmp_path)
+    )
+    (tmp_path / "checkpoint_stylepredictor.pth").rename(tmp_path / "renamed.pth")
+    for name in ("checkpoint_transformer.pth", "renamed.pth"):
+        with pytest.raises(UserError, match=r"checkpoint_transformer\.pth and checkpoint_stylepredictor\.pth"):
+            convert.main([str(tmp_path / name), str(tmp_path / "other.safetensors")])

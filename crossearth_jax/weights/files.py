@@ -16,6 +16,7 @@ from crossearth_jax.weights.torch_types import Tensor
 
 # Where checkpoints keep their weights, beside logs and optimizer state.
 _STATE_KEYS = ("state_dict", "model", "teacher")
+_STYLE_KEYS = ("state_dict_ghiasi", "state_dict_stylepredictor")  # of style-augmentation's two files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,11 @@ def _read_safetensors(path: str | os.PathLike[str]) -> TensorFile:
 def _read_torch(path: str | os.PathLike[str]) -> TensorFile:
     file = read_torch(path)
     content = file.content if isinstance(file.content, dict) else {}
+    if any(key in content for key in _STYLE_KEYS):
+        raise UserError(
+            f"{os.fspath(path)} is one half of a style network, not a model; name the folder that holds both halves, "
+            "checkpoint_transformer.pth and checkpoint_stylepredictor.pth"
+        )
     state = next((content[key] for key in _STATE_KEYS if isinstance(content.get(key), dict)), content)
     meta = content.get("meta")
     tensors = {str(name): file.array(value) for name, value in state.items() if isinstance(value, Tensor)}

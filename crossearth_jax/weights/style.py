@@ -54,8 +54,9 @@ def load_style(network: StyleNetwork, path: str | Path | None = None) -> dict[st
 
     Args:
       network: which one.
-      path: `.safetensors` of ours (also a converted CrossEarth checkpoint), a CrossEarth `.pth`, or the folder that
-        holds style-augmentation's two `.pth` files; None takes the network shipped with the package ("mobile").
+      path: `.safetensors` of ours (also a converted CrossEarth checkpoint), a CrossEarth `.pth`, or the two files of
+        style-augmentation: their folder, or one of them beside the other. None takes the network shipped with the
+        package ("mobile").
 
     Raises:
       UserError: the file is missing, damaged, or of another network.
@@ -87,8 +88,25 @@ def style_digest(params: Mapping[str, jax.Array]) -> str:
     return digest.hexdigest()
 
 
+def legacy_files(path: Path) -> tuple[Path, Path] | None:
+    """Style-augmentation's two files, if `path` is their folder or one of them.
+
+    Raises:
+      UserError: one of them is there and the other is not.
+    """
+    folder = path.parent if path.name in (TRANSFORMER_FILE, PREDICTOR_FILE) else path
+    transformer, predictor = folder / TRANSFORMER_FILE, folder / PREDICTOR_FILE
+    missing = [file.name for file in (transformer, predictor) if not file.exists()]
+    if len(missing) == 1:
+        raise UserError(
+            f"{folder} holds one half of the style network, and {missing[0]} is missing; put {TRANSFORMER_FILE} and "
+            f"{PREDICTOR_FILE} of style-augmentation into one folder and name that folder"
+        )
+    return None if missing else (transformer, predictor)
+
+
 def torch_tensors(path: Path) -> dict[str, np.ndarray]:
-    """Reads the style network's tensors from a CrossEarth checkpoint or from the folder of the legacy files.
+    """Reads the style network's tensors from a CrossEarth checkpoint or from the legacy files.
 
     Returns:
       Arrays by published name, `ghiasi.…` and `stylePredictor.…`, and whatever else the legacy files hold.
@@ -96,7 +114,7 @@ def torch_tensors(path: Path) -> dict[str, np.ndarray]:
     Raises:
       UserError: a file is missing or damaged.
     """
-    files = [path / TRANSFORMER_FILE, path / PREDICTOR_FILE] if path.is_dir() else [path]
+    files = legacy_files(path) or (path,)
     found: dict[str, np.ndarray] = {}
     for file in map(read_torch, files):
         tensors = _flat(file.content).items()

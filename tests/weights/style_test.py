@@ -122,3 +122,16 @@ def test_initial_parameters_load_into_the_network():
     assert {name: (p.shape, p.dtype) for name, p in params.items()} == {
         name: (p.shape, p.dtype) for name, p in StyleNetwork("mobile").shapes().items()
     }
+
+
+def test_one_of_the_two_files_stands_for_both_or_says_which_is_missing(published_style, tmp_path):
+    parts = {"ghiasi": "checkpoint_transformer.pth", "stylePredictor": "checkpoint_stylepredictor.pth"}
+    for prefix, name in parts.items():
+        tensors = {k.removeprefix(f"{prefix}."): v for k, v in published_style.items() if k.startswith(prefix)}
+        write_torch_zip(tmp_path / name, {f"state_dict_{prefix.lower()}": tensors})
+    both = style_digest(load_style(INCEPTION, tmp_path))
+    assert {style_digest(load_style(INCEPTION, tmp_path / name)) for name in parts.values()} == {both}
+    (tmp_path / "checkpoint_stylepredictor.pth").unlink()
+    for path in (tmp_path, tmp_path / "checkpoint_transformer.pth"):
+        with pytest.raises(UserError, match=r"one half .*, and checkpoint_stylepredictor\.pth is missing"):
+            load_style(INCEPTION, path)
