@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
             augment=AUGMENT,
             loss=None,
             mim=MimTaskConfig(mask_ratio=0.5, block_size=2 * BLOCK),
-            optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=200, horizon=steps, ema=0.998),
+            optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=200, ema=0.998),
             train=TrainConfig(steps=steps, frozen=((r".*", False),), checkpoint_every=500),
         )
     )

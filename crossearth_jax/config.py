@@ -86,7 +86,9 @@ class ModelConfig:
     reins: ReinsConfig | None = ReinsConfig()
     head: HeadConfig | None = HeadConfig()  # None for pretraining without labels
     mim: MimConfig | None = None
-    dtype: str = "float32"  # of the computation: "float32" or "bfloat16"; parameters stay float32
+    # Of matrix products and convolutions, "float32" or "bfloat16"; parameters, residual streams, norms and losses are
+    # always float32.
+    dtype: str = "float32"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,14 +171,15 @@ class OptimizerConfig:
     learning_rate: float = 1e-4
     warmup_steps: int = 0
     warmup_factor: float = 1e-6
-    horizon: int = 40_000  # step at which the polynomial would reach zero
+    # Step at which the polynomial would reach zero; None: train.steps. CrossEarth stops at 30,000 of 40,000.
+    horizon: int | None = None
     power: float = 0.9
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.05
     decay: tuple[tuple[str, bool], ...] = (  # which parameters decay; the recipe spares norms and embeddings
-        (r".*/norm\d?/.*|.*/level_embed|reins/(tokens_[ab]|scale)", False),
+        (r".*/norm\d?/.*|.*/level_embed|head/mask_decoder/queries|reins/(tokens_[ab]|scale)", False),
         (r".*", True),
     )
     rates: tuple[tuple[str, float], ...] = ((r".*", 1.0),)  # learning-rate multipliers
@@ -240,6 +243,11 @@ class Config:
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     mesh: MeshConfig = MeshConfig()
+
+    @property
+    def horizon(self) -> int:
+        """Step at which the learning rate would reach zero: `optimizer.horizon`, or else the number of steps."""
+        return self.train.steps if self.optimizer.horizon is None else self.optimizer.horizon
 
 
 def to_config_dict(config: Any) -> ConfigDict:

@@ -15,6 +15,7 @@ from ml_collections import config_flags
 
 from crossearth_jax import benchmark, command, parallel
 from crossearth_jax.config import Config, UserError, from_config_dict
+from crossearth_jax.config_check import check_config
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment: a file in configs/, with `:argument` if it takes one."
@@ -146,19 +147,8 @@ def _parse(argv: list[str]) -> tuple[Config, Path]:
     if compiling and not _TOPOLOGY.value:
         raise UserError("--mode=compile needs --topology, e.g. --topology=v5e:2x4 or --topology=v5e:16x16,v5p:4x8x8")
     config = from_config_dict(_CONFIG.value)
-    check_classes(config)
+    check_config(config)
     return config, Path(_WORKDIR.value or f"runs/compile-{config.name}")
-
-
-def check_classes(config: Config) -> None:
-    """Raises a UserError if the model does not have the classes of the source's labels."""
-    domain = benchmark.DOMAINS.get(config.data.source)  # an unknown one is refused where it is looked for
-    taxonomy = benchmark.TAXONOMIES.get(domain.taxonomy or "") if domain else None
-    if taxonomy and config.model.head and config.model.classes != len(taxonomy.classes):
-        raise UserError(
-            f"model.classes is {config.model.classes}, but {config.data.source} has {len(taxonomy.classes)} classes "
-            f"({', '.join(taxonomy.classes)}); set --config.model.classes={len(taxonomy.classes)}"
-        )
 
 
 if __name__ == "__main__":

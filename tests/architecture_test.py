@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     ("config", "progress"),
     ("benchmark", "tables", "command", "atomic", "pictures"),
-    ("parallel",),
+    ("parallel", "config_check"),
     ("ops",),
     ("inputs", "augment", "models", "losses", "metrics"),
     ("results",),

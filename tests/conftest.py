@@ -118,7 +118,7 @@ def tiny_config(blue_marble_dir):
         style=StyleConfig(probability=0.5),
         mim=MimTaskConfig(),
         loss=LossConfig(points=64),
-        optimizer=OptimizerConfig(learning_rate=1e-2, ema=0.9, accumulate=2),
+        optimizer=OptimizerConfig(learning_rate=1e-2, horizon=40_000, ema=0.9, accumulate=2),
         train=TrainConfig(steps=4, log_every=1, checkpoint_every=2),
         evaluate=EvaluateConfig(window=16, stride=11, batch_size=16, examples=2),
     )

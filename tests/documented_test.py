@@ -21,6 +21,7 @@ from ml_collections import config_flags
 
 from crossearth_jax import main
 from crossearth_jax.config import from_config_dict
+from crossearth_jax.config_check import check_config
 from crossearth_jax.predictor import Segmentor
 
 ROOT = Path(__file__).parents[1]
@@ -158,7 +159,7 @@ def parse_main(arguments: list[str], monkeypatch) -> None:
             values[flag.name] = copy.deepcopy(flag)
     config_flags.DEFINE_config_file("config", flag_values=values)
     values(["main", *arguments])
-    main.check_classes(from_config_dict(values.config))
+    check_config(from_config_dict(values.config))
 
 
 def flags_of(name: str, arguments: list[str]) -> set[str]:

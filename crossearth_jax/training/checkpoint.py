@@ -43,8 +43,11 @@ class RunIdentity:
 
     def as_json(self) -> dict[str, Any]:
         """The form that is stored in every checkpoint."""
+        # The horizon in numbers: where it follows the steps, more steps are another schedule from the first one on.
+        optimizer = dataclasses.replace(self.config.optimizer, horizon=self.config.horizon)
+        config = dataclasses.replace(self.config, optimizer=optimizer)
         return {
-            "config": json.loads(to_config_dict(self.config).to_json()),
+            "config": json.loads(to_config_dict(config).to_json()),
             "frozen_digest": self.frozen_digest,
             "frozen": dict(self.frozen),
         }
@@ -248,6 +251,8 @@ class Checkpoints:
 
     def _check(self, meta: Mapping[str, Any]) -> None:
         changes = config_changes(meta["config"], self.identity["config"])
+        if step >= self.identity["config"]["train"]["steps"]:  # nothing more is learnt, so the schedule is over
+            changes = [change for change in changes if not change.startswith("optimizer.horizon:")]
         if changes:
             raise UserError(
                 f"{self._directory} holds a run with another configuration ({'; '.join(changes)}); "

@@ -14,18 +14,18 @@ from crossearth_jax import tables
 from crossearth_jax.config import OptimizerConfig
 
 
-def schedule(config: OptimizerConfig) -> optax.Schedule:
+def schedule(config: OptimizerConfig, horizon: int) -> optax.Schedule:
     """Learning rate of 0-based step i: linear warm-up, then polynomial decay that reaches 0 at `horizon - 1`.
 
     As the reference counts: the last warm-up step already has the full rate, and a run may stop before the horizon
-    (CrossEarth stops at 30,000 of 40,000).
+    (CrossEarth stops at 30,000 of 40,000). `config.horizon` may be None; `Config.horizon` is the number that counts.
     """
 
     def rate(step: Any) -> Float[Array, ""]:
         step = jnp.asarray(step, jnp.float32)
         ramp = jnp.minimum(step / max(config.warmup_steps - 1, 1), 1.0)
         warm = config.warmup_factor + (1 - config.warmup_factor) * ramp
-        span = max(config.horizon - config.warmup_steps - 1, 1)
+        span = max(horizon - config.warmup_steps - 1, 1)
         # The remaining share is formed before dividing: 1 - i / span would cancel in float32 near the end.
         left = jnp.clip((span - (step - config.warmup_steps)) / span, 0.0, 1.0)
         return config.learning_rate * jnp.where(step < config.warmup_steps, warm, left**config.power)
@@ -33,7 +33,7 @@ def schedule(config: OptimizerConfig) -> optax.Schedule:
     return rate
 
 
-def make_optimizer(config: OptimizerConfig, names: Mapping[str, Any]) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig, horizon: int, names: Mapping[str, Any]) -> optax.GradientTransformation:
     """AdamW over the parameters `names`; the tables of the config decide decay and learning rate of each.
 
     Raises:
@@ -47,7 +47,7 @@ def make_optimizer(config: OptimizerConfig, names: Mapping[str, Any]) -> optax.G
         optax.scale_by_adam(config.b1, config.b2, config.eps),
         optax.add_decayed_weights(config.weight_decay, mask=decay),
         _scale_each(rates),
-        optax.scale_by_learning_rate(schedule(config)),
+        optax.scale_by_learning_rate(schedule(config, horizon)),
     )
 
 

@@ -70,7 +70,7 @@ def build_program(
     trainable_names, frozen_names = split_names(config.train.frozen, shapes)
     trainable = {name: shapes[name] for name in trainable_names}
     frozen = {name: shapes[name] for name in frozen_names} | (style_shapes or {})
-    optimizer = make_optimizer(config.optimizer, trainable)
+    optimizer = make_optimizer(config.optimizer, config.horizon, trainable)
     state = jax.eval_shape(_create(config, optimizer), trainable)
     shardings = state_shardings(mesh, state, parallel.param_shardings(mesh, trainable))
     frozen_shardings = parallel.param_shardings(mesh, frozen)

@@ -54,7 +54,7 @@ def make_train_step(
       loss: `(trainable, frozen, example, key) -> terms`, from `make_loss`.
       inject: Earth-Style Injection `(frozen, key, images) -> (images, styled)`, or `no_injection`.
     """
-    schedule = optimizers.schedule(config.optimizer)
+    schedule = optimizers.schedule(config.optimizer, config.horizon)
     differentiate = make_gradients(config, loss, inject)
 
     def train_step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, Terms]:

@@ -16,7 +16,7 @@ from crossearth_jax.training import state
 from crossearth_jax.training.checkpoint import Checkpoints, RunIdentity
 from crossearth_jax.training.optimizer import make_optimizer
 
-CONFIG = Config(name="test", optimizer=OptimizerConfig(ema=0.99))
+CONFIG = Config(name="test", optimizer=OptimizerConfig(ema=0.99, horizon=40_000))
 SHAPES = {
     "reins/tokens_b": jax.ShapeDtypeStruct((2, 32, 64), jnp.float32),  # too large to be stored among the metadata
     "head/mask_decoder/class_head/bias": jax.ShapeDtypeStruct((7,), jnp.float32),
@@ -24,7 +24,7 @@ SHAPES = {
 
 
 def make_state(mesh, seed=0):
-    optimizer = make_optimizer(CONFIG.optimizer, SHAPES)
+    optimizer = make_optimizer(CONFIG.optimizer, CONFIG.horizon, SHAPES)
     keys = jax.random.split(jax.random.key(seed), len(SHAPES))
     params = {n: jax.random.normal(k, s.shape) for k, (n, s) in zip(keys, SHAPES.items(), strict=True)}
     made = state.create_state(params, optimizer, averaged=True)
@@ -87,6 +87,22 @@ def test_other_configuration_or_backbone_is_refused_with_the_difference(tmp_path
         Checkpoints(tmp_path, 2, identity(other, a="1", b="2")).restore(shapes, shardings)
     with pytest.raises(UserError, match=r"other frozen weights \(b: 2 -> 3; c: absent -> 4\); point train\.init_from"):
         Checkpoints(tmp_path, 2, identity(a="1", b="3", c="4")).restore(shapes, shardings)
+
+
+def test_a_schedule_that_follows_the_steps_is_not_stretched_in_the_middle(tmp_path):
+    saved, shapes, shardings = make_state(parallel.make_mesh(MeshConfig()))
+    follows = dataclasses.replace(CONFIG, optimizer=OptimizerConfig(ema=0.99), train=TrainConfig(steps=100))
+    checkpoints = Checkpoints(tmp_path, 2, identity(follows))
+    checkpoints.save(saved._replace(step=jnp.int32(90)))
+    checkpoints.close()
+    set_later = dataclasses.replace(follows, optimizer=OptimizerConfig(ema=0.99, horizon=100))
+    Checkpoints(tmp_path, 2, identity(set_later)).restore(shapes, shardings)
+    longer = dataclasses.replace(follows, train=TrainConfig(steps=200))
+    with pytest.raises(UserError, match=r"optimizer\.horizon: 100 -> 200"):
+        Checkpoints(tmp_path, 2, identity(longer)).restore(shapes, shardings)
+    # Evaluation may name fewer steps: nothing is left to learn, so the schedule does not matter.
+    evaluated = dataclasses.replace(follows, train=TrainConfig(steps=80))
+    Checkpoints(tmp_path, 2, identity(evaluated)).restore(shapes, shardings)
 
 
 def test_the_best_on_source_is_kept_beside_the_newest(tmp_path):

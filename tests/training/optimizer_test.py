@@ -25,7 +25,7 @@ GOLDEN = Path(__file__).parent.parent / "golden" / "tiny"
 )
 def test_schedule(key, config):
     golden = json.loads((GOLDEN / "lr_schedule.json").read_text())[key]
-    found = jax.vmap(optimizer.schedule(config))(jnp.array([int(step) for step in golden]))
+    found = jax.vmap(optimizer.schedule(config, 40_000))(jnp.array([int(step) for step in golden]))
     np.testing.assert_allclose(found, list(golden.values()), rtol=2e-7)
 
 
@@ -41,11 +41,17 @@ def test_parameter_groups():
         np.testing.assert_array_equal(values, np.float32(config.weight_decay if decays[name] else 0), err_msg=name)
 
 
+def test_learnt_queries_do_not_decay():
+    names = [f"head/mask_decoder/{name}" for name in ("queries", "level_embed", "query_projection/kernel")]
+    decays = tables.resolve(OptimizerConfig().decay, names, "weight decay")
+    assert list(decays.values()) == [False, False, True]
+
+
 def test_adamw_step():
     params, gradients, wanted = (
         {name: jnp.asarray(value) for name, value in from_reference(tensors).items()} for tensors in _step_tensors()
     )
-    adamw = optimizer.make_optimizer(OptimizerConfig(), params)
+    adamw = optimizer.make_optimizer(OptimizerConfig(), 40_000, params)
     updates, _ = jax.jit(adamw.update)(gradients, adamw.init(params), params)
     for name, update in updates.items():
         # The step is 1e-4; the rest is the rounding of parameters of the order of 1.
@@ -60,7 +66,7 @@ def _step_tensors():
 
 def test_left_over_parameter_is_refused():
     with pytest.raises(UserError, match="weight decay table has no pattern for parameter 'head/new'"):
-        optimizer.make_optimizer(OptimizerConfig(decay=((r"reins/.*", True),)), {"head/new": None})
+        optimizer.make_optimizer(OptimizerConfig(decay=((r"reins/.*", True),)), 40_000, {"head/new": None})
 
 
 def test_average_by_hand():

@@ -1,0 +1,205 @@
+"""Configurations that cannot be meant, refused before a run begins.
+
+`config.from_config_dict` knows names and types. Here every number has its range, and fields that belong together are
+compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from absl import logging
+
+from crossearth_jax import benchmark
+from crossearth_jax.config import Config, HeadConfig, UserError, ViTConfig
+
+# Field -> the numbers it may have. The first full match counts, and no numeric field is left over.
+_RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    (r"seed", lambda x: 0 <= x < 2**32, "0 to 4294967295"),
+    (r"mesh\..*", lambda x: x == -1 or x >= 1, "1 or more, or -1 for all devices that are left"),
+    (r"(data\.(workers|prefetch)|augment\.crop_tries|evaluate\.examples|optimizer\.warmup_steps)", lambda x: x >= 0,
+     "0 or more"),
+    (r"augment\.(brightness|contrast|saturation|hue)", lambda x: x >= 0, "0 or more"),
+    (r"augment\.max_class_share", lambda x: 0.5 < x <= 1, "more than 0.5 and at most 1, which accepts every crop"),
+    (r"augment\.(scales|longest)", lambda x: x > 0, "more than 0"),
+    (r"(style|mim)\.(probability|alpha|mask_ratio)", lambda x: 0 <= x <= 1, "0 to 1"),
+    (r"loss\.importance", lambda x: 0 <= x <= 1, "0 to 1"),
+    (r"loss\.oversample", lambda x: x >= 1, "1 or more"),
+    (r"(loss|mim)\..*_weight", lambda x: x >= 0, "0 or more"),
+    (r"optimizer\.(b1|b2|ema)", lambda x: 0 <= x < 1, "0 or more and less than 1"),
+    (r"optimizer\.warmup_factor", lambda x: 0 <= x <= 1, "0 to 1"),
+    (r"optimizer\.(weight_decay|power|rates)", lambda x: x >= 0, "0 or more"),
+    (r"(optimizer\.(learning_rate|eps|clip_norm)|data\.timeout)", lambda x: x > 0, "more than 0"),
+    (r"model\.vit\.feature_blocks", lambda x: x >= 0, "0 or more"),
+    (r"model\.vit\.pyramid", lambda x: x > 0, "more than 0"),
+    (r"model\.vit\.pixel_statistics", lambda x: 0 <= x <= 255, "0 to 255"),
+    (r"model\.(vit\.layer_scale|reins\.scale)", lambda x: abs(x) < float("inf"), "a finite number"),
+    # Sizes, counts and intervals.
+    (r"(data|model|augment|style|mim|loss|optimizer|train|evaluate)\..*", lambda x: x >= 1, "1 or more"),
+)  # fmt: skip
+
+_CHOICES = {
+    "data.corrupt_records": ("stop", "skip"),
+    "model.dtype": ("float32", "bfloat16"),
+    "style.backend": ("mobile", "inception"),
+    "train.nonfinite": ("stop", "skip"),
+    "evaluate.select": ("last", "best_on_source"),
+}
+
+
+def check_config(config: Config) -> None:
+    """Refuses a configuration that cannot be meant.
+
+    What depends on the devices is checked where they are known: `parallel.make_mesh`, `training.program.check_batch`.
+
+    Raises:
+      UserError: a number is out of range, or two fields contradict each other.
+    """
+    for name, value in numbers(config):
+        fits, range_ = next((test, words) for pattern, test, words in _RANGES if re.fullmatch(pattern, name))
+        if not fits(value):
+            raise UserError(f"{name} is {value}, expected {range_}")
+    for name, choices in _CHOICES.items():
+        section, field = name.split(".")
+        value = getattr(getattr(config, section), field, choices[0])  # `style` may be None
+        if value not in choices:
+            raise UserError(f"{name} is '{value}', expected one of {', '.join(choices)}")
+    for check in (_check_tasks, _check_model, _check_sizes, _check_schedule, _check_batch, _check_tables):
+        check(config)
+    check_classes(config)
+
+
+def numbers(section: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Every number of a configuration with the name of its field; entries of tuples have the name of the tuple."""
+    if dataclasses.is_dataclass(section):
+        for field in dataclasses.fields(section):
+            yield from numbers(getattr(section, field.name), f"{prefix}.{field.name}" if prefix else field.name)
+    elif isinstance(section, tuple):
+        for item in section:
+            yield from numbers(item, prefix)
+    elif isinstance(section, int | float) and not isinstance(section, bool):
+        yield prefix, section
+
+
+def _check_tasks(config: Config) -> None:
+    if config.loss is None and config.mim is None:
+        raise UserError("the config names no task; set loss (segmentation), mim (masked image modelling) or both")
+    if config.loss is not None and config.model.head is None:
+        raise UserError("loss (segmentation) needs model.head, which is None; set model.head, or loss to None")
+    if config.mim is not None and config.model.mim is None:
+        raise UserError("mim (masked image modelling) needs model.mim, which is None; set model.mim, or mim to None")
+
+
+def _check_model(config: Config) -> None:
+    vit, head = config.model.vit, config.model.head
+    divisors = [("model.vit.width", "model.vit.heads", vit), ("model.vit.image_size", "model.vit.patch_size", vit)]
+    if head is not None:
+        divisors += [("model.head.width", "model.head.heads", head), ("model.head.width", "model.head.groups", head)]
+    for whole, part, section in divisors:
+        _check_multiple(whole, part, section)
+    blocks = vit.feature_blocks
+    if list(blocks) != sorted(set(blocks)) or not blocks or blocks[-1] != vit.depth - 1:
+        raise UserError(
+            f"model.vit.feature_blocks are {blocks}; they must rise and end with the last block, {vit.depth - 1} "
+            "(blocks after it would be computed in vain)"
+        )
+    if len(blocks) != len(vit.pyramid):
+        raise UserError(
+            f"model.vit.feature_blocks names {len(blocks)} blocks, expected one for each of the {len(vit.pyramid)} "
+            "levels of model.vit.pyramid"
+        )
+    if vit.pixel_statistics is not None and min(vit.pixel_statistics[1]) == 0:
+        raise UserError(f"model.vit.pixel_statistics has the deviations {vit.pixel_statistics[1]}, expected none of 0")
+
+
+def _check_multiple(whole: str, part: str, section: ViTConfig | HeadConfig) -> None:
+    size, divisor = (getattr(section, name.rpartition(".")[2]) for name in (whole, part))
+    if size % divisor:
+        raise UserError(f"{whole} is {size}, expected a multiple of {part} = {divisor}")
+
+
+def _check_sizes(config: Config) -> None:
+    patch, crop, evaluate = config.model.vit.patch_size, config.augment.crop_size, config.evaluate
+    for name, size in (("augment.crop_size", crop), ("evaluate.window", evaluate.window)):
+        if size % patch:
+            raise UserError(f"{name} is {size}, expected a multiple of model.vit.patch_size = {patch}")
+    if evaluate.stride > evaluate.window:
+        raise UserError(
+            f"evaluate.stride is {evaluate.stride}, expected at most evaluate.window = {evaluate.window}: pixels "
+            "between the windows would have no score"
+        )
+    for name, section in (("style", config.style), ("mim", config.mim)):
+        # Blocks shrink with crops below 512 pixels (`augment.masking.scaled_block`).
+        if section is not None and section.block_size > max(crop, 512):
+            raise UserError(
+                f"{name}.block_size is {section.block_size} pixels, expected at most {max(crop, 512)}: no block fits "
+                "into the crop"
+            )
+    if config.mim is not None and config.model.mim is not None and config.model.mim.token_size < crop:
+        raise UserError(
+            f"model.mim.token_size is {config.model.mim.token_size}, expected at least augment.crop_size = {crop}"
+        )
+    for name in ("contrast", "saturation"):
+        low, high = getattr(config.augment, name)
+        if low > high:
+            raise UserError(f"augment.{name} is ({low}, {high}), expected the smaller factor first")
+
+
+def _check_schedule(config: Config) -> None:
+    optimizer, steps = config.optimizer, config.train.steps
+    if config.horizon < steps:
+        raise UserError(
+            f"optimizer.horizon is {config.horizon}, less than train.steps = {steps}: the last "
+            f"{steps - config.horizon} steps would have a learning rate of 0; set a horizon of at least the steps, or "
+            "None to follow them"
+        )
+    if optimizer.horizon is not None and optimizer.warmup_steps >= optimizer.horizon:
+        raise UserError(
+            f"optimizer.warmup_steps is {optimizer.warmup_steps}, expected less than optimizer.horizon = "
+            f"{optimizer.horizon}"
+        )
+    if optimizer.warmup_steps >= steps > 1:
+        logging.warning(
+            "the learning rate never leaves its warm-up: optimizer.warmup_steps is %d, train.steps %d",
+            optimizer.warmup_steps, steps,
+        )  # fmt: skip
+
+
+def _check_batch(config: Config) -> None:
+    parts = {"optimizer.accumulate": config.optimizer.accumulate}
+    # An axis of -1 is known with the devices only.
+    parts |= {f"mesh.{axis}": getattr(config.mesh, axis) for axis in ("data", "fsdp")}
+    known = {name: size for name, size in parts.items() if size > 1}
+    pieces = 1
+    for size in known.values():
+        pieces *= size
+    if config.data.batch_size % pieces:
+        product = " x ".join(f"{name} = {size}" for name, size in known.items())
+        raise UserError(f"data.batch_size is {config.data.batch_size}, expected a multiple of {pieces} ({product})")
+
+
+def _check_tables(config: Config) -> None:
+    for name, table in (
+        ("optimizer.decay", config.optimizer.decay),
+        ("optimizer.rates", config.optimizer.rates),
+        ("train.frozen", config.train.frozen),
+    ):
+        for pattern, _ in table:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(f"{name} holds '{pattern}', which is no regular expression ({error})") from None
+
+
+def check_classes(config: Config) -> None:
+    """Raises a UserError if the model does not have the classes of the source's labels."""
+    domain = benchmark.DOMAINS.get(config.data.source)  # an unknown one is refused where it is looked for
+    taxonomy = benchmark.TAXONOMIES.get(domain.taxonomy or "") if domain else None
+    if taxonomy and config.model.head and config.model.classes != len(taxonomy.classes):
+        raise UserError(
+            f"model.classes is {config.model.classes}, but {config.data.source} has {len(taxonomy.classes)} classes "
+            f"({', '.join(taxonomy.classes)}); set --config.model.classes={len(taxonomy.classes)}"
+        )
