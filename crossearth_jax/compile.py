@@ -91,7 +91,7 @@ def trace_training(config: Config, mesh: Mesh) -> Traced:
     size = find_domain(config.data.source).sizes["train"]
     state = _placed(program.state, program.state_shardings)
     frozen = _placed(program.frozen, program.frozen_shardings)
-    batch = _batch(mesh, config.data.batch_size, size, index=((), jnp.int32))
+    batch = _batch(mesh, config.data.batch_size, size, size=((2,), jnp.int32), index=((), jnp.int32))
     step = program.step.trace(state, frozen, batch)
     origins = jax.tree.map(lambda _: NOTHING, state)
     origins = origins._replace(trainable=dict.fromkeys(state.trainable, Origin(trainable=True, batch=False)))
@@ -122,9 +122,9 @@ def _placed(shapes: Any, shardings: Any) -> Any:
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
-def _batch(mesh: Mesh, count: int, size: tuple[int, int], **others: Any) -> dict[str, jax.ShapeDtypeStruct]:
+def _batch(mesh: Mesh, count: int, side: tuple[int, int], **others: Any) -> dict[str, jax.ShapeDtypeStruct]:
     sharding = parallel.batch_sharding(mesh)
-    arrays = {"image": ((*size, 3), jnp.uint8), "label": (size, jnp.uint8)} | others
+    arrays = {"image": ((*side, 3), jnp.uint8), "label": (side, jnp.uint8)} | others
     return {
         name: jax.ShapeDtypeStruct((count, *shape), dtype, sharding=sharding) for name, (shape, dtype) in arrays.items()
     }

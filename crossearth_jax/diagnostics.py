@@ -20,6 +20,7 @@ from crossearth_jax.benchmark import DOMAINS
 from crossearth_jax.config import Config, StyleConfig
 from crossearth_jax.initialise import style_network
 from crossearth_jax.inputs.sources import PreparedSplit, prepared_splits
+from crossearth_jax.inputs.transforms import window
 from crossearth_jax.models.style import StyleKind, StyleNetwork
 from crossearth_jax.ops.frechet import frechet_distance
 from crossearth_jax.ops.moments import Moments
@@ -87,7 +88,10 @@ def style_examples(
     assert config.style is not None
     split = PreparedSplit(config.data.source, "train", config.data.data_dir)
     chosen = list(itertools.islice((split[i] for i in range(len(split))), EXAMPLES))
-    images, labels = (np.stack([example[name] for example in chosen]) for name in ("image", "label"))
+    height, width = np.min([example["label"].shape for example in chosen], axis=0).tolist()
+    # The middle of each, at the size that all of them have.
+    pairs = [window(example["image"], example["label"], (height, width), (0.5, 0.5)) for example in chosen]
+    images, labels = (np.stack(column) for column in zip(*pairs, strict=True))
     style = dataclasses.replace(config.style, probability=1.0, literal=False)
     statistics = load_statistics(style.statistics, style_network(config).kind).sampler
     inject = style_injection(style, style_network(config), statistics)

@@ -67,6 +67,13 @@ def test_distances_are_those_of_gaussians_of_codes(tiny_config, blue_marble_dir,
     assert expected > 0.1
 
 
+def test_images_of_several_sizes_are_shown_at_the_size_that_all_have(tiny_config, random_split, monkeypatch):
+    split = random_split(SOURCE, [(64, 64), (80, 48), (64, 64), (32, 96)])
+    monkeypatch.setattr("crossearth_jax.diagnostics.PreparedSplit", lambda *_: split)
+    clean, shown = style_examples(tiny_config, load_style(StyleNetwork("mobile")))
+    assert clean.shape == shown.shape == (4, 16, 16, 3)
+
+
 def test_examples_of_a_run_are_restyled_in_blocks(tiny_config):
     style = dataclasses.replace(tiny_config.style, alpha=1.0)
     config = dataclasses.replace(tiny_config, style=style)

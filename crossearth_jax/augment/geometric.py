@@ -60,14 +60,25 @@ def draw_geometric(config: AugmentConfig, key: Key[Array, ""], height: int, widt
 
 
 def geometric(
-    config: AugmentConfig, draws: GeometricDraws, image: UInt8[Array, "h w 3"], label: UInt8[Array, "h w"]
+    config: AugmentConfig,
+    draws: GeometricDraws,
+    image: UInt8[Array, "h w 3"],
+    label: UInt8[Array, "h w"],
+    inside: Bool[Array, "h w"] | None = None,
 ) -> tuple[UInt8[Array, "s s 3"], UInt8[Array, "s s"], Bool[Array, "s s"]]:
     """Resizes, crops and flips one example.
 
     A resized image smaller than the crop lies in its upper left corner.
 
+    Args:
+      config: sizes and shares.
+      draws: the random choices.
+      image: RGB.
+      label: classes, 255 = unlabelled.
+      inside: the rectangle of pixels that are not padding; None if there is none.
+
     Returns:
-      the image, the label (255 outside of the image) and a mask of the pixels inside of the image.
+      the image, the label (255 outside of the image) and a mask of the pixels inside of the image, again a rectangle.
 
     Raises:
       UserError: `max_class_share` is one half or less.
@@ -83,10 +94,14 @@ def geometric(
     # Positions outside of the image are read somewhere inside and overwritten below.
     read = [jnp.clip(corner[axis] + read[axis], 0, size[axis] - 1) for axis in (0, 1)]
     rows, columns = zip(tables, read, strict=True)
-    inside = (index < crop[0])[:, None] & (index < crop[1])
+    within = [index < crop[axis] for axis in (0, 1)]
+    if inside is not None:
+        sources = [resampling.look_up(tables[axis].nearest, draws.scale, read[axis]) for axis in (0, 1)]
+        within = [within[axis] & inside.any(1 - axis)[sources[axis]] for axis in (0, 1)]
+    shown = within[0][:, None] & within[1]
     cropped = resampling.sample_bilinear(image, draws.scale, rows, columns)
     cropped_label = resampling.sample_nearest(label, draws.scale, rows, columns)
-    return cropped, jnp.where(inside, cropped_label, IGNORE).astype(jnp.uint8), inside
+    return cropped, jnp.where(shown, cropped_label, IGNORE).astype(jnp.uint8), shown
 
 
 def choose_box(

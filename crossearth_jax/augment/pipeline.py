@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float32, Key, UInt8
+from jaxtyping import Array, Bool, Float32, Int, Key, UInt8
 
 from crossearth_jax import parallel
 from crossearth_jax.augment.geometric import draw_geometric, geometric
@@ -34,9 +34,9 @@ Transform = Callable[[Key[Array, ""], Example], Example]
 
 
 def resize_crop_flip(config: AugmentConfig, key: Key[Array, ""], example: Example) -> Example:
-    """Resizes, crops and flips at random; the padding is new."""
+    """Resizes, crops and flips at random."""
     draws = draw_geometric(config, key, *example.label.shape)
-    return Example(*geometric(config, draws, example.image, example.label))
+    return Example(*geometric(config, draws, *example))
 
 
 def distort_colours(config: AugmentConfig, key: Key[Array, ""], example: Example) -> Example:
@@ -63,10 +63,15 @@ def fill_padding(example: Example) -> Float32[Array, "h w 3"]:
 
 
 def augment_example(
-    config: AugmentConfig, key: Key[Array, ""], image: UInt8[Array, "h w 3"], label: UInt8[Array, "h w"]
+    config: AugmentConfig,
+    key: Key[Array, ""],
+    image: UInt8[Array, "h w 3"],
+    label: UInt8[Array, "h w"],
+    size: Int[Array, " 2"],
 ) -> tuple[Float32[Array, "s s 3"], UInt8[Array, "s s"], Bool[Array, "s s"]]:
     """Augments one example; see `augment`."""
-    example = Example(image, label, jnp.ones(label.shape, bool))
+    rows, columns = (jnp.arange(length) < filled for length, filled in zip(label.shape, size, strict=True))
+    example = Example(image, label, rows[:, None] & columns)
     for name, transform in transforms(config).items():
         example = transform(named_key(key, name), example)
     return fill_padding(example), example.label, example.inside
@@ -77,6 +82,7 @@ def augment(
     key: Key[Array, ""],
     images: UInt8[Array, "b h w 3"],
     labels: UInt8[Array, "b h w"],
+    sizes: Int[Array, "b 2"] | None = None,
 ) -> tuple[Float32[Array, "b s s 3"], UInt8[Array, "b s s"], Bool[Array, "b s s"]]:
     """Augments a batch (paper's recipe: scale 0.5 to 2, balanced crop, flip, photometric distortion).
 
@@ -87,13 +93,16 @@ def augment(
       key: of this step.
       images: RGB tiles of one static size.
       labels: classes, 255 = unlabelled.
+      sizes: (height, width) that each image takes of its tile, from the upper left corner; None: all of it.
 
     Returns:
       images on the 0..255 scale, whole numbers, padding in the mean colour (0 after `normalize`); labels, 255 in
-      the padding; which pixels are not padding.
+      the padding; which pixels, a rectangle, are not padding.
 
     Raises:
       UserError: `config.max_class_share` is one half or less.
     """
     keys = jax.random.split(key, images.shape[0])
-    return parallel.per_example(functools.partial(augment_example, config))(keys, images, labels)
+    if sizes is None:
+        sizes = jnp.broadcast_to(jnp.asarray(labels.shape[1:]), (len(labels), 2))
+    return parallel.per_example(functools.partial(augment_example, config))(keys, images, labels, sizes)

@@ -11,7 +11,7 @@ probability p per image, no image changes device, and no shard waits for another
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -26,7 +26,29 @@ from crossearth_jax.config import StyleConfig, UserError
 from crossearth_jax.ops.normalization import denormalize, normalize
 
 Params = Mapping[str, jax.Array]
-Injection = Callable[[Params, Key[Array, ""], Float32[Array, "b h w 3"]], tuple[Array, Array]]
+
+
+@runtime_checkable
+class Injection(Protocol):
+    """Earth-Style Injection as a training step calls it."""
+
+    def __call__(
+        self,
+        params: Params,
+        key: Key[Array, ""],
+        images: Float32[Array, "b h w 3"],
+        inside: Bool[Array, "b h w"] | None = None,
+        /,
+    ) -> tuple[Float32[Array, "b h w 3"], Bool[Array, " b"]]:
+        """Returns the images, some of them restyled, and which those are.
+
+        Args:
+          params: of the style network (`style/…`), beside others.
+          key: of this step.
+          images: normalised.
+          inside: the rectangle of pixels of each image that are not padding; None if there is none.
+        """
+        ...
 
 
 @runtime_checkable
@@ -61,9 +83,10 @@ class StyleDraws(NamedTuple):
 def style_injection(
     config: StyleConfig, backend: StyleBackend, statistics: StyleStatistics, shards: int = 1
 ) -> Injection:
-    """Builds `(params, key, images) -> (images, styled)`, which a training step calls on normalised images.
+    """Builds the injection. No gradient flows into the style network.
 
-    `styled` says per image whether it was restyled. No gradient flows into the style network.
+    Padding has no style: for the network it is filled with the mirrored image, and then left as it is.
+    `config.literal` restyles it, as the reference does.
 
     Args:
       config: probability, mixing share, mask ratio, block size; `literal` chooses the reference's behaviour.
@@ -90,6 +113,7 @@ def inject(
     params: Params,
     key: Key[Array, ""],
     images: Float32[Array, "b h w 3"],
+    inside: Bool[Array, "b h w"] | None = None,
 ) -> tuple[Float32[Array, "b h w 3"], Bool[Array, " b"]]:
     """Restyles each image with the configured probability and normalises the result again.
 
@@ -111,7 +135,8 @@ def inject(
         return jax.lax.cond(one_more, *branches, *pieces) if most > fewest else branches[0](*pieces)
 
     pieces = rearrange(images, "(g s) h w c -> g s h w c", g=shards)
-    shown, styled = parallel.per_example(of_shard)(draws, order, pieces)
+    masks = () if inside is None else (rearrange(inside, "(g s) h w -> g s h w", g=shards),)
+    shown, styled = parallel.per_example(of_shard)(draws, order, pieces, *masks)
     return rearrange(shown, "g s h w c -> (g s) h w c"), rearrange(styled, "g s -> (g s)")
 
 
@@ -124,17 +149,37 @@ def restyle_some(
     draws: StyleDraws,
     order: Int[Array, " s"],
     images: Float32[Array, "s h w 3"],
+    inside: Bool[Array, "s h w"] | None = None,
 ) -> tuple[Float32[Array, "s h w 3"], Bool[Array, " s"]]:
     """Restyles the first `count` images in the given order with the first draws; the others stay as they are."""
     if count == 0:
         return images, jnp.zeros(len(images), bool)
     chosen, draws = images[order[:count]], jax.tree.map(lambda x: x[:count], draws)
+    if inside is not None:
+        chosen = jax.vmap(mirror_into_padding)(chosen, inside[order[:count]])
     restyled = normalize(255 * restyle(config.alpha, backend, params, statistics, draws, chosen))
     rank = jnp.argsort(order)
     styled = rank < count
     # Gathered, not scattered: image i takes the restyled image rank[i] where there is one.
     spread = restyled[jnp.minimum(rank, count - 1)]
-    return jnp.where(styled[:, None, None, None], spread, images), styled
+    changed = styled[:, None, None] if inside is None else styled[:, None, None] & inside
+    return jnp.where(changed[..., None], spread, images), styled
+
+
+def mirror_into_padding(image: Float32[Array, "h w 3"], inside: Bool[Array, "h w"]) -> Float32[Array, "h w 3"]:
+    """Continues an image into its padding by reflections at its borders, as often as needed.
+
+    Args:
+      image: with padding.
+      inside: the rectangle that is not padding.
+    """
+
+    def sources(filled: Bool[Array, " n"]) -> Int[Array, " n"]:
+        first, length = jnp.argmax(filled), jnp.maximum(filled.sum(), 1)
+        place = (jnp.arange(len(filled)) - first) % (2 * length)
+        return first + jnp.minimum(place, 2 * length - 1 - place)
+
+    return image[sources(inside.any(1))][:, sources(inside.any(0))]
 
 
 def inject_literal(
@@ -144,11 +189,14 @@ def inject_literal(
     params: Params,
     key: Key[Array, ""],
     images: Float32[Array, "b h w 3"],
+    inside: Bool[Array, "b h w"] | None = None,
 ) -> tuple[Float32[Array, "b h w 3"], Bool[Array, " b"]]:
     """Does what the reference's code does: one coin for the whole batch, restyled images in [0, 1].
 
-    The backbone then sees styled images on another scale than clean ones, almost certainly by mistake.
+    The backbone then sees styled images on another scale than clean ones, almost certainly by mistake, and padding
+    is restyled like the image.
     """
+    del inside
     coin_key, draw_key = jax.random.split(key)
     coin = jax.random.uniform(coin_key) < config.probability
 

@@ -34,6 +34,7 @@ class Batch(TypedDict):
 
     image: UInt8[np.ndarray, "b h w 3"]  # RGB
     label: UInt8[np.ndarray, "b h w"]  # train ids, IGNORE
+    size: Int32[np.ndarray, "b 2"]  # (height, width) of the image; the rest, at the end of either side, is padding
     index: Int32[np.ndarray, " b"]  # record number in the split, -1 for padding
     replaced: Bool[np.ndarray, " b"]  # whether another record stands in for a corrupt one
     valid: NotRequired[Bool[np.ndarray, " b"]]  # evaluation only: False for padding of the last batch
@@ -200,15 +201,17 @@ class _Reader:
         image = np.zeros((len(indices), *self.size, 3), np.uint8)
         label = np.full((len(indices), *self.size), benchmark.IGNORE, np.uint8)
         index = np.full(len(indices), -1, np.int32)
+        size = np.tile(np.int32(self.size), (len(indices), 1))
         replaced = np.zeros(len(indices), bool)
         for row, record in enumerate(indices):
             if record < len(self.source):
                 example = transforms.check_labels(self.source[record], self._classes)
                 place = (0.0, 0.0) if places is None else tuple(places[row])
+                size[row] = np.minimum(example["label"].shape, self.size)
                 image[row], label[row] = transforms.window(example["image"], example["label"], self.size, place)
                 index[row] = example["index"]
                 replaced[row] = example["index"] != record
-        return Batch(image=image, label=label, index=index, replaced=replaced)
+        return Batch(image=image, label=label, size=size, index=index, replaced=replaced)
 
     @property
     def _classes(self) -> int:

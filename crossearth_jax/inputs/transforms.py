@@ -32,7 +32,9 @@ def window(
     size: tuple[int, int],
     position: tuple[float, float] = (0.0, 0.0),
 ) -> tuple[UInt8[np.ndarray, "h2 w2 3"], UInt8[np.ndarray, "h2 w2"]]:
-    """Cuts a window of `size`; a side that is too short is padded at its end (image 0, label IGNORE).
+    """Cuts a window of `size`; a side that is too short is padded at its end.
+
+    The image's border is repeated there, so that a resize mixes nothing foreign into it; labels are IGNORE.
 
     Args:
       image: RGB.
@@ -46,7 +48,7 @@ def window(
     image, label = image[rows, columns], label[rows, columns]
     padding = [(0, side - length) for length, side in zip(label.shape, size, strict=True)]
     if any(after for _, after in padding):
-        image = np.pad(image, [*padding, (0, 0)])
+        image = np.pad(image, [*padding, (0, 0)], mode="edge")
         label = np.pad(label, padding, constant_values=IGNORE)
     return image, label
 

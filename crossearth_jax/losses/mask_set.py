@@ -194,6 +194,21 @@ def _class_sums(
     return -(weight * chosen).sum(), weight.sum()
 
 
+def mask_set_normalisers(
+    config: LossConfig, queries: int, classes: int, labels: UInt8[Array, "b H W"]
+) -> dict[str, Float[Array, ""]]:
+    """What the class terms and the mask and Dice terms of a batch are divided by; it follows from the labels alone.
+
+    Every class of an image is matched as long as there are queries, whatever is predicted.
+    """
+    present = parallel.per_example(functools.partial(matching.present_classes, classes=classes))(labels)
+    matched = jnp.minimum(present.sum(1), queries).astype(jnp.float32)
+    return {
+        "class": (matched + config.no_object_weight * (queries - matched)).sum(),
+        "mask": jnp.maximum(matched, 1).sum(),
+    }
+
+
 def _terms(config: LossConfig, sums: Sums) -> dict[str, Float[Array, ""]]:
     """Normalises over the batch (the leading axis of `sums`; the second is the predictions) and names the terms."""
     total = jax.tree.map(lambda values: values.sum(0), sums)

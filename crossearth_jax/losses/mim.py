@@ -20,12 +20,13 @@ def reconstruction_loss(
     from_masked: Float[Array, "b s s 3"],
     from_styled: Float[Array, "b s s 3"],
     styled: Bool[Array, " b"],
+    inside: Bool[Array, "b h w"] | None = None,
 ) -> dict[str, Float[Array, ""]]:
     """Computes the reconstruction terms.
 
-    A sample that was not restyled adds nothing to the two styled terms, and all terms are means over the whole
-    batch. A styled sample then weighs the same at any batch size, as in the reference with one image per process;
-    with the whole batch styled the terms are the reference's for that batch.
+    A sample that was not restyled adds nothing to the two styled terms, and all terms are means over the pixels of the
+    whole batch that are not padding. A styled sample then weighs the same at any batch size, as in the reference with
+    one image per process; with the whole batch styled the terms are the reference's for that batch.
 
     Args:
       config: weights of the terms.
@@ -33,6 +34,7 @@ def reconstruction_loss(
       from_masked: reconstruction from the content-masked images.
       from_styled: reconstruction from the restyled images; arbitrary where `styled` is False.
       styled: which samples were restyled.
+      inside: which pixels of the images are not padding; None: all.
 
     Returns:
       Weighted float32 terms `mim/masked`, `mim/styled` (reconstruction against image) and `mim/consistency` (the
@@ -40,12 +42,26 @@ def reconstruction_loss(
     """
     target = resize_bilinear(images.astype(jnp.float32), from_masked.shape[1:3])
     from_masked, from_styled = from_masked.astype(jnp.float32), from_styled.astype(jnp.float32)
+    compared = compared_pixels(jnp.ones(images.shape[:3], bool) if inside is None else inside, target.shape[1])
     return {
-        "mim/masked": config.masked_weight * _l1(from_masked, target).mean(),
-        "mim/styled": config.styled_weight * jnp.where(styled, _l1(from_styled, target), 0).mean(),
-        "mim/consistency": config.consistency_weight * jnp.where(styled, _l1(from_masked, from_styled), 0).mean(),
+        "mim/masked": config.masked_weight * _l1(from_masked, target, compared),
+        "mim/styled": config.styled_weight * _l1(from_styled, target, compared, styled),
+        "mim/consistency": config.consistency_weight * _l1(from_masked, from_styled, compared, styled),
     }
 
 
-def _l1(first: Float[Array, "b s s 3"], second: Float[Array, "b s s 3"]) -> Float[Array, " b"]:
-    return einops.reduce(jnp.abs(first - second), "b s t c -> b", "mean")
+def compared_pixels(inside: Bool[Array, "b h w"], size: int) -> Bool[Array, "b {size} {size}"]:
+    """Pixels of the reconstruction that the loss is a mean over: those whose target no padding was mixed into."""
+    return resize_bilinear(inside.astype(jnp.float32), (size, size), axes=(-2, -1)) > 0.999
+
+
+def _l1(
+    first: Float[Array, "b s s 3"],
+    second: Float[Array, "b s s 3"],
+    compared: Bool[Array, "b s s"],
+    samples: Bool[Array, " b"] | None = None,
+) -> Float[Array, ""]:
+    """Mean difference over all compared pixels, to which samples that are False in `samples` add nothing."""
+    counted = compared if samples is None else compared & samples[:, None, None]
+    differences = einops.reduce(jnp.abs(first - second), "b s t c -> b s t", "mean")
+    return differences.sum(where=counted) / jnp.maximum(compared.sum(), 1)

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
 from crossearth_jax.config import LossConfig
 from crossearth_jax.ops.scores import pixel_scores
 
 FLOOR = 1e-3  # added to every score: bounds the gradient where no mask is open
+
+
+def labelled_pixels(labels: UInt8[Array, "b H W"], classes: int) -> Bool[Array, "b H W"]:
+    """Pixels that the loss is a mean over."""
+    return labels < classes
 
 
 def pixel_loss(
@@ -33,7 +38,7 @@ def pixel_loss(
     Returns:
       The weighted float32 term `pixel`.
     """
-    labelled = labels < class_logits.shape[-1] - 1
+    labelled = labelled_pixels(labels, class_logits.shape[-1] - 1)
     wanted = jnp.where(labelled, labels, 0)[..., None].astype(jnp.int32)
 
     def surprise(classes: Float[Array, "b q k1"], masks: Float[Array, "b q h w"]) -> Float[Array, ""]:

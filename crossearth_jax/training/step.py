@@ -21,9 +21,9 @@ from crossearth_jax.augment.masking import content_mask
 from crossearth_jax.augment.pipeline import augment, named_key
 from crossearth_jax.augment.style import Injection
 from crossearth_jax.config import Config, LossConfig, MimTaskConfig, StyleConfig, UserError
-from crossearth_jax.losses.mask_set import mask_set_loss
-from crossearth_jax.losses.mim import reconstruction_loss
-from crossearth_jax.losses.pixel import pixel_loss
+from crossearth_jax.losses.mask_set import mask_set_loss, mask_set_normalisers
+from crossearth_jax.losses.mim import compared_pixels, reconstruction_loss
+from crossearth_jax.losses.pixel import labelled_pixels, pixel_loss
 from crossearth_jax.models.segmentor import Features, SegmentationModel
 from crossearth_jax.ops.normalization import normalize
 from crossearth_jax.training import optimizer as optimizers
@@ -43,6 +43,7 @@ class Example(NamedTuple):
     shown: Float[Array, "b s s 3"]  # the same with styles injected
     styled: Bool[Array, " b"]  # which images were restyled
     labels: UInt8[Array, "b s s"]
+    inside: Bool[Array, "b s s"] | None = None  # which pixels are not padding; None: all
 
 
 def make_train_step(
@@ -52,7 +53,7 @@ def make_train_step(
 
     Args:
       loss: `(trainable, frozen, example, key) -> terms`, from `make_loss`.
-      inject: Earth-Style Injection `(frozen, key, images) -> (images, styled)`, or `no_injection`.
+      inject: Earth-Style Injection, or `no_injection`.
     """
     schedule = optimizers.schedule(config.optimizer, config.horizon)
     differentiate = make_gradients(config, loss, inject)
@@ -89,19 +90,24 @@ def make_gradients(
 
 
 def no_injection(
-    params: Mapping[str, jax.Array], key: PRNGKeyArray, images: Float[Array, "b h w 3"]
+    params: Mapping[str, jax.Array],
+    key: PRNGKeyArray,
+    images: Float[Array, "b h w 3"],
+    inside: Bool[Array, "b h w"] | None = None,
 ) -> tuple[Float[Array, "b h w 3"], Bool[Array, " b"]]:
     """Leaves the images as they are."""
-    del params, key
+    del params, key, inside
     return images, jnp.zeros(len(images), bool)
 
 
 def make_example(config: Config, inject: Injection, frozen: Params, key: PRNGKeyArray, batch: Batch) -> Example:
-    """Augments, normalises and restyles a uint8 batch."""
-    images, labels, _ = augment(config.augment, named_key(key, "augment"), batch["image"], batch["label"])
+    """Augments, normalises and restyles a uint8 batch; without `size` in it every image fills its tile."""
+    images, labels, inside = augment(
+        config.augment, named_key(key, "augment"), batch["image"], batch["label"], batch.get("size")
+    )
     images = normalize(images)
-    shown, styled = inject(frozen, named_key(key, "style"), images)
-    return Example(images, shown, styled, labels)
+    shown, styled = inject(frozen, named_key(key, "style"), images, inside)
+    return Example(images, shown, styled, labels, inside)
 
 
 def make_loss(config: Config, model: SegmentationModel, shards: int = 1) -> Loss:
@@ -151,9 +157,10 @@ def _segmentation_loss(loss: LossConfig, model: SegmentationModel) -> Loss:
 def _reconstruction_loss(mim: MimTaskConfig, model: SegmentationModel) -> Loss:
     def reconstruction(trainable: Params, frozen: Params, example: Example, key: PRNGKeyArray) -> Terms:
         params = trainable | frozen
-        masked = content_mask(mim, named_key(key, "content"), example.shown, params["mim/mask_token"])
+        masked = _content_masked(mim, key, example.shown, example.inside, params["mim/mask_token"])
         rebuilt = model.reconstruct(params, model.features(params, masked).levels)
-        return reconstruction_loss(mim, example.clean, rebuilt, rebuilt, jnp.zeros(len(rebuilt), bool))
+        unstyled = jnp.zeros(len(rebuilt), bool)
+        return reconstruction_loss(mim, example.clean, rebuilt, rebuilt, unstyled, example.inside)
 
     return reconstruction
 
@@ -166,7 +173,7 @@ def _multi_task_loss(
 
     def multi_task(trainable: Params, frozen: Params, example: Example, key: PRNGKeyArray) -> Terms:
         params = trainable | frozen
-        masked = content_mask(mim, named_key(key, "content"), example.clean, params["mim/mask_token"])
+        masked = _content_masked(mim, key, example.clean, example.inside, params["mim/mask_token"])
         # The two images of an example lie next to each other, so that no example changes device.
         features = model.features(params, rearrange([example.shown, masked], "n b h w c -> (b n) h w c"))
         shown_levels, masked_levels = _unstack(features.levels)
@@ -176,9 +183,17 @@ def _multi_task_loss(
         from_styled = of_styled(
             lambda levels: model.reconstruct(params, levels), style, groups, example.styled, shown_levels
         )
-        return terms | reconstruction_loss(mim, example.clean, from_masked, from_styled, example.styled)
+        return terms | reconstruction_loss(mim, example.clean, from_masked, from_styled, example.styled, example.inside)
 
     return multi_task
+
+
+def _content_masked(
+    mim: MimTaskConfig, key: PRNGKeyArray, images: jax.Array, inside: jax.Array | None, token: jax.Array
+) -> jax.Array:
+    """Images with random blocks replaced by the token, which leaves padding as it is."""
+    masked = content_mask(mim, named_key(key, "content"), images, token)
+    return masked if inside is None else jnp.where(inside[..., None], masked, images)
 
 
 def _unstack(levels: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
@@ -189,24 +204,52 @@ def _unstack(levels: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, ...], tupl
 def _accumulate(
     config: Config, loss: Loss, inject: Injection, trainable: Params, frozen: Params, batch: Batch, key: PRNGKeyArray
 ) -> tuple[Params, Terms]:
-    """Gradients and loss terms, averaged over the micro-batches."""
+    """Gradients and loss terms: those of one batch, however many micro-batches it is cut into."""
 
-    def total(trainable: Params, batch: Batch, key: PRNGKeyArray) -> tuple[jax.Array, Terms]:
-        terms = loss(trainable, frozen, make_example(config, inject, frozen, key, batch), key)
+    def total(trainable: Params, example: Example, key: PRNGKeyArray, shares: Terms) -> tuple[jax.Array, Terms]:
+        terms = loss(trainable, frozen, example, key)
+        terms = {name: shares.get(name.split("/")[0], 1.0) * term for name, term in terms.items()}
         value = sum(terms.values(), jnp.zeros(()))
         return value, {f"loss/{name}": term for name, term in terms.items()} | {"loss": value}
 
     gradient = jax.grad(total, has_aux=True)
     count = config.optimizer.accumulate
     if count == 1:
-        return gradient(trainable, batch, key)
+        return gradient(trainable, make_example(config, inject, frozen, key, batch), key, {})
     # The micro-batch index is the fast axis: every micro-batch then holds a share of every device's examples.
     micro = jax.tree.map(lambda x: rearrange(x, "(b n) ... -> n b ...", n=count), batch)
     keys = jax.random.split(key, count)
 
-    def add(sums: Any, inputs: tuple[Batch, PRNGKeyArray]) -> tuple[Any, None]:
+    # A term is a mean over pixels or masks, of which micro-batches hold unequal numbers: each counts by its share of
+    # them. The shares follow from the labels, so all examples are made first.
+    def make(inputs: tuple[Batch, PRNGKeyArray]) -> tuple[Example, Terms]:
+        example = make_example(config, inject, frozen, inputs[1], inputs[0])
+        return example, _normalisers(config, example)
+
+    examples, normalisers = jax.lax.map(make, (micro, keys))
+    shares = {name: parts / jnp.where(parts.sum() > 0, parts.sum(), 1) for name, parts in normalisers.items()}
+
+    def add(sums: Any, inputs: tuple[Example, PRNGKeyArray, Terms]) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, sums, gradient(trainable, *inputs)), None
 
-    shapes = jax.eval_shape(gradient, trainable, jax.tree.map(lambda x: x[0], micro), keys[0])
-    sums, _ = jax.lax.scan(add, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), (micro, keys))
-    return jax.tree.map(lambda x: x / count, sums)
+    inputs = (examples, keys, shares)
+    shapes = jax.eval_shape(gradient, trainable, *jax.tree.map(lambda x: x[0], inputs))
+    sums, _ = jax.lax.scan(add, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), inputs)
+    return sums
+
+
+def _normalisers(config: Config, example: Example) -> Terms:
+    """What each kind of loss term (the first part of its name) of a batch is divided by."""
+    found: Terms = {}
+    if config.loss is not None:
+        reins, head = config.model.reins, config.model.head
+        assert head is not None
+        sums = mask_set_normalisers(
+            config.loss, reins.tokens if reins else head.queries, config.model.classes, example.labels
+        )
+        pixels = labelled_pixels(example.labels, config.model.classes).sum().astype(jnp.float32)
+        found |= {"class": sums["class"], "mask": sums["mask"], "dice": sums["mask"], "pixel": pixels}
+    if config.mim is not None:
+        assert config.model.mim is not None and example.inside is not None
+        found["mim"] = compared_pixels(example.inside, config.model.mim.image_size).sum().astype(jnp.float32)
+    return found

@@ -11,8 +11,9 @@ import pytest
 
 from crossearth_jax import parallel
 from crossearth_jax.augment import geometric, photometric, pipeline
+from crossearth_jax.benchmark import IGNORE
 from crossearth_jax.config import AugmentConfig, MeshConfig
-from crossearth_jax.ops.normalization import normalize
+from crossearth_jax.ops.normalization import MEAN, normalize
 from tests.augment.photometric_test import golden_draws
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden/train"
@@ -110,3 +111,20 @@ def test_switching_a_transform_off_keeps_the_noise_of_the_others():
     _, with_colours, _ = augment(jax.random.key(3), images, labels)
     _, without, _ = jax.jit(functools.partial(pipeline.augment, config))(jax.random.key(3), images, labels)
     np.testing.assert_array_equal(with_colours, without)
+
+
+def test_padding_of_a_small_image_is_known_after_the_transforms():
+    config = AugmentConfig(crop_size=8, scales=(1.0,), max_class_share=1.0, photometric=False)
+    images = np.random.default_rng(0).integers(1, 256, (4, 8, 8, 3), np.uint8)
+    labels = np.ones((4, 8, 8), np.uint8)
+    sizes = jnp.array([[5, 3], [8, 8], [8, 2], [1, 8]])
+    found, label, inside = pipeline.augment(config, jax.random.key(3), jnp.asarray(images), jnp.asarray(labels), sizes)
+    flipped = 0
+    for image, (height, width), shown, classes, mask in zip(images, sizes.tolist(), found, label, inside, strict=True):
+        assert mask.sum() == height * width
+        np.testing.assert_array_equal(classes, np.where(mask, 1, IGNORE))
+        np.testing.assert_array_equal(shown[~mask], np.broadcast_to(MEAN, shown[~mask].shape))
+        wanted, pixels = image[:height, :width], np.asarray(shown)[np.asarray(mask)].reshape(height, width, 3)
+        flipped += not np.array_equal(pixels, wanted)
+        np.testing.assert_array_equal(pixels, wanted if np.array_equal(pixels, wanted) else wanted[:, ::-1])
+    assert 0 < flipped < 4

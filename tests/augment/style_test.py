@@ -213,3 +213,23 @@ def test_mistakes_are_named():
         style.style_injection(StyleConfig(probability=1.5), Mirror(), STATISTICS)
     with pytest.raises(UserError, match="batch of 6 images does not divide into 4 data shards"):
         style.style_injection(StyleConfig(), Mirror(), STATISTICS, 4)(PARAMS, jax.random.key(0), batch(6))
+
+
+def test_padding_is_mirrored_for_the_style_network():
+    row = jnp.array([0.0, 1.0, 2.0, 3.0, 0.0, 0.0, 0.0, 0.0])
+    image = jnp.tile(row[:, None] * jnp.ones(3), (2, 1, 1))
+    inside = jnp.tile(row > 0, (2, 1))
+    found = style.mirror_into_padding(image, inside)
+    np.testing.assert_array_equal(found[..., 0], np.tile([1, 1, 2, 3, 3, 2, 1, 1], (2, 1)))
+
+
+def test_padding_changes_no_style_and_stays_as_it_is():
+    config = StyleConfig(probability=1.0, alpha=0.3, mask_ratio=1.0)
+    inject, small = injection(Tint, config), batch(2, side=SIDE // 2)
+    padded = jnp.pad(small, ((0, 0), (0, SIDE // 2), (0, SIDE // 2), (0, 0)))
+    inside = jnp.zeros(padded.shape[:3], bool).at[:, : SIDE // 2, : SIDE // 2].set(True)
+    shown, styled = inject(PARAMS, jax.random.key(1), padded, inside)
+    expected, _ = inject(PARAMS, jax.random.key(1), small)
+    assert styled.all() and jnp.abs(expected - small).max() > 0.1
+    np.testing.assert_allclose(shown[:, : SIDE // 2, : SIDE // 2], expected, atol=1e-5)
+    np.testing.assert_array_equal(jnp.where(inside[..., None], 0, shown), 0)

@@ -29,7 +29,7 @@ def test_a_short_side_is_padded_at_its_end():
     image, label = numbered(1, 3)
     cut_image, cut_label = window(image, label, (2, 2), (0.0, 0.999))
     np.testing.assert_array_equal(cut_label, [[1, 2], [IGNORE, IGNORE]])
-    np.testing.assert_array_equal(cut_image[..., 0], [[1, 2], [0, 0]])
+    np.testing.assert_array_equal(cut_image[..., 0], [[1, 2], [1, 2]])  # the border, repeated
 
 
 def test_a_window_of_the_whole_image_is_the_image():

@@ -84,3 +84,21 @@ def test_weights_and_low_precision(images, styled):
     np.testing.assert_allclose(terms["mim/masked"], 2 * styled["l1_masked"], rtol=1e-3)
     np.testing.assert_allclose(terms["mim/styled"], 3 * styled["l1_styled"], rtol=1e-3)
     assert terms["mim/consistency"] == 0
+
+
+def test_padding_does_not_count():
+    rng = np.random.default_rng(0)
+    image, masked, styled = (jnp.asarray(rng.standard_normal((2, 8, 8, 3)), jnp.float32) for _ in range(3))
+    inside = jnp.ones((2, 8, 8), bool).at[0, 4:].set(False).at[1, :, 6:].set(False)
+    terms = loss(CONFIG, image, masked, styled, jnp.array([True, False]), inside)
+    pixels = 4 * 8 + 8 * 6
+    by_hand = np.abs(masked - image)[0, :4].sum() + np.abs(masked - image)[1, :, :6].sum()
+    np.testing.assert_allclose(terms["mim/masked"], by_hand / 3 / pixels, rtol=1e-6)
+    np.testing.assert_allclose(terms["mim/styled"], np.abs(styled - image)[0, :4].sum() / 3 / pixels, rtol=1e-6)
+    np.testing.assert_allclose(terms["mim/consistency"], np.abs(styled - masked)[0, :4].sum() / 3 / pixels, rtol=1e-6)
+    # Pixels of a smaller target into which padding was mixed do not count either: rows 0 and 1 of 4, columns 0 to 2.
+    small = loss(CONFIG, image, masked[:, ::2, ::2], styled[:, ::2, ::2], jnp.zeros(2, bool), inside)
+    target = np.asarray(image).reshape(2, 4, 2, 4, 2, 3).mean((2, 4))
+    difference = np.abs(np.asarray(masked)[:, ::2, ::2] - target)
+    by_hand = difference[0, :2].sum() + difference[1, :, :3].sum()
+    np.testing.assert_allclose(small["mim/masked"], by_hand / 3 / (2 * 4 + 4 * 3), rtol=1e-5)

@@ -1,0 +1,77 @@
+"""A training step's gradient does not depend on micro-batches, and padding is nobody's."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from crossearth_jax.benchmark import IGNORE
+from crossearth_jax.config import AugmentConfig, LossConfig, MimTaskConfig
+from crossearth_jax.losses import mask_set
+from crossearth_jax.models.segmentor import SegmentationModel
+from crossearth_jax.training import step
+from crossearth_jax.training.state import TrainState
+
+PLAIN = AugmentConfig(crop_size=16, scales=(1.0,), max_class_share=1.0, flip=False, photometric=False)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Four images with 256, 128, 20 and no labelled pixels and one to four classes; one of them is half padding."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (4, 16, 16, 3), np.uint8)
+    labels = rng.integers(0, 4, (4, 16, 16), np.uint8)
+    labels[1, :, 8:] = IGNORE
+    labels[2] = IGNORE
+    labels[2, 0], labels[2, 1, :4] = 0, 1
+    labels[3] = IGNORE
+    sizes = np.int32([[16, 16], [16, 8], [16, 16], [16, 16]])
+    return {"image": jnp.asarray(images), "label": jnp.asarray(labels), "size": jnp.asarray(sizes)}
+
+
+def fixed_points(config, key, classes):
+    """The same points for every image, so that the cut into micro-batches changes none of them."""
+    del key
+    return mask_set.Points(*(jax.random.uniform(jax.random.key(n), s) for n, s in enumerate(_shapes(config, classes))))
+
+
+def _shapes(config, classes):
+    return (config.points, 2), (classes, config.points, 2)
+
+
+def test_micro_batches_together_are_one_batch(tiny_config, batch, monkeypatch):
+    monkeypatch.setattr(mask_set, "draw_points", fixed_points)
+    config = dataclasses.replace(
+        tiny_config,
+        augment=PLAIN,
+        style=None,
+        mim=MimTaskConfig(mask_ratio=0.0),
+        loss=LossConfig(points=64, oversample=1.0, importance=1.0, pixel_weight=1.0),
+    )
+    model = SegmentationModel(config.model)
+    params = jax.jit(model.init)(jax.random.key(0))
+    frozen = {name: value for name, value in params.items() if name.startswith("backbone/")}
+    state = TrainState(jnp.int32(0), {n: v for n, v in params.items() if n not in frozen}, None, None)
+
+    def gradients(accumulate):
+        optimizer = dataclasses.replace(config.optimizer, accumulate=accumulate)
+        cut = dataclasses.replace(config, optimizer=optimizer)
+        return jax.jit(step.make_gradients(cut, step.make_loss(cut, model), step.no_injection))(state, frozen, batch)
+
+    (wanted, wanted_terms), (found, found_terms) = gradients(1), gradients(2)
+    assert {name.split("/")[1] for name in wanted_terms if "/" in name} == {"class", "mask", "dice", "pixel", "mim"}
+    for name, term in wanted_terms.items():
+        np.testing.assert_allclose(found_terms[name], term, rtol=1e-5, atol=1e-6, err_msg=name)
+    scale = max(float(jnp.abs(value).max()) for value in wanted.values())
+    for name, gradient in wanted.items():
+        np.testing.assert_allclose(found[name], gradient, rtol=1e-4, atol=1e-6 * scale, err_msg=name)
+
+
+def test_content_masks_hide_nothing_of_the_padding():
+    images, inside = jnp.ones((1, 16, 16, 3)), jnp.zeros((1, 16, 16), bool).at[:, :8].set(True)
+    token = jnp.full((16, 16, 3), 7.0)
+    masked = step._content_masked(MimTaskConfig(mask_ratio=1.0), jax.random.key(0), images, inside, token)
+    np.testing.assert_array_equal(masked[0, :8], 7)
+    np.testing.assert_array_equal(masked[0, 8:], 1)
