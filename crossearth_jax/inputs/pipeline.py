@@ -201,7 +201,7 @@ class _Reader:
         image = np.zeros((len(indices), *self.size, 3), np.uint8)
         label = np.full((len(indices), *self.size), benchmark.IGNORE, np.uint8)
         index = np.full(len(indices), -1, np.int32)
-        size = np.tile(np.int32(self.size), (len(indices), 1))
+        size = np.tile(np.array(self.size, np.int32), (len(indices), 1))
         replaced = np.zeros(len(indices), bool)
         for row, record in enumerate(indices):
             if record < len(self.source):

@@ -12,7 +12,7 @@ from crossearth_jax.benchmark import IGNORE
 from crossearth_jax.config import DataConfig, UserError
 from crossearth_jax.inputs import pipeline
 from crossearth_jax.inputs.pipeline import evaluation_batches, train_iterator
-from crossearth_jax.inputs.sources import PreparedSplit
+from crossearth_jax.inputs.sources import PreparedSplit, find_domain
 
 DOMAIN, IMAGES = "blue_marble/temperate_brown", 62  # in the train split
 
@@ -197,3 +197,10 @@ def test_mistakes_are_explained(config, data_dir):
         train_iterator(dataclasses.replace(config, corrupt_records="ignore"), 0)
     with pytest.raises(UserError, match="unknown domain 'mars/north'; known: blue_marble"):
         train_iterator(dataclasses.replace(config, source="mars/north"), 0)
+
+
+def test_a_small_image_comes_with_its_size(random_split):
+    reader = pipeline._Reader(random_split(DOMAIN, [(64, 64), (40, 70)]), (64, 64), find_domain(DOMAIN))
+    batch = reader.read([0, 1])
+    np.testing.assert_array_equal(batch["size"], [[64, 64], [40, 64]])
+    assert (batch["label"][1, 40:] == IGNORE).all()
