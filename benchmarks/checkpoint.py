@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.sizes import SIZES
-from crossearth_jax import command
 from crossearth_jax.config import ModelConfig, to_config_dict
-from crossearth_jax.models.segmentor import SegmentationModel
-from crossearth_jax.weights.crossearth import to_reference
+from crossearth_jax.models.network import SegmentationModel
+from crossearth_jax.runtime import command
+from crossearth_jax.weights.reference_names import to_reference
 from crossearth_jax.weights.torch_writer import write_torch_zip
 
 # Ending of a name -> (mean, standard deviation); None stands for 1 / sqrt(fan in). The first that fits counts.

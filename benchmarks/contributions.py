@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import crossearth_jax
-from crossearth_jax import command, convert
+from crossearth_jax import convert
+from crossearth_jax.runtime import command
 
 PARTS = (
     r"backbone/position",

@@ -29,12 +29,14 @@ from crossearth_data.blue_marble.blue_marble_dataset_builder import (  # pyright
 from jaxtyping import Bool, Int
 from ml_collections import config_flags
 
-from crossearth_jax import baselines, metrics, parallel
+from crossearth_jax.analysis import baselines
 from crossearth_jax.benchmark import DOMAINS, IGNORE, TAXONOMIES
 from crossearth_jax.config import Config, from_config_dict
-from crossearth_jax.evaluate import Evaluator
-from crossearth_jax.models.segmentor import SegmentationModel
-from crossearth_jax.train import train
+from crossearth_jax.inference import metrics
+from crossearth_jax.inference.evaluate import Evaluator
+from crossearth_jax.models.network import SegmentationModel
+from crossearth_jax.runtime import parallel
+from crossearth_jax.training.loop import train
 
 SOURCE = "blue_marble/temperate_green"
 CLASSES = TAXONOMIES["blue_marble"].classes

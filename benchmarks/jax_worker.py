@@ -15,13 +15,13 @@ import numpy as np
 
 from benchmarks import workers
 from benchmarks.sizes import SIZES, Size
-from crossearth_jax import parallel
 from crossearth_jax.config import Config, DataConfig, LossConfig, MeshConfig, MimTaskConfig, StyleConfig
-from crossearth_jax.initialise import style_network, style_parts
-from crossearth_jax.models.segmentor import SegmentationModel
+from crossearth_jax.models.network import SegmentationModel
+from crossearth_jax.runtime import parallel
+from crossearth_jax.training.initialise import style_network, style_parts
 from crossearth_jax.training.program import build_program
 from crossearth_jax.weights.load import load_weights
-from crossearth_jax.weights.style import load_style
+from crossearth_jax.weights.style_files import load_style
 
 Params = dict[str, jax.Array]
 Task = Callable[[], Any]

@@ -35,7 +35,7 @@ from rasterio.transform import Affine
 from rasterio.windows import Window
 
 from crossearth_jax.config import HeadConfig, ModelConfig, ReinsConfig, ViTConfig
-from crossearth_jax.models.segmentor import SegmentationModel
+from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.weights.native import Description, save_native
 
 MODEL = ModelConfig(

@@ -16,7 +16,7 @@ from benchmarks.network import Options, Result
 from crossearth_jax import prepare
 from crossearth_jax.augment.pipeline import augment
 from crossearth_jax.config import AugmentConfig, DataConfig
-from crossearth_jax.inputs.pipeline import train_iterator
+from crossearth_jax.inputs.loader import train_iterator
 from crossearth_jax.inputs.sources import PreparedSplit
 from crossearth_jax.ops import deformable_attention
 

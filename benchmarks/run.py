@@ -21,7 +21,7 @@ from benchmarks import network, parts
 from benchmarks.host import machine
 from benchmarks.network import Options, Result
 from benchmarks.sizes import SIZES
-from crossearth_jax import command
+from crossearth_jax.runtime import command
 
 
 def predict(options: Options) -> Result:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from crossearth_jax.predictor import Segmentor, load
+    from crossearth_jax.inference.segmentor import Segmentor, load
 
 __all__ = ["Segmentor", "load"]
 
@@ -19,7 +19,7 @@ __all__ = ["Segmentor", "load"]
 def __getattr__(name: str) -> Any:
     """Imports JAX and the model when they are first asked for, so that `import crossearth_jax` costs nothing."""
     if name in __all__:
-        from crossearth_jax import predictor
+        from crossearth_jax.inference import segmentor
 
-        return getattr(predictor, name)
+        return getattr(segmentor, name)
     raise AttributeError(f"module 'crossearth_jax' has no attribute {name!r}")

@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from crossearth_jax import command
 from crossearth_jax.config import ModelConfig, UserError, from_config_dict
-from crossearth_jax.models.style import StyleNetwork
-from crossearth_jax.predictor import read
-from crossearth_jax.weights import crossearth
+from crossearth_jax.inference.segmentor import read
+from crossearth_jax.models.style_network import StyleNetwork
+from crossearth_jax.runtime import command
+from crossearth_jax.weights import reference_names
 from crossearth_jax.weights.load import Weights
 from crossearth_jax.weights.native import digest, save_native, save_tensors
-from crossearth_jax.weights.style import legacy_files, load_style
+from crossearth_jax.weights.style_files import legacy_files, load_style
 from crossearth_jax.weights.torch_writer import write_torch_zip
 
 
@@ -110,7 +110,7 @@ def write_reference(path: Path, weights: Weights) -> None:
     Raises:
       UserError: a parameter has no place in the reference, or the file cannot be written.
     """
-    tensors = crossearth.to_reference(weights.params)
+    tensors = reference_names.to_reference(weights.params)
     logging.info("writing %d tensors under the reference's names", len(tensors))
     if path.suffix == ".safetensors":
         save_tensors(path, tensors, {})

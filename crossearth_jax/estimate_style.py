@@ -26,15 +26,15 @@ import numpy as np
 from absl import logging
 from jaxtyping import UInt8
 
-from crossearth_jax import command, pictures
+from crossearth_jax.analysis.style_codes import code_moments
 from crossearth_jax.benchmark import DOMAINS
 from crossearth_jax.config import DataConfig, UserError
 from crossearth_jax.inputs.sources import PreparedSplit, find_domain
-from crossearth_jax.models.style import StyleNetwork
+from crossearth_jax.models.style_network import StyleNetwork
 from crossearth_jax.ops.moments import Moments, effective_dimension
-from crossearth_jax.progress import Progress
-from crossearth_jax.style_codes import code_moments
-from crossearth_jax.weights.style import load_style, style_digest
+from crossearth_jax.runtime import command, picture_files
+from crossearth_jax.runtime.progress import Progress
+from crossearth_jax.weights.style_files import load_style, style_digest
 from crossearth_jax.weights.style_statistics import (
     CodeStatistics,
     Provenance,
@@ -221,7 +221,7 @@ class Photos:
         """Yields RGB images."""
         for file in self.files:
             try:
-                yield pictures.read_image(file.read_bytes(), str(file))
+                yield picture_files.read_image(file.read_bytes(), str(file))
             except (OSError, UserError) as error:
                 logging.warning("skipped %s", error)
 

@@ -13,9 +13,10 @@ import jax
 from absl import flags, logging
 from ml_collections import config_flags
 
-from crossearth_jax import benchmark, command, parallel
+from crossearth_jax import benchmark
 from crossearth_jax.config import Config, UserError, from_config_dict
 from crossearth_jax.config_check import check_config
+from crossearth_jax.runtime import command, parallel
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment: a file in configs/, with `:argument` if it takes one."
@@ -84,20 +85,20 @@ def _leave(code: int, message: str) -> None:
 
 def _run(config: Config, workdir: Path) -> int:
     if _CHECKPOINTS.value is not None:
-        from crossearth_jax.table import fill_table
+        from crossearth_jax.inference.benchmark_table import fill_table
 
         logging.info("table: %s", fill_table(config, workdir, Path(_CHECKPOINTS.value)))
         return 0
     if _MODE.value == "compile":
-        from crossearth_jax.compile import compile_steps
+        from crossearth_jax.aot.compile import compile_steps
 
         compile_steps(config, _TOPOLOGY.value, workdir, _BATCH_PER_CHIP.value)
         return 0
     # Imported after the flags are parsed, so that a wrong one is answered at once.
-    from crossearth_jax.evaluate import evaluate, validate
+    from crossearth_jax.inference.evaluate import evaluate, validate
     from crossearth_jax.prepare import prepare_domains
     from crossearth_jax.report import write_report
-    from crossearth_jax.train import restore, train
+    from crossearth_jax.training.loop import restore, train
     from crossearth_jax.training.stop import Stopped
 
     targets = [setting.target for setting in benchmark.settings_of(config.data.source, config.evaluate.settings)]

@@ -25,9 +25,9 @@ from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
-from crossearth_jax import command, parallel
 from crossearth_jax.config import MeshConfig, UserError
-from crossearth_jax.predictor import Segmentor, load
+from crossearth_jax.inference.segmentor import Segmentor, load
+from crossearth_jax.runtime import command, parallel
 
 try:
     from crossearth_jax.mapping.mapper import MapOptions, check_outputs, map_scene

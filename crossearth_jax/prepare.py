@@ -22,11 +22,11 @@ import crossearth_data  # noqa: F401  # pyright: ignore[reportMissingImports] (r
 import tensorflow_datasets as tfds
 from absl import logging
 
-from crossearth_jax import command
 from crossearth_jax.benchmark import DOMAINS, Domain
 from crossearth_jax.config import DataConfig, UserError
 from crossearth_jax.inputs.inspection import SplitReport, check_split
 from crossearth_jax.inputs.sources import PreparedSplit, dataset_directory, find_domain, prepared_splits, quiet_tfds
+from crossearth_jax.runtime import command
 
 try:
     import fcntl

@@ -20,12 +20,12 @@ from pathlib import Path
 
 from absl import logging
 
-from crossearth_jax import command
-from crossearth_jax.atomic import write_json
 from crossearth_jax.config import to_config_dict
-from crossearth_jax.model_card import UNKNOWN, model_card
-from crossearth_jax.predictor import read
+from crossearth_jax.inference.segmentor import read
+from crossearth_jax.reporting.model_card import UNKNOWN, model_card
 from crossearth_jax.reporting.run import read_run
+from crossearth_jax.runtime import command
+from crossearth_jax.runtime.atomic import write_json
 from crossearth_jax.weights import hub
 from crossearth_jax.weights.native import digest, save_native
 

@@ -20,12 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from crossearth_jax import command, parallel
 from crossearth_jax.config import UserError
-from crossearth_jax.inputs.pipeline import train_iterator
-from crossearth_jax.predictor import read_run_config
-from crossearth_jax.progress import Progress
-from crossearth_jax.train import Run, start
+from crossearth_jax.inference.segmentor import read_run_config
+from crossearth_jax.inputs.loader import train_iterator
+from crossearth_jax.runtime import command, parallel
+from crossearth_jax.runtime.progress import Progress
+from crossearth_jax.training.loop import Run, start
 
 
 def main(argv: list[str]) -> int:

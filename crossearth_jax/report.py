@@ -17,13 +17,13 @@ from pathlib import Path
 
 from absl import logging
 
-from crossearth_jax import command
-from crossearth_jax.atomic import replacing
 from crossearth_jax.config import UserError
 from crossearth_jax.reporting import diagrams, page, table_files
 from crossearth_jax.reporting.content import Content, comparison_content, run_content
 from crossearth_jax.reporting.projection import METHODS
 from crossearth_jax.reporting.run import Run, read_run
+from crossearth_jax.runtime import command
+from crossearth_jax.runtime.atomic import replacing
 
 
 def write_report(

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from crossearth_jax import benchmark, metrics
+from crossearth_jax import benchmark
 from crossearth_jax.benchmark import Setting, Taxonomy
+from crossearth_jax.inference import metrics
 
 # Of an entry. It changes when a field changes its meaning or goes, not when one is added. Every entry has it, since the
 # keys of the file itself are settings alone, and entries are copied one by one into tables.

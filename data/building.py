@@ -24,7 +24,7 @@ from jaxtyping import Int
 
 from crossearth_jax.benchmark import DOMAINS, IGNORE, Domain
 from crossearth_jax.config import UserError
-from crossearth_jax.progress import Progress
+from crossearth_jax.runtime.progress import Progress
 
 from . import pool
 from .archives import Member, list_members, unreadable_archives

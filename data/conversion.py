@@ -8,9 +8,9 @@ import hashlib
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from crossearth_jax import pictures
 from crossearth_jax.benchmark import IGNORE
 from crossearth_jax.config import UserError
+from crossearth_jax.runtime import picture_files
 
 from .labels import LabelRule
 from .layouts import Scene
@@ -57,8 +57,8 @@ def convert(scene: Scene, recipe: Recipe, inspect_only: bool = False) -> Convert
       UserError: a file is damaged, the sizes of image and label differ, or a label value is unknown.
     """
     data = scene.image.read()
-    image = pictures.read_image(data, scene.image.path)
-    stored = pictures.read_label(scene.label.read(), scene.label.path, colours=recipe.labels.colours)
+    image = picture_files.read_image(data, scene.image.path)
+    stored = picture_files.read_label(scene.label.read(), scene.label.path, colours=recipe.labels.colours)
     if stored.shape[:2] != image.shape[:2]:
         raise UserError(
             f"{scene.label.path} has {stored.shape[1]} x {stored.shape[0]} pixels, its image {scene.image.path}"
@@ -104,8 +104,8 @@ def _pieces(
 
 
 def _encoded(name: str, image: np.ndarray, label: np.ndarray, data: bytes) -> Tile:
-    keep = pictures.is_stored_as(data, image)  # a photograph as PNG would take five times the space
-    return Tile(name, data if keep else pictures.encode(image), pictures.encode(label))
+    keep = picture_files.is_stored_as(data, image)  # a photograph as PNG would take five times the space
+    return Tile(name, data if keep else picture_files.encode(image), picture_files.encode(label))
 
 
 def _digest(image: UInt8[np.ndarray, "h w 3"]) -> str | None:

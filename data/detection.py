@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-from crossearth_jax import pictures
 from crossearth_jax.config import UserError
+from crossearth_jax.runtime import picture_files
 
 from .labels import Mask
 from .layouts import Scene
@@ -21,12 +21,12 @@ def histogram(scenes: Sequence[Scene], *, colours: bool = False) -> Int[np.ndarr
 
     Args:
       scenes: of the dataset.
-      colours: whether an indexed picture means the colours of its palette (see `pictures.read_label`).
+      colours: whether an indexed picture means the colours of its palette (see `picture_files.read_label`).
     """
     total = np.zeros(256, np.int64)
     for scene in scenes[:: max(len(scenes) // SAMPLE, 1)]:
         try:
-            pixels = pictures.read_label(scene.label.read(), scene.label.path, colours=colours)
+            pixels = picture_files.read_label(scene.label.read(), scene.label.path, colours=colours)
         except UserError:  # conversion meets the file again and reports it
             continue
         if pixels.ndim == 2:

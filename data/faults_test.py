@@ -9,9 +9,9 @@ import pytest
 from crossearth_data import building, pool  # pyright: ignore[reportMissingImports]
 from miniatures import loveda, massachusetts_roads, pictures, potsdam, prepared, rescuenet, whu_building
 
-from crossearth_jax import pictures as picture_files
 from crossearth_jax.config import UserError
 from crossearth_jax.prepare import main, prepare
+from crossearth_jax.runtime import picture_files as picture_files
 
 SCENE = "Train/Urban/images_png/1366.png"
 MASK = "Train/Urban/masks_png/1366.png"

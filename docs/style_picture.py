@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from crossearth_jax.augment.masking import random_block_masks
-from crossearth_jax.augment.style import mix_codes, sample_codes
+from crossearth_jax.augment.style_injection import mix_codes, sample_codes
 from crossearth_jax.mapping.scene import SceneOptions, open_scene
-from crossearth_jax.models.style import StyleNetwork
-from crossearth_jax.weights.style import load_style
+from crossearth_jax.models.style_network import StyleNetwork
+from crossearth_jax.weights.style_files import load_style
 from crossearth_jax.weights.style_statistics import load_statistics
 
 ROOT = Path(__file__).parents[1]

@@ -15,7 +15,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from crossearth_jax import benchmark
-from crossearth_jax.baselines import labelled_pixels
+from crossearth_jax.analysis.baselines import labelled_pixels
 from crossearth_jax.config import UserError, from_config_dict, to_config_dict
 
 ROOT = Path(__file__).parent.parent

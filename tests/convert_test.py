@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from crossearth_jax import command, convert
+from crossearth_jax import convert
 from crossearth_jax.config import UserError
-from crossearth_jax.models.style import StyleNetwork
+from crossearth_jax.models.style_network import StyleNetwork
+from crossearth_jax.runtime import command
 from crossearth_jax.weights.load import load_weights
 from crossearth_jax.weights.native import digest
-from crossearth_jax.weights.style import load_style, style_digest
+from crossearth_jax.weights.style_files import load_style, style_digest
 from crossearth_jax.weights.torch_file import read_torch
 from crossearth_jax.weights.torch_writer import write_torch_zip
 

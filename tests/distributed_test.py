@@ -19,10 +19,12 @@ import orbax.checkpoint as ocp
 import pytest
 
 from benchmarks.kill_and_resume import complete_saves
-from crossearth_jax import evaluate, parallel, train
-from crossearth_jax.atomic import write_json
 from crossearth_jax.config import MeshConfig
-from crossearth_jax.models.segmentor import SegmentationModel
+from crossearth_jax.inference import evaluate
+from crossearth_jax.models.network import SegmentationModel
+from crossearth_jax.runtime import parallel
+from crossearth_jax.runtime.atomic import write_json
+from crossearth_jax.training import loop
 from crossearth_jax.training.state import TrainState
 
 SETTING = "temperate_green2temperate_brown"
@@ -104,13 +106,13 @@ def two_processes(experiment, tmp_path_factory):
 def one_process(config, tmp_path_factory):
     """The same run in this process, on eight devices."""
     workdir = tmp_path_factory.mktemp("runs") / "one"
-    return train.train(config, workdir, evaluate.validate), workdir
+    return loop.train(config, workdir, evaluate.validate), workdir
 
 
 def test_two_processes_train_as_one_does(config, one_process, two_processes, assert_same_run):
     # What two processes have saved is restored by one.
     last = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, select="last"))
-    restored = train.restore(last, two_processes[0])
+    restored = loop.restore(last, two_processes[0])
     assert int(restored.state.step) == STEPS
     assert_same_run(restored, two_processes[0], *one_process)
 
@@ -124,7 +126,7 @@ def test_two_processes_score_as_one_does(config, one_process, two_processes):
     assert [*found] == [*expected] == [2, 3]  # every second step, and after the last
     # Scores of pixels that tie to rounding may fall either way.
     np.testing.assert_allclose([*found.values()], [*expected.values()], atol=0.05)
-    best = train.restore(config, two_processes[0])
+    best = loop.restore(config, two_processes[0])
     step = int(best.state.step)
     assert step == (2 if found[2] > found[3] else 3)
     assert two_processes[2] == {step, STEPS}  # the newest, of which one is to be kept, and the best
@@ -158,7 +160,7 @@ def untrained(config, write_experiment, tmp_path):
     config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, select="last"))
     mesh = parallel.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        run, checkpoints = train.start(config, tmp_path / "run", mesh)
+        run, checkpoints = loop.start(config, tmp_path / "run", mesh)
     checkpoints.save(run.state)
     checkpoints.close()
     write_json(tmp_path / "run" / "config.json", checkpoints.identity["config"])

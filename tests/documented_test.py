@@ -22,7 +22,7 @@ from ml_collections import config_flags
 from crossearth_jax import main
 from crossearth_jax.config import from_config_dict
 from crossearth_jax.config_check import check_config
-from crossearth_jax.predictor import Segmentor
+from crossearth_jax.inference.segmentor import Segmentor
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("data/*/README.md"))]
@@ -36,10 +36,10 @@ RUN_BY = {
         "--config": ".ci/run",
         "--config.": ".ci/run",
         "--workdir": ".ci/run",
-        "--mode": "tests/train_test.py::test_restored_run_is_the_trained_one",
+        "--mode": "tests/training/loop_test.py::test_restored_run_is_the_trained_one",
         "--checkpoints": ".ci/run",
-        "--topology": "tests/compile_test.py::test_wrong_slices_are_refused",
-        "--batch_per_chip": "tests/compile_test.py::test_wrong_slices_are_refused",
+        "--topology": "tests/aot/compile_test.py::test_wrong_slices_are_refused",
+        "--batch_per_chip": "tests/aot/compile_test.py::test_wrong_slices_are_refused",
         "--distributed": DISTRIBUTED,
         "--coordinator_address": DISTRIBUTED,
         "--num_processes": DISTRIBUTED,
@@ -61,7 +61,7 @@ RUN_BY = {
         "--out": "tests/notebooks_test.py::test_quickstart_trains_reports_and_maps",
         "--bounds": "tests/notebooks_test.py::test_quickstart_trains_reports_and_maps",
         "--preview": "tests/notebooks_test.py::test_quickstart_trains_reports_and_maps",
-        "--backbone": "tests/predictor_test.py::test_trained_part_needs_its_backbone",
+        "--backbone": "tests/inference/segmentor_test.py::test_trained_part_needs_its_backbone",
         "--bands": PREDICT + "test_map_of_a_network_is_the_plain_blend_of_its_windows",
         "--scores": PREDICT + "test_map_of_a_network_is_the_plain_blend_of_its_windows",
         "--stride": PREDICT + "test_map_of_a_network_is_the_plain_blend_of_its_windows",
@@ -78,7 +78,7 @@ RUN_BY = {
     "convert": {
         "--to": "tests/convert_test.py::test_there_and_back",
         "--image_size": "tests/convert_test.py::test_mistakes_end_in_one_line_and_leave_nothing",
-        "--backbone": "tests/predictor_test.py::test_trained_part_needs_its_backbone",
+        "--backbone": "tests/inference/segmentor_test.py::test_trained_part_needs_its_backbone",
     },
     "estimate_style": {
         "--out": "tests/estimate_style_test.py::test_equals_two_pass_moments",
@@ -86,8 +86,8 @@ RUN_BY = {
         "--overlap": "tests/estimate_style_test.py::test_tiles_cover_in_order",
         "--source": "tests/estimate_style_test.py::test_targets_need_an_explicit_flag",
         "--allow_target": "tests/estimate_style_test.py::test_targets_need_an_explicit_flag",
-        "--backend": "tests/weights/style_test.py::test_reads_legacy_folder_and_crossearth_checkpoint_alike",
-        "--weights": "tests/weights/style_test.py::test_reads_legacy_folder_and_crossearth_checkpoint_alike",
+        "--backend": "tests/weights/style_files_test.py::test_reads_legacy_folder_and_crossearth_checkpoint_alike",
+        "--weights": "tests/weights/style_files_test.py::test_reads_legacy_folder_and_crossearth_checkpoint_alike",
     },
 }
 # First words of other commands -> what CI's own script has of them.

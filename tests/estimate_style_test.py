@@ -10,8 +10,8 @@ from crossearth_jax import estimate_style
 from crossearth_jax.config import UserError
 from crossearth_jax.estimate_style import Tiling, allowed_targets, open_images, summary
 from crossearth_jax.mapping.scene import FILL
-from crossearth_jax.models.style import StyleNetwork
-from crossearth_jax.weights.style import load_style, style_digest
+from crossearth_jax.models.style_network import StyleNetwork
+from crossearth_jax.weights.style_files import load_style, style_digest
 from crossearth_jax.weights.style_statistics import Provenance, from_moments, load_statistics
 
 SOURCE, TARGET = "blue_marble/temperate_green", "blue_marble/cold_green"

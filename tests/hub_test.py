@@ -16,7 +16,7 @@ from reporting.conftest import write_run
 import crossearth_jax
 from crossearth_jax import push
 from crossearth_jax.config import HeadConfig, ModelConfig, ReinsConfig, UserError, ViTConfig
-from crossearth_jax.models.segmentor import SegmentationModel
+from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.weights import hub
 from crossearth_jax.weights.load import Weights
 from crossearth_jax.weights.native import Description, digest, save_native

@@ -5,8 +5,9 @@ import dataclasses
 import jax
 import pytest
 
-from crossearth_jax import parallel, train
 from crossearth_jax.config import MeshConfig
+from crossearth_jax.runtime import parallel
+from crossearth_jax.training import loop
 
 
 @pytest.fixture(scope="module")
@@ -15,13 +16,13 @@ def one_device(comparable_config, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         make = parallel.make_mesh
         patch.setattr(parallel, "make_mesh", lambda axes: make(axes, jax.devices()[:1]))
-        return train.train(comparable_config, workdir), workdir
+        return loop.train(comparable_config, workdir), workdir
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 4, 1), (2, 2, 2)])
 def test_any_mesh_gives_the_numbers_of_one_device(comparable_config, one_device, assert_same_run, tmp_path, shape):
     mesh = MeshConfig(data=shape[0], fsdp=shape[1], model=shape[2])
-    run = train.train(dataclasses.replace(comparable_config, mesh=mesh), tmp_path)
+    run = loop.train(dataclasses.replace(comparable_config, mesh=mesh), tmp_path)
     assert tuple(run.program.mesh.shape.values()) == shape
     assert one_device[0].program.mesh.size == 1
     assert_same_run(run, tmp_path, *one_device)

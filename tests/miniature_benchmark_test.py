@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 from miniatures import write_all
 
-from crossearth_jax import benchmark, table, train
+from crossearth_jax import benchmark
 from crossearth_jax.benchmark import DOMAINS, SETTINGS, TRAININGS
 from crossearth_jax.config import LossConfig, MimConfig, StyleConfig
+from crossearth_jax.inference import benchmark_table
 from crossearth_jax.prepare import prepare_domains
+from crossearth_jax.training import loop
 
 CONFIG = Path(__file__).parents[1] / "configs" / "crossearth.py"
 ROWS = [name for name in SETTINGS if benchmark.training_of(name) is not None]
@@ -63,10 +65,10 @@ def test_fourteen_trainings_fill_the_table(experiments, tiny_config, data_dir, t
     runs = tmp_path / "runs"
     for training in TRAININGS.values():
         config = shrunk(experiments.experiment(training, training.name), tiny_config, data_dir)
-        run = train.train(config, runs / training.name)
+        run = loop.train(config, runs / training.name)
         assert int(run.state.step) == 2
     whole = experiments.experiment(TRAININGS["potsdam_irrg"], "all", experiments.ROWS)
-    table.fill_table(shrunk(whole, tiny_config, data_dir), tmp_path / "table", runs)
+    benchmark_table.fill_table(shrunk(whole, tiny_config, data_dir), tmp_path / "table", runs)
 
     results = json.loads((tmp_path / "table" / "results.json").read_text())
     assert list(results) == ROWS and len(ROWS) == 29

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from nbclient import NotebookClient
 
-from crossearth_jax.models.segmentor import SegmentationModel
+from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.weights.native import Description, save_native
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"

@@ -13,7 +13,7 @@ import rasterio
 from rasterio.transform import Affine
 
 from crossearth_jax.config import HeadConfig, ModelConfig, ReinsConfig, ViTConfig
-from crossearth_jax.models.segmentor import SegmentationModel
+from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.weights.native import Description, save_native
 
 MODEL = ModelConfig(

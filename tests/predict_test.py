@@ -14,10 +14,10 @@ import rasterio.shutil
 
 from crossearth_jax import predict
 from crossearth_jax.config import HeadConfig, ModelConfig, ReinsConfig, UserError, ViTConfig
+from crossearth_jax.inference.segmentor import load
 from crossearth_jax.mapping.scene import FILL
-from crossearth_jax.models.segmentor import SegmentationModel
+from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.ops.normalization import normalize
-from crossearth_jax.predictor import load
 from crossearth_jax.weights.native import Description, save_native
 
 SCENES = "data/scenes"

@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.gpu import stage
 from benchmarks.gpu.stage import Records
 from benchmarks.workers import ROOT
-from crossearth_jax import command
+from crossearth_jax.runtime import command
 
 # Groups of tests, each a record of its own.
 TESTS = {

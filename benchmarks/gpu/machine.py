@@ -16,7 +16,7 @@ import jax
 from benchmarks.gpu import stage
 from benchmarks.gpu.stage import Records
 from benchmarks.host import machine
-from crossearth_jax import command
+from crossearth_jax.runtime import command
 
 PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "flax", "optax", "orbax-checkpoint", "numpy")
 TORCH = (

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from benchmarks.gpu import stage
 from benchmarks.gpu.stage import Records
 from benchmarks.workers import ROOT
-from crossearth_jax import command
+from crossearth_jax.runtime import command
 
 
 def main(argv: Sequence[str]) -> None:

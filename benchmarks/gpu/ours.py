@@ -25,15 +25,16 @@ from benchmarks.gpu.stage import PLANS, Case, Plan, Records
 from benchmarks.images import random_images
 from benchmarks.jax_worker import step_config
 from benchmarks.sizes import SIZES, Size
-from crossearth_jax import command, parallel, predictor
 from crossearth_jax.config import Config, MeshConfig, ModelConfig
-from crossearth_jax.initialise import style_network, style_parts
-from crossearth_jax.models.segmentor import Params, SegmentationModel
+from crossearth_jax.inference import segmentor
+from crossearth_jax.models.network import Params, SegmentationModel
 from crossearth_jax.ops.normalization import normalize
 from crossearth_jax.ops.tiling import windows
+from crossearth_jax.runtime import command, parallel
+from crossearth_jax.training.initialise import style_network, style_parts
 from crossearth_jax.training.program import Program, build_program
 from crossearth_jax.training.state import TrainState
-from crossearth_jax.weights.style import load_style
+from crossearth_jax.weights.style_files import load_style
 
 # Matrix products of float32 arrays: JAX's default lets the card round them to tf32 (the stage "right" measures it).
 PRODUCTS = {"bfloat16": "default", "tf32": "default", "float32": "highest"}
@@ -65,7 +66,7 @@ class Bench:
     @classmethod
     def load(cls, size: str, checkpoint: pathlib.Path) -> Bench:
         """Reads the checkpoint on to the device."""
-        found = predictor.load(checkpoint, config=SIZES[size].model)
+        found = segmentor.load(checkpoint, config=SIZES[size].model)
         return cls(SIZES[size], PLANS[size], {name: jnp.asarray(x) for name, x in found.params.items()})
 
     def model(self, precision: str) -> ModelConfig:
@@ -161,18 +162,18 @@ def build_predict(bench: Bench, case: Case, batch: int) -> Compiled:
     """Classes of a scene, in host memory at the end."""
     window = bench.size.image
     model = SegmentationModel(bench.model(case.precision))
-    segmentor = predictor.Segmentor(model, bench.params, (), (), window, window * 2 // 3)
+    model_on_device = segmentor.Segmentor(model, bench.params, (), (), window, window * 2 // 3)
     scene = jnp.asarray(random_images(case.side)[0])
     precision = PRODUCTS[case.precision]
 
     def start() -> np.ndarray:
         with jax.default_matmul_precision(precision):
-            return segmentor.predict(scene, batch)
+            return model_on_device.predict(scene, batch)
 
     before = time.perf_counter()
     start()
     seconds = time.perf_counter() - before
-    count = len(windows((case.side, case.side), window, segmentor.stride))
+    count = len(windows((case.side, case.side), window, model_on_device.stride))
     return Compiled(start, 1, None, count * forward_flops(bench, window, 1), seconds)
 
 

@@ -16,8 +16,8 @@ import zipfile
 from collections.abc import Sequence
 
 from benchmarks.gpu.run import PACKED, ROOT
-from crossearth_jax import command
 from crossearth_jax.config import UserError
+from crossearth_jax.runtime import command
 
 # What the machine has in any case: JAX with flax, optax, orbax, safetensors, scipy, scikit-learn and matplotlib.
 PACKAGES = (

@@ -23,10 +23,10 @@ from benchmarks.gpu import stage
 from benchmarks.gpu.ours import PRODUCTS, Bench, config_of_step, start_of_training
 from benchmarks.gpu.stage import Case, Records
 from benchmarks.images import random_images
-from crossearth_jax import command, parallel
 from crossearth_jax.config import MeshConfig
-from crossearth_jax.models.segmentor import SegmentationModel
+from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.ops.normalization import normalize
+from crossearth_jax.runtime import command, parallel
 
 # Bars. The scores' is the CPU's, on a range of 0 to about 49; the others are for bfloat16 against float32.
 SCORES_BAR = 2e-3

@@ -14,8 +14,8 @@ from typing import Any
 
 from benchmarks.gpu.run import ROOT
 from benchmarks.gpu.stage import write_atomically
-from crossearth_jax import command
 from crossearth_jax.config import UserError
+from crossearth_jax.runtime import command
 
 RESULTS = ROOT / "benchmarks" / "gpu" / "results"
 PAGE = ROOT / "docs" / "performance.md"

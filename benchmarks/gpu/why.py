@@ -23,14 +23,14 @@ from benchmarks.gpu.ours import PRODUCTS, Bench, build_step
 from benchmarks.gpu.stage import Case, Records
 from benchmarks.gpu.trace import costliest
 from benchmarks.images import CLASSES, random_images
-from crossearth_jax import command
 from crossearth_jax.config import LossConfig
 from crossearth_jax.losses.mask_set import mask_set_loss
-from crossearth_jax.models.segmentor import Features, SegmentationModel
-from crossearth_jax.models.style import StyleNetwork
+from crossearth_jax.models.network import Features, SegmentationModel
+from crossearth_jax.models.style_network import StyleNetwork
 from crossearth_jax.ops import attention, deformable_attention, matching
 from crossearth_jax.ops.normalization import normalize
-from crossearth_jax.weights.style import load_style
+from crossearth_jax.runtime import command
+from crossearth_jax.weights.style_files import load_style
 
 # Options of XLA that are tried, one by one, on a step; what they do is in its documentation.
 OPTIONS: tuple[dict[str, Any], ...] = (

@@ -14,12 +14,12 @@ from jax.sharding import Mesh, NamedSharding
 
 from crossearth_jax.aot.hlo import COLLECTIVES, COPIES, Instruction, Program, Shape
 from crossearth_jax.config import UserError
-from crossearth_jax.parallel import BATCH_AXES, slice_count
+from crossearth_jax.runtime.parallel import BATCH_AXES, slice_count
 
 BETWEEN_SLICES = "all-reduce between slices"  # the part of a sum that crosses the data-centre network
 SMALL = 4096  # elements up to which a sum over the batch is one of losses, metrics or norms
 
-# Reasons, in the words of the sharding tables of `crossearth_jax.parallel`.
+# Reasons, in the words of the sharding tables of `crossearth_jax.runtime.parallel`.
 GRADIENTS = "gradients of trainable parameters and of what depends on nothing else, summed over the batch axes"
 SUMS = "losses, metrics and norms, summed over the batch axes or over split parameters"
 PARAMETERS = "parameters whose `embed` dimension is split over fsdp, gathered for use"

@@ -14,10 +14,10 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float32, Int, Key, UInt8
 
-from crossearth_jax.augment import resampling
-from crossearth_jax.augment.resampling import AxisTables
 from crossearth_jax.benchmark import IGNORE
 from crossearth_jax.config import AugmentConfig, UserError
+from crossearth_jax.ops import opencv_resize
+from crossearth_jax.ops.opencv_resize import AxisTables
 
 
 class GeometricDraws(NamedTuple):
@@ -40,7 +40,7 @@ def resized_sizes(config: AugmentConfig, height: int, width: int) -> tuple[tuple
     """Returns the (height, width) that an image gets at each of the scales."""
     shorts = [int(config.crop_size * scale + 1e-6) for scale in config.scales]
     longest = int(config.longest * config.crop_size)
-    return tuple(resampling.resized_size(height, width, short, longest) for short in shorts)
+    return tuple(opencv_resize.resized_size(height, width, short, longest) for short in shorts)
 
 
 def draw_geometric(config: AugmentConfig, key: Key[Array, ""], height: int, width: int) -> GeometricDraws:
@@ -84,7 +84,7 @@ def geometric(
       UserError: `max_class_share` is one half or less.
     """
     sizes = np.asarray(resized_sizes(config, *label.shape))
-    tables = [resampling.axis_tables(n, tuple(map(int, m))) for n, m in zip(label.shape, sizes.T, strict=True)]
+    tables = [opencv_resize.axis_tables(n, tuple(map(int, m))) for n, m in zip(label.shape, sizes.T, strict=True)]
     size = jnp.asarray(sizes)[draws.scale]
     crop = jnp.minimum(size, config.crop_size)
     corner = choose_box(config, tables, draws, crop, label)
@@ -96,11 +96,11 @@ def geometric(
     rows, columns = zip(tables, read, strict=True)
     within = [index < crop[axis] for axis in (0, 1)]
     if inside is not None:
-        sources = [resampling.look_up(tables[axis].nearest, draws.scale, read[axis]) for axis in (0, 1)]
+        sources = [opencv_resize.look_up(tables[axis].nearest, draws.scale, read[axis]) for axis in (0, 1)]
         within = [within[axis] & inside.any(1 - axis)[sources[axis]] for axis in (0, 1)]
     shown = within[0][:, None] & within[1]
-    cropped = resampling.sample_bilinear(image, draws.scale, rows, columns)
-    cropped_label = resampling.sample_nearest(label, draws.scale, rows, columns)
+    cropped = opencv_resize.sample_bilinear(image, draws.scale, rows, columns)
+    cropped_label = opencv_resize.sample_nearest(label, draws.scale, rows, columns)
     return cropped, jnp.where(shown, cropped_label, IGNORE).astype(jnp.uint8), shown
 
 
@@ -123,7 +123,7 @@ def choose_box(
             f"augment.max_class_share is {config.max_class_share}, expected more than 0.5; use 1.0 to accept every crop"
         )
     rows, columns = (
-        resampling.box_weights(tables[axis], draws.scale, draws.boxes[:-1, axis], crop[axis]) for axis in (0, 1)
+        opencv_resize.box_weights(tables[axis], draws.scale, draws.boxes[:-1, axis], crop[axis]) for axis in (0, 1)
     )
     largest, labelled = largest_class(rows, columns, label)
     accepted = largest < config.max_class_share * labelled

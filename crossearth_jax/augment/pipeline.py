@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int, Key, UInt8
 
-from crossearth_jax import parallel
 from crossearth_jax.augment.geometric import draw_geometric, geometric
 from crossearth_jax.augment.photometric import draw_photometric, photometric
 from crossearth_jax.config import AugmentConfig
 from crossearth_jax.ops.normalization import MEAN
+from crossearth_jax.runtime import parallel
 
 
 class Example(NamedTuple):

@@ -13,7 +13,7 @@ from jaxtyping import Int, UInt8
 
 from crossearth_jax.benchmark import DOMAINS, IGNORE, TAXONOMIES
 from crossearth_jax.inputs.sources import CorruptRecordError, PreparedSplit
-from crossearth_jax.progress import Progress
+from crossearth_jax.runtime.progress import Progress
 
 _FAULTS_SHOWN = 20
 

@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8, UInt32
 
-from crossearth_jax import parallel
 from crossearth_jax.config import LossConfig
 from crossearth_jax.ops import matching, sampling
 from crossearth_jax.ops.matching import Match
 from crossearth_jax.ops.selection import smallest
+from crossearth_jax.runtime import parallel
 
 EPSILON = float(jnp.finfo(jnp.float32).eps)
 

@@ -14,14 +14,14 @@ from rasterio.errors import RasterioError
 
 from crossearth_jax.config import UserError
 from crossearth_jax.mapping import mosaic, scoring
-from crossearth_jax.mapping.layers import Legend, class_layer, confidence_layer, score_layer
+from crossearth_jax.mapping.map_layers import Legend, class_layer, confidence_layer, score_layer
 from crossearth_jax.mapping.mosaic import Block, Plan
 from crossearth_jax.mapping.polygons import write_polygons
 from crossearth_jax.mapping.preview import write_preview
 from crossearth_jax.mapping.rasters import LayerWriter, layer_writer, write_cog
 from crossearth_jax.mapping.scene import Scene, SceneOptions, open_scene
 from crossearth_jax.mapping.scoring import Scorer
-from crossearth_jax.progress import Progress
+from crossearth_jax.runtime.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from rasterio.features import shapes
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
-from crossearth_jax.mapping.layers import NODATA, Legend
+from crossearth_jax.mapping.map_layers import NODATA, Legend
 
 PART = 4096  # side, in pixels, of the parts a map is traced in
 BATCH = 50_000  # polygons written together

@@ -8,7 +8,7 @@ import numpy as np
 import rasterio
 from PIL import Image, ImageDraw, ImageFont
 
-from crossearth_jax.mapping.layers import NODATA, Legend
+from crossearth_jax.mapping.map_layers import NODATA, Legend
 from crossearth_jax.mapping.scene import Scene
 
 LONGEST = 1024  # pixels of the scene's longer side

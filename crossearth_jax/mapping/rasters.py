@@ -26,7 +26,7 @@ from rasterio.io import DatasetWriter
 from rasterio.windows import Window
 
 from crossearth_jax.mapping.grid import Grid
-from crossearth_jax.mapping.layers import NODATA, Layer, Legend
+from crossearth_jax.mapping.map_layers import NODATA, Layer, Legend
 from crossearth_jax.mapping.mosaic import Block
 
 TILE = 512  # side of the tiles of every file

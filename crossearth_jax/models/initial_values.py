@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from crossearth_jax import tables
 from crossearth_jax.config import HeadConfig, ModelConfig
 from crossearth_jax.models.pixel_decoder import LEVELS
+from crossearth_jax.runtime import regex_table
 
 Shape = tuple[int, ...]
 
@@ -42,7 +42,7 @@ def initial_values(
 
     A part of the network (`backbone`, `head`, …) gets the same values whatever other parts there are.
     """
-    rules = tables.resolve(_table(config), shapes, "initial value")
+    rules = regex_table.resolve(_table(config), shapes, "initial value")
     distributions = {name: rule(_kernel_shape(shapes, name)) for name, rule in rules.items()}
     values: dict[str, jax.Array] = {
         name: jnp.broadcast_to(jnp.asarray(d.size, jnp.float32), shapes[name].shape)

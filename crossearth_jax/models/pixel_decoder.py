@@ -16,12 +16,12 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from crossearth_jax import parallel
 from crossearth_jax.config import HeadConfig, ViTConfig
 from crossearth_jax.models.layers import Mlp, conv, group_norm, layer_norm, linear, stack
 from crossearth_jax.ops.deformable_attention import deformable_attention
 from crossearth_jax.ops.resize import resize_bilinear, scale_bilinear
 from crossearth_jax.ops.sine_encoding import sine_encoding
+from crossearth_jax.runtime import parallel
 
 LEVELS = 3
 

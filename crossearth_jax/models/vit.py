@@ -12,12 +12,12 @@ from einops import rearrange, repeat
 from flax import nnx
 from jaxtyping import Array, Float
 
-from crossearth_jax import parallel
 from crossearth_jax.config import UserError, ViTConfig
 from crossearth_jax.models.layers import conv, layer_norm, linear, stack
 from crossearth_jax.ops.attention import attention
 from crossearth_jax.ops.normalization import standardize
 from crossearth_jax.ops.resize import apply_matrices, cubic_kernel, interpolation_matrix
+from crossearth_jax.runtime import parallel
 
 
 @runtime_checkable

@@ -18,8 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
-from crossearth_jax.atomic import replacing
 from crossearth_jax.reporting.run import Series
+from crossearth_jax.runtime.atomic import replacing
 
 MAX_POINTS = 400  # per curve
 # The light colours of style.css; in the page they become its variables, which follow the reader's light or dark mode.

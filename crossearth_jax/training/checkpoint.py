@@ -21,8 +21,8 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from crossearth_jax import parallel
 from crossearth_jax.config import Config, UserError, to_config_dict
+from crossearth_jax.runtime import parallel
 from crossearth_jax.training.state import TrainState
 
 # What a resumed run may change: how long and how often, where, and what is only read afterwards.
@@ -237,7 +237,7 @@ class Checkpoints:
         """Reads this process's part of a checkpoint. Nothing here waits for another process, so that each may fail."""
         folder = self._directory / str(step)
         meta = ocp.JsonCheckpointHandler().restore(folder / "meta")
-        self._check(meta)
+        self._check(step, meta)
         self._stored_score(step)
         args = ocp.args.StandardRestore(target._asdict())
         return TrainState(**ocp.StandardCheckpointHandler().restore(folder / "state", args=args))
@@ -249,7 +249,7 @@ class Checkpoints:
             return None
         return _score(ocp.JsonCheckpointHandler(filename="metrics").restore(folder))
 
-    def _check(self, meta: Mapping[str, Any]) -> None:
+    def _check(self, step: int, meta: Mapping[str, Any]) -> None:
         changes = config_changes(meta["config"], self.identity["config"])
         if step >= self.identity["config"]["train"]["steps"]:  # nothing more is learnt, so the schedule is over
             changes = [change for change in changes if not change.startswith("optimizer.horizon:")]

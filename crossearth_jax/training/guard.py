@@ -10,9 +10,9 @@ import jax
 import numpy as np
 from absl import logging
 
-from crossearth_jax import parallel
-from crossearth_jax.atomic import replacing
 from crossearth_jax.config import UserError
+from crossearth_jax.runtime import parallel
+from crossearth_jax.runtime.atomic import replacing
 
 POLICIES = ("stop", "skip")
 MOST_IN_A_ROW = 20  # skipped steps: a skipped step leaves the parameters alone, so such a fault does not heal

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from crossearth_jax import tables
 from crossearth_jax.config import OptimizerConfig
+from crossearth_jax.runtime import regex_table
 
 
 def schedule(config: OptimizerConfig, horizon: int) -> optax.Schedule:
@@ -39,8 +39,8 @@ def make_optimizer(config: OptimizerConfig, horizon: int, names: Mapping[str, An
     Raises:
       UserError: a table leaves a parameter over.
     """
-    decay = tables.resolve(config.decay, names, "weight decay")
-    rates = tables.resolve(config.rates, names, "learning rate")
+    decay = regex_table.resolve(config.decay, names, "weight decay")
+    rates = regex_table.resolve(config.rates, names, "learning rate")
     clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
     return optax.chain(
         *clip,

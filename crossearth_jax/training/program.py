@@ -10,10 +10,10 @@ import jax
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from crossearth_jax import parallel
-from crossearth_jax.augment.style import Injection
+from crossearth_jax.augment.style_injection import Injection
 from crossearth_jax.config import Config, UserError
-from crossearth_jax.models.segmentor import SegmentationModel
+from crossearth_jax.models.network import SegmentationModel
+from crossearth_jax.runtime import parallel
 from crossearth_jax.training.optimizer import make_optimizer
 from crossearth_jax.training.state import (
     Params,

@@ -11,7 +11,7 @@ import optax
 from absl import logging
 from jax.sharding import Mesh, NamedSharding
 
-from crossearth_jax import parallel, tables
+from crossearth_jax.runtime import parallel, regex_table
 
 Params = dict[str, jax.Array]
 Shapes = dict[str, jax.ShapeDtypeStruct]
@@ -33,8 +33,8 @@ class TrainState(NamedTuple):
 
 def split_names(table: tuple[tuple[str, bool], ...], shapes: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Splits parameter names into (trainable, frozen) by the exhaustive freezing table."""
-    frozen = tables.resolve(table, shapes, "freezing")
-    tables.log_summary(frozen, {name: shape.size for name, shape in shapes.items()}, "frozen")
+    frozen = regex_table.resolve(table, shapes, "freezing")
+    regex_table.log_summary(frozen, {name: shape.size for name, shape in shapes.items()}, "frozen")
     return [name for name in shapes if not frozen[name]], [name for name in shapes if frozen[name]]
 
 

@@ -19,12 +19,12 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
 
 from crossearth_jax.augment.masking import content_mask
 from crossearth_jax.augment.pipeline import augment, named_key
-from crossearth_jax.augment.style import Injection
+from crossearth_jax.augment.style_injection import Injection
 from crossearth_jax.config import Config, LossConfig, MimTaskConfig, StyleConfig, UserError
 from crossearth_jax.losses.mask_set import mask_set_loss, mask_set_normalisers
 from crossearth_jax.losses.mim import compared_pixels, reconstruction_loss
 from crossearth_jax.losses.pixel import labelled_pixels, pixel_loss
-from crossearth_jax.models.segmentor import Features, SegmentationModel
+from crossearth_jax.models.network import Features, SegmentationModel
 from crossearth_jax.ops.normalization import normalize
 from crossearth_jax.training import optimizer as optimizers
 from crossearth_jax.training.state import Params, TrainState

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
-from crossearth_jax import parallel
 from crossearth_jax.config import StyleConfig
+from crossearth_jax.runtime import parallel
 
 Levels = tuple[Float[Array, "b h w c"], ...]
 

@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from crossearth_jax.config import UserError
 from crossearth_jax.ops.resize import apply_matrices, cubic_kernel, interpolation_matrix
-from crossearth_jax.weights.mapping import Tensors
+from crossearth_jax.weights.name_rules import Tensors
 
 PATCH = 16  # of the backbone that CrossEarth uses
 IMAGE_SIZE = 512  # to which positions are fitted unless another one is asked for

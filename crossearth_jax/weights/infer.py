@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from crossearth_jax.config import HeadConfig, MimConfig, ModelConfig, ReinsConfig, UserError, ViTConfig
-from crossearth_jax.models.segmentor import SegmentationModel
+from crossearth_jax.models.network import SegmentationModel
 
 HEAD_WIDTH = 64  # of every DINOv2
 DINOV2_WIDTHS = (384, 768, 1024, 1536)  # S, B, L, g

@@ -13,9 +13,9 @@ from typing import Any, TypeGuard
 from absl import logging
 
 from crossearth_jax.config import ModelConfig, UserError
-from crossearth_jax.weights import crossearth, dinov2, infer, native
+from crossearth_jax.weights import dinov2, infer, native, reference_names
 from crossearth_jax.weights.files import TensorFile, read_tensors
-from crossearth_jax.weights.mapping import Tensors
+from crossearth_jax.weights.name_rules import Tensors
 from crossearth_jax.weights.native import Description, Palette
 
 
@@ -88,13 +88,13 @@ def _load(
 def _ours(file: TensorFile, image_size: int | None) -> Tensors:
     if native.is_native(file.metadata):
         return dict(file.tensors)
-    tensors = crossearth.canonical(file.tensors)
+    tensors = reference_names.canonical(file.tensors)
     if any(name.startswith(("decode_head.", "backbone.reins.")) for name in tensors):
         if image_size is not None and "backbone.pos_embed" in tensors:
             dinov2.check_converted(tensors["backbone.pos_embed"], image_size)
     elif dinov2.is_dinov2(tensors):
         tensors = dinov2.to_backbone(tensors, image_size)
-    return crossearth.from_reference(tensors)
+    return reference_names.from_reference(tensors)
 
 
 def _without(file: TensorFile, ignore: str) -> TensorFile:
@@ -107,7 +107,7 @@ def _with_backbone(params: Tensors, backbone: str | os.PathLike[str], image_size
     """Adds the frozen backbone of another file."""
     if any(name.startswith("backbone/") for name in params):
         raise UserError("it has a backbone of its own; leave out the backbone file")
-    kept = ("backbone/", f"{crossearth.EXTRA}backbone.")
+    kept = ("backbone/", f"{reference_names.EXTRA}backbone.")
     other = {k: v for k, v in _ours(read_tensors(backbone), image_size).items() if k.startswith(kept)}
     if not other:
         raise UserError(f"the backbone file {os.fspath(backbone)} holds no backbone")
@@ -152,7 +152,9 @@ def _log(weights: Weights, name: str) -> None:
     logging.info("%s: %d arrays (%s), none missing, none left over", name, len(weights.params), counts)
     if weights.parts()["gse"]:
         logging.info("%s: its semantic extractor (gse/…) is read but not used, as in the public code", name)
-    carried = [key.removeprefix(crossearth.EXTRA) for key in weights.params if key.startswith(crossearth.EXTRA)]
-    for pattern, reason in crossearth.CARRIED:
+    carried = [
+        key.removeprefix(reference_names.EXTRA) for key in weights.params if key.startswith(reference_names.EXTRA)
+    ]
+    for pattern, reason in reference_names.CARRIED:
         if names := [key for key in carried if re.fullmatch(pattern, key)]:
             logging.info("%s: %d carried along (%s, e.g. %s)", name, len(names), reason, names[0])

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from crossearth_jax.atomic import replacing
 from crossearth_jax.config import ModelConfig, UserError, from_config_dict, to_config_dict
 from crossearth_jax.ops.normalization import MEAN, STD
+from crossearth_jax.runtime.atomic import replacing
 
 FORMAT = "crossearth_jax"  # key of the JSON in a file's metadata
 VERSION = 1

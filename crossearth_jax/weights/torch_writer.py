@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from crossearth_jax.atomic import replacing
+from crossearth_jax.runtime.atomic import replacing
 from crossearth_jax.weights.torch_types import STORAGE_DTYPES
 
 ALIGNMENT = 64  # bytes: where torch puts the data of a storage, so that it can map them

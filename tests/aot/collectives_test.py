@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from crossearth_jax import parallel
 from crossearth_jax.aot import collectives, hlo
 from crossearth_jax.aot.collectives import ACTIVATIONS, GRADIENTS, PARAMETERS, REDUCED, SUMS, UNEXPLAINED
 from crossearth_jax.config import MeshConfig, UserError
+from crossearth_jax.runtime import parallel
 
 QKV, CLASS_HEAD = "backbone/blocks/attention/qkv/kernel", "head/mask_decoder/class_head/kernel"
 SHAPES = {

@@ -8,12 +8,12 @@ import textwrap
 
 import pytest
 
-from crossearth_jax import parallel
 from crossearth_jax.aot import collectives, hlo
 from crossearth_jax.aot.chips import CHIPS, chip_of, slice_devices
 from crossearth_jax.aot.compilers import CUDA
 from crossearth_jax.aot.gpus import target_config
 from crossearth_jax.config import MeshConfig, UserError
+from crossearth_jax.runtime import parallel
 
 STEP = textwrap.dedent("""
     HloModule jit_step, is_scheduled=true, num_partitions=8

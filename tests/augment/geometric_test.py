@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crossearth_jax.augment import geometric, resampling
+from crossearth_jax.augment import geometric
 from crossearth_jax.config import AugmentConfig, UserError
+from crossearth_jax.ops import opencv_resize
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden/train"
 CASES = json.loads((GOLDEN / "crop.json").read_text())
@@ -53,7 +54,7 @@ def test_crop_equals_the_reference(name):
 def count_boxes(boxes, label):
     crop = np.minimum(label.shape, 64)
     weights = [
-        resampling.box_weights(resampling.axis_tables(n, (n,)), jnp.asarray(0), boxes[:, i], jnp.asarray(crop[i]))
+        opencv_resize.box_weights(opencv_resize.axis_tables(n, (n,)), jnp.asarray(0), boxes[:, i], jnp.asarray(crop[i]))
         for i, n in enumerate(label.shape)
     ]
     return geometric.largest_class(*weights, label)
@@ -139,7 +140,7 @@ def test_share_of_one_accepts_every_crop_and_half_is_refused():
     label, image = jnp.zeros((64, 64), np.uint8), jnp.zeros((64, 64, 3), np.uint8)
     boxes = np.arange(22).reshape(11, 2)
     config = AugmentConfig(crop_size=32, scales=(2.0,), max_class_share=1.0)
-    table = resampling.axis_tables(64, (64,))
+    table = opencv_resize.axis_tables(64, (64,))
     crop = jnp.asarray([32, 32])
     chosen = geometric.choose_box(config, [table, table], draws(boxes), crop, label)
     np.testing.assert_array_equal(chosen, boxes[0])

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crossearth_jax import parallel
 from crossearth_jax.augment import geometric, photometric, pipeline
 from crossearth_jax.benchmark import IGNORE
 from crossearth_jax.config import AugmentConfig, MeshConfig
 from crossearth_jax.ops.normalization import MEAN, normalize
+from crossearth_jax.runtime import parallel
 from tests.augment.photometric_test import golden_draws
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden/train"

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crossearth_jax import parallel
 from crossearth_jax.config import LossConfig, MeshConfig
 from crossearth_jax.losses import mask_set
 from crossearth_jax.ops import matching, sampling
+from crossearth_jax.runtime import parallel
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tiny"
 CONFIG = LossConfig(points=196)

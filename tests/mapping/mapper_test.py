@@ -10,7 +10,7 @@ import rasterio
 
 from crossearth_jax.config import UserError
 from crossearth_jax.mapping import mapper
-from crossearth_jax.mapping.layers import NODATA, confidence
+from crossearth_jax.mapping.map_layers import NODATA, confidence
 from crossearth_jax.mapping.mapper import MapOptions, map_scene
 from crossearth_jax.mapping.scene import SceneOptions, open_scene
 

@@ -6,7 +6,7 @@ import pytest
 import shapely
 
 from crossearth_jax.mapping import polygons
-from crossearth_jax.mapping.layers import NODATA, Legend
+from crossearth_jax.mapping.map_layers import NODATA, Legend
 
 LEGEND = Legend(("land", "sea & <shore>"), ((10, 20, 255), (0, 128, 9)))
 

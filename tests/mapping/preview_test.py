@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crossearth_jax.mapping.layers import NODATA, Legend
+from crossearth_jax.mapping.map_layers import NODATA, Legend
 from crossearth_jax.mapping.preview import GAP, write_preview
 from crossearth_jax.mapping.scene import SceneOptions, open_scene
 

@@ -12,7 +12,7 @@ from rasterio.transform import Affine
 
 from crossearth_jax.mapping import rasters
 from crossearth_jax.mapping.grid import Grid
-from crossearth_jax.mapping.layers import NODATA, Legend, class_layer, score_layer
+from crossearth_jax.mapping.map_layers import NODATA, Legend, class_layer, score_layer
 from crossearth_jax.mapping.mosaic import Block
 
 LEGEND = Legend(("land", "sea & <shore>", "forêt"), ((10, 20, 255), (0, 128, 9), (7, 7, 7)))

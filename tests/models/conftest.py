@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from crossearth_jax.config import HeadConfig, MimConfig, ModelConfig, ReinsConfig, ViTConfig
-from crossearth_jax.models.segmentor import SegmentationModel
-from crossearth_jax.weights.crossearth import from_reference
+from crossearth_jax.models.network import SegmentationModel
+from crossearth_jax.weights.reference_names import from_reference
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from crossearth_jax.models.segmentor import SegmentationModel
+from crossearth_jax.models.network import SegmentationModel
 
 WIDTH, D, RANK = 64, 32, 4
 

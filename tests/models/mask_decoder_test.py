@@ -6,8 +6,8 @@ import numpy as np
 
 from crossearth_jax.config import HeadConfig, ModelConfig, ViTConfig
 from crossearth_jax.models.mask_decoder import open_if_empty
+from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.models.pixel_decoder import PixelFeatures
-from crossearth_jax.models.segmentor import SegmentationModel
 
 VIT = ViTConfig(image_size=16, width=8, depth=4, heads=1, mlp_width=8, feature_blocks=(0, 1, 2, 3))
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from einops import rearrange
 
-from crossearth_jax.models.segmentor import SegmentationModel
+from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.ops.resize import resize_bilinear, scale_bilinear
-from crossearth_jax.weights.crossearth import from_reference
+from crossearth_jax.weights.reference_names import from_reference
 
 PYRAMID = (4.0, 2.0, 1.0, 0.5)
 NOISE = json.loads((Path(__file__).parent.parent / "golden/train/mim_noise.json").read_text("utf-8"))

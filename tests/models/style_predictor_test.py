@@ -10,7 +10,7 @@ import pytest
 from einops import rearrange
 from flax import nnx
 
-from crossearth_jax.models.style import StyleNetwork
+from crossearth_jax.models.style_network import StyleNetwork
 from crossearth_jax.models.style_predictor import (
     Depthwise,
     average_pool,
@@ -18,7 +18,7 @@ from crossearth_jax.models.style_predictor import (
     inception_colours,
     max_pool,
 )
-from crossearth_jax.weights.style import from_torch
+from crossearth_jax.weights.style_files import from_torch
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "train"
 NETWORK = StyleNetwork("inception")

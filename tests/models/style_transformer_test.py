@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from einops import rearrange
 
-from crossearth_jax.models.style import StyleNetwork
+from crossearth_jax.models.style_network import StyleNetwork
 from crossearth_jax.models.style_transformer import enlarge, instance_norm
-from crossearth_jax.weights.style import from_torch
+from crossearth_jax.weights.style_files import from_torch
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "train"
 NETWORK = StyleNetwork("inception")

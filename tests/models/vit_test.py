@@ -9,7 +9,7 @@ import pytest
 from scipy.special import expit
 
 from crossearth_jax.config import ModelConfig, ViTConfig
-from crossearth_jax.models.segmentor import SegmentationModel
+from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.models.vit import position_table
 from crossearth_jax.ops.normalization import standardize
 from crossearth_jax.ops.resize import cubic_kernel, interpolation_matrix

@@ -25,9 +25,9 @@ from crossearth_jax.config import (
     from_config_dict,
 )
 from crossearth_jax.losses import mask_set
-from crossearth_jax.models.segmentor import SegmentationModel
+from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.training import step
-from crossearth_jax.weights import crossearth
+from crossearth_jax.weights import reference_names
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PREDICTIONS = ("d0", "d1", "d2", "last")
@@ -77,7 +77,7 @@ def params():
     """(trainable, frozen), with the reconstruction head and the mask token of the training goldens."""
     tensors = dict(np.load(GOLDEN / "tiny" / "params.npz")) | dict(np.load(GOLDEN / "train" / "mim_params.npz"))
     tensors["mask_token"] = np.load(GOLDEN / "train" / "train_step_inputs.npz")["mask_token"]
-    ours = crossearth.from_reference(tensors)
+    ours = reference_names.from_reference(tensors)
     names = SegmentationModel(tiny_config().model).shapes()
     trainable = {name: ours[name] for name in names if not name.startswith("backbone/")}
     return trainable, {name: ours[name] for name in names if name.startswith("backbone/")}
@@ -132,7 +132,7 @@ def test_segmentation_alone_on_two_images(params):
     kept = jnp.ones((2, 64, 64, 1), bool)
     terms, gradients = terms_and_gradients(*params, example, given_points(golden, targets), kept, 0.0)
     assert_terms(terms, golden, "")
-    found = crossearth.to_reference(jax.tree.map(np.asarray, gradients))
+    found = reference_names.to_reference(jax.tree.map(np.asarray, gradients))
     expected = np.load(GOLDEN / "tiny" / "grads.npz")
     assert set(expected) == {name for name in found if not name.startswith(("task_head", "mask_token"))}
     for name in expected:
@@ -161,7 +161,7 @@ def test_both_tasks(case, params):
         np.testing.assert_allclose(terms[f"mim/{ours}"], expected, rtol=0, atol=TERM_TOLERANCE)
     np.testing.assert_allclose(sum(terms.values()), golden["total"], rtol=0, atol=15 * TERM_TOLERANCE)
 
-    found = crossearth.to_reference(jax.tree.map(np.asarray, gradients))
+    found = reference_names.to_reference(jax.tree.map(np.asarray, gradients))
     assert set(found) == set(summary["grad_norm"])
     for name, norm in summary["grad_norm"].items():
         tolerance = max(GRADIENT_TOLERANCE, 5 * noise[name])

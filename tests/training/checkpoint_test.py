@@ -10,8 +10,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from crossearth_jax import parallel
 from crossearth_jax.config import Config, EvaluateConfig, MeshConfig, OptimizerConfig, TrainConfig, UserError
+from crossearth_jax.runtime import parallel
 from crossearth_jax.training import state
 from crossearth_jax.training.checkpoint import Checkpoints, RunIdentity
 from crossearth_jax.training.optimizer import make_optimizer

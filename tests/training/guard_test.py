@@ -1,4 +1,4 @@
-"""What the guard says, saves and refuses; whole runs with faults are in tests/train_test.py."""
+"""What the guard says, saves and refuses; whole runs with faults are in tests/training/loop_test.py."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crossearth_jax import tables
 from crossearth_jax.config import OptimizerConfig, UserError
+from crossearth_jax.runtime import regex_table
 from crossearth_jax.training import optimizer
-from crossearth_jax.weights.crossearth import from_reference
+from crossearth_jax.weights.reference_names import from_reference
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "tiny"
 
@@ -35,15 +35,15 @@ def test_parameter_groups():
     assert {group["lr"] for group in groups.values()} == {1e-4}
     wanted = from_reference({n: np.full(shapes[n].shape, g["weight_decay"], np.float32) for n, g in groups.items()})
     config = OptimizerConfig()
-    decays = tables.resolve(config.decay, wanted, "weight decay")
-    assert set(tables.resolve(config.rates, wanted, "learning rate").values()) == {1.0}
+    decays = regex_table.resolve(config.decay, wanted, "weight decay")
+    assert set(regex_table.resolve(config.rates, wanted, "learning rate").values()) == {1.0}
     for name, values in wanted.items():
         np.testing.assert_array_equal(values, np.float32(config.weight_decay if decays[name] else 0), err_msg=name)
 
 
 def test_learnt_queries_do_not_decay():
     names = [f"head/mask_decoder/{name}" for name in ("queries", "level_embed", "query_projection/kernel")]
-    decays = tables.resolve(OptimizerConfig().decay, names, "weight decay")
+    decays = regex_table.resolve(OptimizerConfig().decay, names, "weight decay")
     assert list(decays.values()) == [False, False, True]
 
 

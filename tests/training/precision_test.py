@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crossearth_jax import parallel
 from crossearth_jax.aot.origins import inner_programs
 from crossearth_jax.config import (
     Config,
@@ -22,8 +21,9 @@ from crossearth_jax.config import (
     ReinsConfig,
     ViTConfig,
 )
-from crossearth_jax.models.segmentor import SegmentationModel
+from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.ops import attention, deformable_attention, sampling
+from crossearth_jax.runtime import parallel
 from crossearth_jax.training.program import build_program
 from crossearth_jax.training.step import Example, make_loss
 

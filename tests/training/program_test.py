@@ -6,11 +6,11 @@ import re
 import jax
 import pytest
 
-from crossearth_jax import parallel
 from crossearth_jax.aot import collectives, hlo
 from crossearth_jax.aot.collectives import GRADIENTS, PARAMETERS, SUMS
-from crossearth_jax.compile import explained, trace_training
+from crossearth_jax.aot.compile import explained, trace_training
 from crossearth_jax.config import MeshConfig
+from crossearth_jax.runtime import parallel
 from crossearth_jax.training.program import build_program
 
 

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from crossearth_jax import parallel
 from crossearth_jax.config import MeshConfig
+from crossearth_jax.runtime import parallel
 from crossearth_jax.training.state import log_memory
 
 

@@ -10,7 +10,7 @@ import pytest
 from crossearth_jax.benchmark import IGNORE
 from crossearth_jax.config import AugmentConfig, LossConfig, MimTaskConfig
 from crossearth_jax.losses import mask_set
-from crossearth_jax.models.segmentor import SegmentationModel
+from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.training import step
 from crossearth_jax.training.state import TrainState
 

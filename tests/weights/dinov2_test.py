@@ -9,11 +9,11 @@ import pytest
 from einops import rearrange
 
 from crossearth_jax.config import HeadConfig, ModelConfig, UserError, ViTConfig
-from crossearth_jax.models.segmentor import SegmentationModel
+from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.weights import infer
-from crossearth_jax.weights.crossearth import from_reference
 from crossearth_jax.weights.dinov2 import original_names, resize_kernel, resize_positions, to_backbone
 from crossearth_jax.weights.files import read_tensors
+from crossearth_jax.weights.reference_names import from_reference
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from crossearth_jax.config import HeadConfig, MimConfig, ModelConfig, ReinsConfig, UserError, ViTConfig
-from crossearth_jax.models.segmentor import SegmentationModel
+from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.weights.infer import check, feature_blocks, infer_config, shapes_of
 
 # ViT-g with every other size changed too.

@@ -8,9 +8,9 @@ import safetensors.numpy
 
 from crossearth_jax.config import UserError
 from crossearth_jax.convert import read_config
-from crossearth_jax.weights.crossearth import from_reference
 from crossearth_jax.weights.load import load_weights
 from crossearth_jax.weights.native import save_native
+from crossearth_jax.weights.reference_names import from_reference
 from crossearth_jax.weights.torch_writer import write_torch_zip
 
 GOLDEN = Path(__file__).parent.parent / "golden/tiny"

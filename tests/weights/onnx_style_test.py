@@ -18,9 +18,9 @@ from PIL import Image
 
 import crossearth_jax
 from crossearth_jax.config import UserError
-from crossearth_jax.models.style import StyleNetwork
+from crossearth_jax.models.style_network import StyleNetwork
 from crossearth_jax.weights import onnx_style
-from crossearth_jax.weights.style import load_style
+from crossearth_jax.weights.style_files import load_style
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures" / "style"
 GRAPHS = {"encode": FIXTURES / "arbitrary_predict.onnx", "stylize": FIXTURES / "arbitrary_transform.onnx"}

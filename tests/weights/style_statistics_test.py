@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crossearth_jax.augment.style import sample_codes
+from crossearth_jax.augment.style_injection import sample_codes
 from crossearth_jax.benchmark import SETTINGS
 from crossearth_jax.config import UserError
-from crossearth_jax.models.style import StyleNetwork
-from crossearth_jax.weights.style import load_style
+from crossearth_jax.models.style_network import StyleNetwork
+from crossearth_jax.weights.style_files import load_style
 from crossearth_jax.weights.style_statistics import (
     Provenance,
     from_moments,

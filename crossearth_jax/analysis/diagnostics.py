@@ -1,0 +1,117 @@
+"""What style injection did and what it was up against: restyled training images, and distances in style space."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import UInt8
+
+from crossearth_jax.analysis.style_codes import code_moments
+from crossearth_jax.augment.pipeline import augment
+from crossearth_jax.augment.style_injection import draw_style, mix_codes, sample_codes, style_injection
+from crossearth_jax.benchmark import DOMAINS
+from crossearth_jax.config import Config, StyleConfig
+from crossearth_jax.inputs.sources import PreparedSplit, prepared_splits
+from crossearth_jax.inputs.transforms import window
+from crossearth_jax.models.style_network import StyleKind, StyleNetwork
+from crossearth_jax.ops.frechet import frechet_distance
+from crossearth_jax.ops.moments import Moments
+from crossearth_jax.ops.normalization import denormalize, normalize
+from crossearth_jax.runtime.atomic import replacing
+from crossearth_jax.training.initialise import style_network
+from crossearth_jax.weights.style_files import load_style
+from crossearth_jax.weights.style_statistics import load_statistics
+
+DISTANCE_IMAGES = 48  # per domain: the distance grows with fewer images, so all domains are read equally far
+EXAMPLES = 4
+
+
+def style_distances(config: Config, params: Mapping[str, jax.Array], targets: Iterable[str]) -> dict[str, float]:
+    """Fréchet distances between the style codes of the source and of each target.
+
+    Codes of the first `DISTANCE_IMAGES` training images of a domain (of its scored images if it has no others) make
+    one Gaussian. This only describes the domains; nothing of a target reaches training.
+
+    Args:
+      config: names the source and the style network.
+      params: of the style network (`style/…`).
+      targets: domains.
+    """
+    network = style_network(config)
+
+    def moments(domain: str) -> Moments:
+        trained = "train" in prepared_splits(domain, config.data.data_dir)
+        split = PreparedSplit(domain, "train" if trained else DOMAINS[domain].eval_split, config.data.data_dir)
+        images = (split[index]["image"] for index in range(min(DISTANCE_IMAGES, len(split))))
+        return list(code_moments(network, params, images))[-1]
+
+    source = moments(config.data.source)
+    found = {domain: moments(domain) for domain in targets if domain != config.data.source}
+    distances = {
+        name: frechet_distance(source.mean, source.covariance, other.mean, other.covariance)
+        for name, other in found.items()
+    }
+    return {config.data.source: 0.0} | distances
+
+
+# The network is a fixed argument: one compilation serves every style and seed.
+_encode = jax.jit(StyleNetwork.encode, static_argnums=0)
+_stylize = jax.jit(StyleNetwork.stylize, static_argnums=0)
+
+
+def redrawn(images: UInt8[np.ndarray, "n h w 3"], style: StyleConfig, seed: int = 0) -> UInt8[np.ndarray, "n h w 3"]:
+    """RGB images as Earth-Style Injection with these settings shows them to the backbone, every one restyled.
+
+    Raises:
+      UserError: the style network or its statistics cannot be read.
+    """
+    network = StyleNetwork(cast(StyleKind, style.backend))
+    params, statistics = load_style(network, style.weights), load_statistics(style.statistics, network.kind).sampler
+    draws = draw_style(style, statistics, jax.random.key(seed), images.shape[:1], *images.shape[1:3])
+    originals = jnp.asarray(images, jnp.float32) / 255
+    codes = mix_codes(style.alpha, sample_codes(statistics, draws.noise), _encode(network, params, originals))
+    shown = jnp.where(draws.kept[..., None], originals, _stylize(network, params, originals, codes))
+    return _to_uint8(255 * shown)
+
+
+def style_examples(
+    config: Config, params: Mapping[str, jax.Array]
+) -> tuple[UInt8[np.ndarray, "n s s 3"], UInt8[np.ndarray, "n s s 3"]]:
+    """A few augmented training images, as they are and restyled as in training (but each of them)."""
+    assert config.style is not None
+    split = PreparedSplit(config.data.source, "train", config.data.data_dir)
+    chosen = list(itertools.islice((split[i] for i in range(len(split))), EXAMPLES))
+    height, width = np.min([example["label"].shape for example in chosen], axis=0).tolist()
+    # The middle of each, at the size that all of them have.
+    pairs = [window(example["image"], example["label"], (height, width), (0.5, 0.5)) for example in chosen]
+    images, labels = (np.stack(column) for column in zip(*pairs, strict=True))
+    style = dataclasses.replace(config.style, probability=1.0, literal=False)
+    statistics = load_statistics(style.statistics, style_network(config).kind).sampler
+    inject = style_injection(style, style_network(config), statistics)
+
+    @jax.jit
+    def restyled(params: Mapping[str, jax.Array], key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        clean, _, _ = augment(config.augment, key, jnp.asarray(images), jnp.asarray(labels))
+        return clean, denormalize(inject(params, key, normalize(clean))[0])
+
+    clean, shown = restyled(params, jax.random.key(config.seed))
+    return _to_uint8(clean), _to_uint8(shown)
+
+
+def _to_uint8(images: jax.Array) -> UInt8[np.ndarray, "n s s 3"]:
+    return np.clip(np.rint(images), 0, 255).astype(np.uint8)
+
+
+def write_style_examples(path: Path, config: Config, params: Mapping[str, jax.Array]) -> None:
+    """Writes `style_examples` where the report finds them."""
+    images, restyled = style_examples(config, params)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, images=images, restyled=restyled)

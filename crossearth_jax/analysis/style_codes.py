@@ -1,0 +1,60 @@
+"""Style codes of many images, summed up as a Gaussian."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+from PIL import Image
+
+from crossearth_jax.models.style_network import StyleNetwork
+from crossearth_jax.ops.moments import Moments
+
+SIDE = 256  # pixels that every image is resized to before its style is read, as the reference does
+
+
+def code_moments(
+    network: StyleNetwork,
+    params: Mapping[str, jax.Array],
+    images: Iterable[UInt8[np.ndarray, "h w 3"]],
+    batch_size: int = 16,
+) -> Iterator[Moments]:
+    """Reads the style of every image, whatever its size, and adds the codes up.
+
+    Yields:
+      The same accumulator after every batch, so that the caller can report progress; the last one is complete.
+    """
+
+    @jax.jit
+    def encode(params: Mapping[str, jax.Array], batch: UInt8[Array, "b h w 3"]) -> Float[Array, "b k"]:
+        return network.encode(params, batch.astype(jnp.float32) / 255)
+
+    moments: Moments | None = None
+    for batch in _batches(images, batch_size):
+        # The last batch is filled up with copies of one image: another shape would be compiled anew.
+        filled = np.stack(batch + batch[:1] * (batch_size - len(batch)))
+        codes = np.asarray(encode(params, filled))[: len(batch)]
+        moments = moments or Moments(codes.shape[1])
+        moments.add(codes)
+        yield moments
+
+
+def _batches(images: Iterable[UInt8[np.ndarray, "h w 3"]], size: int) -> Iterator[list[np.ndarray]]:
+    batch: list[np.ndarray] = []
+    for image in images:
+        batch.append(_resized(image))
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _resized(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "256 256 3"]:
+    """Bilinear, over the whole footprint of a target pixel when that shrinks the image."""
+    if image.shape[:2] == (SIDE, SIDE):
+        return image
+    return np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BILINEAR))

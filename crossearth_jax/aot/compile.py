@@ -1,0 +1,221 @@
+"""Compilation of the real steps for TPUs and GPUs that are not there: memory, work, collectives, time.
+
+`python -m crossearth_jax.main --config=… --mode=compile --topology=v5e:2x4,v5e:16x16,h100:8 [--batch_per_chip=2]`
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from jax.sharding import Mesh
+
+from crossearth_jax import benchmark
+from crossearth_jax.aot import chips, collectives, hlo
+from crossearth_jax.aot.compile_table import compile_table, step_line
+from crossearth_jax.aot.origins import NOTHING, Origin, shared_sizes
+from crossearth_jax.config import Config, UserError
+from crossearth_jax.inference.evaluate import jit_evaluation_step
+from crossearth_jax.inference.resizing import fitted_size
+from crossearth_jax.inputs.sources import find_domain
+from crossearth_jax.models.network import SegmentationModel
+from crossearth_jax.runtime import parallel
+from crossearth_jax.runtime.atomic import replacing, write_json
+from crossearth_jax.training.initialise import style_parts
+from crossearth_jax.training.program import build_program
+
+
+def compile_steps(
+    config: Config, topologies: Sequence[str], workdir: Path, batch_per_chip: int | None = None
+) -> list[dict[str, Any]]:
+    """Compiles the training and the evaluation step for each slice and writes `compile.json` and `compile.md`.
+
+    Args:
+      config: the experiment; its mesh has to fit every slice.
+      topologies: names such as `v5e:16x16`, `v5e:16x16:2` (two slices) or `h100:8`.
+      workdir: where the results go.
+      batch_per_chip: images per chip; None takes the config's global batches as they are.
+
+    Returns:
+      One record per slice and step, as in `compile.json`.
+
+    Raises:
+      UserError: a slice is unknown, the compiler is missing, a step does not fit into memory, or it contains a
+        collective that the sharding tables do not explain. Results are written all the same.
+    """
+    slices = {topology: chips.slice_devices(topology) for topology in topologies}
+    records: list[dict[str, Any]] = []
+    for topology, devices in slices.items():
+        mesh = parallel.make_mesh(config.mesh, devices)
+        scaled = _with_batch(config, mesh, batch_per_chip)
+        for step, build in (("train", trace_training), ("evaluate", trace_evaluation)):
+            record = _compile(scaled, mesh, topology, step, build)
+            print(step_line(record), flush=True)
+            records.append(record)
+            write_json(workdir / "compile.json", records)
+            with replacing(workdir / "compile.md") as temporary:
+                temporary.write_text(compile_table(records), encoding="utf-8")
+    _refuse_surprises(records)
+    return records
+
+
+def _with_batch(config: Config, mesh: Mesh, per_chip: int | None) -> Config:
+    if per_chip is None:
+        return config
+    size = per_chip * mesh.size
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, batch_size=size),
+        evaluate=dataclasses.replace(config.evaluate, batch_size=size),
+    )
+
+
+class Traced(NamedTuple):
+    """A step that is ready for the compiler, and which of its sums over the batch are to be expected."""
+
+    step: Any  # of `jax.jit(…).trace(…)`
+    trainable: list[str]  # names of the parameters with a gradient
+    shared: set[int]  # numbers of elements of what is computed from those alone
+
+
+def trace_training(config: Config, mesh: Mesh) -> Traced:
+    """Traces the training step for `mesh`."""
+    program = build_program(config, mesh, *style_parts(config, parallel.batch_shards(mesh)))
+    size = find_domain(config.data.source).sizes["train"]
+    state = _placed(program.state, program.state_shardings)
+    frozen = _placed(program.frozen, program.frozen_shardings)
+    batch = _batch(mesh, config.data.batch_size, size, size=((2,), jnp.int32), index=((), jnp.int32))
+    step = program.step.trace(state, frozen, batch)
+    origins = jax.tree.map(lambda _: NOTHING, state)
+    origins = origins._replace(trainable=dict.fromkeys(state.trainable, Origin(trainable=True, batch=False)))
+    of_batch = dict.fromkeys(batch, Origin(trainable=False, batch=True))
+    return Traced(
+        step, list(program.trainable), shared_sizes(step.jaxpr, (origins, dict.fromkeys(frozen, NOTHING), of_batch))
+    )
+
+
+def trace_evaluation(config: Config, mesh: Mesh) -> Traced:
+    """Traces the evaluation step for the largest images that the config's settings score; nothing is trainable."""
+    model = SegmentationModel(config.model)
+    settings = benchmark.settings_of(config.data.source, config.evaluate.settings)
+    targets = [benchmark.DOMAINS[setting.target] for setting in settings]
+    if not targets:
+        raise UserError(f"no setting of the benchmark starts at {config.data.source}: there is nothing to evaluate")
+    sizes = {(target.sizes[target.eval_split], target.resize) for target in targets}
+    size, resize = max(sizes, key=lambda pair: math.prod(fitted_size(*pair)))
+    shards = parallel.batch_shards(mesh)
+    count = -(-config.evaluate.batch_size // shards) * shards
+    batch = _batch(mesh, count, size, valid=((), jnp.bool))
+    params = _placed(model.shapes(), parallel.param_shardings(mesh, model.shapes()))
+    step = jit_evaluation_step(model, config.evaluate, resize, mesh)
+    return Traced(step.trace(params, batch["image"], batch["label"], batch["valid"]), [], set())
+
+
+def _placed(shapes: Any, shardings: Any) -> Any:
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def _batch(mesh: Mesh, count: int, side: tuple[int, int], **others: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    sharding = parallel.batch_sharding(mesh)
+    arrays = {"image": ((*side, 3), jnp.uint8), "label": (side, jnp.uint8)} | others
+    return {
+        name: jax.ShapeDtypeStruct((count, *shape), dtype, sharding=sharding) for name, (shape, dtype) in arrays.items()
+    }
+
+
+def _compile(config: Config, mesh: Mesh, topology: str, step: str, build: Any) -> dict[str, Any]:
+    """One record of `compile.json`."""
+    images = config.data.batch_size if step == "train" else config.evaluate.batch_size
+    record: dict[str, Any] = {
+        "config": config.name, "step": step, "topology": topology, "chips": mesh.size, "mesh": dict(mesh.shape),
+        "images_per_chip": images / mesh.size, "image_side": config.model.vit.image_size,
+        "dtype": config.model.dtype, "remat": config.model.vit.remat,
+    }  # fmt: skip
+    chip = chips.chip_of(topology)
+    logging.info("compiling the %s step for %s (minutes for large networks)", step, topology)
+    with jax.set_mesh(mesh):
+        start = time.monotonic()
+        traced = build(config, mesh)
+        try:
+            compiled = traced.step.lower().compile(compiler_options=dict(chip.compiler.options))
+        except jax.errors.JaxRuntimeError as error:
+            return record | {"failure": compiler_failure(str(error))}
+        record["seconds"] = round(time.monotonic() - start, 1)
+    record |= describe(compiled, config, mesh, chip, traced)
+    return record | memory_failure(record["hbm"]["total"], chip)
+
+
+def memory_failure(used: float, chip: chips.Chip) -> dict[str, str]:
+    """The failure of a step that exceeds the memory of a chip whose compiler lets it pass, as for `compile.json`."""
+    if used <= chip.memory or chip.compiler.refuses_excess:
+        return {}
+    return {"failure": f"needs {used / 2**30:.2f}G of {chip.memory / 2**30:.2f}G HBM"}
+
+
+def compiler_failure(message: str) -> str:
+    """What a compiler complains about, in one line: memory first."""
+    used = re.search(r"Used (\S+) of (\S+) hbm", message)
+    return f"needs {used.group(1)} of {used.group(2)} HBM" if used else message.strip().splitlines()[0][:200]
+
+
+def describe(compiled: Any, config: Config, mesh: Mesh, chip: chips.Chip, traced: Traced) -> dict[str, Any]:
+    """Memory, work, collectives and times of a compiled step, per chip."""
+    program = hlo.parse(compiled.as_text())
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    found = explained(program, config, mesh, traced)
+    arguments, outputs = memory.argument_size_in_bytes, memory.output_size_in_bytes
+    aliased, temporaries = memory.alias_size_in_bytes, memory.temp_size_in_bytes
+    flops, sent = program.flops(), collectives.bytes_by_kind(found)
+    moved, crossing = arguments + outputs + temporaries, sent.get(collectives.BETWEEN_SLICES, 0.0)
+    bound = chips.roofline(chip, flops, moved, sum(sent.values()) - crossing, crossing)
+    return {
+        "hbm": {
+            "arguments": arguments, "outputs": outputs, "aliased": aliased, "temporaries": temporaries,
+            "code": memory.generated_code_size_in_bytes, "capacity": chip.memory,
+            "total": arguments + outputs - aliased + temporaries + memory.generated_code_size_in_bytes,
+        },
+        "flops": flops,
+        "sent": sent,
+        "reasons": _reasons(found),
+        "unexplained": [str(collective) for collective in found if not collective.reason],
+        "roofline": bound._asdict(),
+        "compiler": {"optimal_seconds": cost.get("optimal_seconds"), "cycles": program.cycles()},
+    }  # fmt: skip
+
+
+def explained(program: hlo.Program, config: Config, mesh: Mesh, traced: Traced) -> list[collectives.Collective]:
+    """All collectives of a compiled step with the reasons that the sharding tables give them."""
+    shapes = SegmentationModel(config.model).shapes()
+    shardings = parallel.param_shardings(mesh, shapes)
+    return collectives.explain(collectives.find(program, mesh), shardings, shapes, traced.trainable, traced.shared)
+
+
+def _reasons(explained: list[collectives.Collective]) -> dict[str, dict[str, float]]:
+    reasons: dict[str, dict[str, float]] = {}
+    for collective in explained:
+        kinds = reasons.setdefault(collective.reason or "unexplained", {})
+        kinds[collective.kind] = kinds.get(collective.kind, 0) + collective.bytes
+    return reasons
+
+
+def _refuse_surprises(records: list[dict[str, Any]]) -> None:
+    failed = [f"{r['step']} step on {r['topology']}: {r['failure']}" for r in records if "failure" in r]
+    if failed:
+        raise UserError(
+            f"{'; '.join(failed)}; lower --batch_per_chip, split parameters (mesh.fsdp) or turn on vit.remat"
+        )
+    surprises = [f"{r['topology']} {r['step']}: {text}" for r in records for text in r["unexplained"]]
+    if surprises:
+        raise UserError(
+            f"{len(surprises)} collectives are not explained by the sharding tables of "
+            f"crossearth_jax/runtime/parallel.py: {'; '.join(surprises)}; give the arrays they move a sharding, or "
+            "extend the tables"
+        )

@@ -1,0 +1,1 @@
+"""A trained model at work: loading, sliding windows, evaluation, the benchmark's table."""

@@ -1,0 +1,1 @@
+"""Machinery under everything else: commands, progress, atomic files, device meshes, tables by name."""

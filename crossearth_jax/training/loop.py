@@ -1,0 +1,203 @@
+"""Training, told from top to bottom.
+
+`python -m crossearth_jax.main --config=… --workdir=… --mode=train`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from jax.sharding import Mesh
+
+from crossearth_jax.config import Config, UserError
+from crossearth_jax.inputs.loader import Batch, train_iterator
+from crossearth_jax.inputs.watch import WatchedBatches
+from crossearth_jax.runtime import parallel
+from crossearth_jax.runtime.atomic import write_json
+from crossearth_jax.runtime.progress import Progress
+from crossearth_jax.training.checkpoint import SELECTIONS, Checkpoints
+from crossearth_jax.training.guard import Guard
+from crossearth_jax.training.initialise import initial_params, run_identity, style_parts
+from crossearth_jax.training.program import Program, build_program
+from crossearth_jax.training.state import Params, TrainState
+from crossearth_jax.training.stop import Stopped, StopSignal
+from crossearth_jax.training.writer import MetricsWriter
+
+COUNTED = ("nonfinite", "replaced_records")  # metrics of which the number matters, not the mean
+SHOWN = ("loss", "validation/miou")  # beside the progress
+
+Validation = Callable[[Config, Mesh, Params], float]  # scores all parameters on the source, larger is better
+
+
+class Run(NamedTuple):
+    """A run in memory."""
+
+    program: Program
+    state: TrainState
+    frozen: Params
+
+    @property
+    def params(self) -> Params:
+        """All parameters as evaluation uses them, those of the style network (`style/…`) included."""
+        return self.state.evaluated | self.frozen
+
+
+def train(config: Config, workdir: Path, validation: Validation | None = None) -> Run:
+    """Trains to `config.train.steps`, continuing from the newest checkpoint of `workdir` if there is one.
+
+    Args:
+      validation: scores the parameters for `evaluate.select = "best_on_source"`.
+
+    Raises:
+      UserError: the input, the configuration or the run directory is wrong, or a step was not finite.
+      Stopped: a signal asked to stop; the state is saved.
+    """
+    mesh = parallel.make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        run, checkpoints = start(config, workdir, mesh)
+        first = jax.process_index() == 0
+        # Not before the checkpoint is known to be this run's: a refused run must not leave its configuration here.
+        if first:
+            write_json(workdir / "config.json", checkpoints.identity["config"])
+        done = int(run.state.step)
+        checkpoints.set_aside(done)
+        batches = train_iterator(config.data, config.seed, *parallel.input_shard(mesh), start_step=done)
+        validator = _validator(config, mesh, validation)
+        try:
+            with MetricsWriter(workdir, done, images_per_step=config.data.batch_size, active=first) as writer:
+                state = _loop(run, batches, checkpoints, writer, Guard(config.train.nonfinite, workdir), validator)
+        finally:
+            batches.close()
+            checkpoints.close()
+    return run._replace(state=state)
+
+
+def restore(config: Config, workdir: Path) -> Run:
+    """Reads the checkpoint of `workdir` that `evaluate.select` names, or the next one where it is damaged.
+
+    Raises:
+      UserError: there is none, or it belongs to another configuration.
+    """
+    mesh = parallel.make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        run, _ = start(config, workdir, mesh, lambda found: found.ranked(config.evaluate.select))
+    return run
+
+
+def start(
+    config: Config,
+    workdir: Path,
+    mesh: Mesh,
+    choose: Callable[[Checkpoints], Sequence[int]] = lambda checkpoints: checkpoints.steps,
+) -> tuple[Run, Checkpoints]:
+    """Builds the program and a state of the run.
+
+    Args:
+      choose: the steps whose checkpoints will do, in order of preference; none for a fresh state.
+    """
+    if config.evaluate.select not in SELECTIONS:
+        raise UserError(f"evaluate.select is '{config.evaluate.select}', expected one of {', '.join(SELECTIONS)}")
+    program = build_program(config, mesh, *style_parts(config, parallel.batch_shards(mesh)))
+    trainable, frozen = initial_params(program)
+    identity = run_identity(config, frozen)
+    checkpoints = Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints, identity)
+    if steps := choose(checkpoints):
+        state = checkpoints.restore(program.state, program.state_shardings, steps)
+    else:
+        state = program.create_state(trainable)
+    return Run(program, state, frozen), checkpoints
+
+
+class Validator(NamedTuple):
+    """When and how the source is scored during training."""
+
+    every: int
+    score: Callable[[Params], float]
+
+    def due(self, done: int, last: bool) -> bool:
+        """Whether to score after `done` steps."""
+        return last or done % self.every == 0
+
+
+def _validator(config: Config, mesh: Mesh, validation: Validation | None) -> Validator | None:
+    if config.evaluate.select == "last":
+        return None
+    if validation is None:
+        raise UserError("evaluate.select=best_on_source needs a validation; train with crossearth_jax.main")
+    every = config.evaluate.every or config.train.checkpoint_every
+    return Validator(every, lambda params: validation(config, mesh, params))
+
+
+def _loop(
+    run: Run,
+    batches: WatchedBatches[Batch],
+    checkpoints: Checkpoints,
+    writer: MetricsWriter,
+    guard: Guard,
+    validator: Validator | None,
+) -> TrainState:
+    program, state, frozen = run
+    config = program.config.train
+    start = int(state.step)
+    progress = Progress(config.steps, "steps", done=start, images_per_unit=program.config.data.batch_size)
+    averages = Averages()
+    # What moves between host and devices is said to (`jax.device_put`, `jax.device_get`): anything else would make
+    # every step wait without a word.
+    with StopSignal() as stop, jax.transfer_guard("disallow"):
+        for step in range(start, config.steps):
+            batch = parallel.global_batch(next(batches), program.mesh)
+            state, metrics = program.step(state, frozen, batch)
+            guard.check(step, batch, metrics)
+            averages.add({**metrics, "replaced_records": batch["replaced"]})
+            done = step + 1
+            last = done == config.steps
+            stopping = stop.reached(done) and not last
+            values: dict[str, float] = {}
+            if done % config.log_every == 0 or last:
+                values = averages.pop() | {"input_wait": batches.waited_share()}
+            score = None
+            if validator is not None and validator.due(done, last):
+                score = validator.score(state.evaluated | frozen)
+                values["validation/miou"] = score
+            if values:
+                writer.write(done, values)
+            progress.advance(note=", ".join(f"{name} {values[name]:.3f}" for name in SHOWN if name in values))
+            if done % config.checkpoint_every == 0 or last or stopping or score is not None:
+                guard.flush()
+                checkpoints.save(state, score)
+            if stopping:
+                checkpoints.wait()
+                raise Stopped(done, stop.number)
+    skipped, replaced = (averages.totals[name] for name in COUNTED)
+    if skipped or replaced:
+        logging.warning("%d steps were skipped and %d corrupt records replaced since the start", skipped, replaced)
+    return state
+
+
+class Averages:
+    """Means (or counts) of the metrics since the last log line, summed on device so that no step waits for the host."""
+
+    def __init__(self) -> None:
+        self.totals = dict.fromkeys(COUNTED, 0)
+        self._sums: Any = None
+        self._count = 0
+        self._total = jax.jit(lambda metrics: jax.tree.map(jnp.sum, metrics))
+        self._add = jax.jit(lambda sums, metrics: jax.tree.map(lambda a, b: a + jnp.sum(b), sums, metrics))
+
+    def add(self, metrics: Mapping[str, jax.Array]) -> None:
+        """Adds one step's metrics."""
+        self._sums = self._total(dict(metrics)) if self._sums is None else self._add(self._sums, dict(metrics))
+        self._count += 1
+
+    def pop(self) -> dict[str, float]:
+        """Fetches the means and counts, and starts over."""
+        sums = jax.device_get(self._sums)
+        self.totals = {name: total + int(sums[name]) for name, total in self.totals.items()}
+        values = {name: float(value) / (1 if name in COUNTED else self._count) for name, value in sums.items()}
+        self._sums, self._count = None, 0
+        return values

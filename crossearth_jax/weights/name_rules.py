@@ -1,0 +1,153 @@
+"""Tables of names and layouts that are read in both directions.
+
+A rule says under which names another program keeps a parameter, under which we do, and how to turn one array into
+the other. "{i}" stands for a layer number; where only the other's name has it, we stack the layers on a leading
+axis. A rule with several of our names splits one tensor into that many parts along its first axis.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from crossearth_jax.config import UserError
+from crossearth_jax.runtime.progress import Progress
+
+Tensors = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A change of memory layout and its inverse."""
+
+    axes: Sequence[int]  # how many the other's tensor may have
+    to_ours: Callable[[np.ndarray], np.ndarray]
+    to_reference: Callable[[np.ndarray], np.ndarray]
+
+
+SAME = Layout(range(33), lambda x: x, lambda x: x)
+LINEAR = Layout((2,), np.transpose, np.transpose)  # (out, in) -> (in, out)
+CONV = Layout((4,), lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))  # OIHW -> HWIO
+TOKEN = Layout((3,), lambda x: x[0, 0], lambda x: x[None, None])  # (1, 1, c) -> (c,)
+TABLE = Layout((3,), lambda x: x[0], lambda x: x[None])  # (1, n, c) -> (n, c)
+PIXELS = Layout((4,), lambda x: x[0].transpose(1, 2, 0), lambda x: x.transpose(2, 0, 1)[None])  # 1CHW -> HWC
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One kind of parameter in both worlds."""
+
+    reference: str
+    ours: tuple[str, ...]
+    layout: Layout
+
+    @property
+    def stacked(self) -> bool:
+        """Whether our parameter holds all the layers."""
+        return "{i}" in self.reference and "{i}" not in self.ours[0]
+
+    def split(self, name: str, tensor: np.ndarray) -> list[np.ndarray]:
+        """Our parts of the tensor `name`.
+
+        Raises:
+          UserError: its shape or type is not what the rule expects.
+        """
+        parts = len(self.ours)
+        if tensor.ndim not in self.layout.axes or (parts > 1 and (tensor.ndim == 0 or len(tensor) % parts)):
+            raise UserError(f"{name} has shape {tensor.shape}, which no {self.ours[0]} of CrossEarth can have")
+        if tensor.dtype.kind in "iub?":
+            raise UserError(f"{name} holds {tensor.dtype} numbers, expected floating point")
+        return [self.layout.to_ours(part) for part in (np.split(tensor, parts) if parts > 1 else [tensor])]
+
+
+def rule(reference: str, ours: str | tuple[str, ...], layout: Layout) -> Rule:
+    """A rule; one name of ours needs no tuple."""
+    return Rule(reference, (ours,) if isinstance(ours, str) else ours, layout)
+
+
+def affine(reference: str, ours: str, kernel: Layout | None = None) -> list[Rule]:
+    """Weight and bias of a linear layer or convolution; of a norm where no kernel layout is given."""
+    name = "kernel" if kernel else "scale"
+    return [
+        rule(f"{reference}.weight", f"{ours}/{name}", kernel or SAME),
+        rule(f"{reference}.bias", f"{ours}/bias", SAME),
+    ]
+
+
+def layers(pattern: str, names: Iterable[str]) -> list[str]:
+    """Layer numbers for which `names` holds the name `pattern`, ascending; [""] if it has no layers but is there."""
+    if "{i}" not in pattern:
+        return [""] if pattern in names else []
+    expression = re.compile(re.escape(pattern).replace(r"\{i\}", r"(\d{1,4})"))
+    return sorted((match[1] for name in names if (match := expression.fullmatch(name))), key=int)
+
+
+def to_ours(rules: Iterable[Rule], tensors: Mapping[str, np.ndarray]) -> tuple[Tensors, set[str]]:
+    """Applies `rules` to the other program's tensors.
+
+    Returns:
+      Our parameters, float32 and in memory of their own, and the names that were used.
+
+    Raises:
+      UserError: a tensor has an impossible shape, or one layer of a stack is missing.
+    """
+    params: Tensors = {}
+    used: set[str] = set()
+    found = [(one, numbers) for one in rules if (numbers := layers(one.reference, tensors))]
+    progress = Progress(sum(len(numbers) for _, numbers in found), "tensors")
+    for one, numbers in found:
+        names = [one.reference.replace("{i}", i) for i in numbers]
+        used.update(names)
+        if one.stacked:
+            _check_stack(one, numbers)
+            params[one.ours[0]] = _stack(names, [one.split(name, tensors[name])[0] for name in names])
+        else:
+            for i, name in zip(numbers, names, strict=True):
+                for ours, part in zip(one.ours, one.split(name, tensors[name]), strict=True):
+                    params[ours.replace("{i}", i)] = np.array(part, np.float32, order="C")
+        progress.advance(len(names))
+    return params, used
+
+
+def to_reference(rules: Iterable[Rule], params: Mapping[str, np.ndarray]) -> tuple[Tensors, set[str]]:
+    """Inverse of `to_ours`: the other program's tensors, mostly views, and the names of ours that were used.
+
+    Raises:
+      UserError: part of a packed tensor is missing.
+    """
+    tensors: Tensors = {}
+    used: set[str] = set()
+    for one in rules:
+        for i in layers(one.ours[0], params):
+            names = [name.replace("{i}", i) for name in one.ours]
+            if missing := [name for name in names if name not in params]:
+                raise UserError(f"parameter {missing[0]} is missing beside {names[0]}")
+            used.update(names)
+            tensors |= _unsplit(one, i, [np.asarray(params[name]) for name in names])
+    return tensors, used
+
+
+def _unsplit(one: Rule, layer: str, arrays: list[np.ndarray]) -> Tensors:
+    if one.stacked:
+        return {one.reference.replace("{i}", str(k)): one.layout.to_reference(x) for k, x in enumerate(arrays[0])}
+    parts = [one.layout.to_reference(x) for x in arrays]
+    return {one.reference.replace("{i}", layer): np.concatenate(parts) if len(parts) > 1 else parts[0]}
+
+
+def _check_stack(one: Rule, numbers: list[str]) -> None:
+    if numbers != [str(i) for i in range(len(numbers))]:
+        raise UserError(f"{one.reference} has layers {', '.join(numbers)}; expected 0, 1, 2 … without a gap")
+
+
+def _stack(names: Sequence[str], arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Stacks into one allocation: a stack of a large model is the largest array there is."""
+    for name, array in zip(names, arrays, strict=True):
+        if array.shape != arrays[0].shape:
+            raise UserError(f"{name} has another shape than {names[0]}; expected equal layers")
+    stacked = np.empty((len(arrays), *arrays[0].shape), np.float32)
+    for i, array in enumerate(arrays):
+        stacked[i] = array
+    return stacked

@@ -1,0 +1,122 @@
+"""Results come first: whatever fails after scoring, scores stay, and nothing of an earlier evaluation joins them."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from crossearth_jax import report
+from crossearth_jax.analysis import baselines, diagnostics
+from crossearth_jax.benchmark import SETTINGS
+from crossearth_jax.config import UserError, to_config_dict
+from crossearth_jax.inference import evaluate
+from crossearth_jax.models.network import SegmentationModel
+from crossearth_jax.runtime import parallel
+from crossearth_jax.runtime.atomic import write_json
+from crossearth_jax.weights.style_files import load_style
+
+SETTING = SETTINGS["temperate_green2temperate_brown"]
+ADDED = {"style_distance", "baselines"}
+
+
+@pytest.fixture(scope="module")
+def run(tiny_config):
+    """Configuration, mesh and parameters that a short training could have left."""
+    config = dataclasses.replace(
+        tiny_config, evaluate=dataclasses.replace(tiny_config.evaluate, settings=(SETTING.name,))
+    )
+    model = SegmentationModel(config.model)
+    style = load_style(evaluate.initialise.style_network(config), None)
+    mesh = parallel.make_mesh(config.mesh)
+    params = jax.device_put({**jax.jit(model.init)(jax.random.key(0)), **style}, parallel.replicated(mesh))
+    return config, mesh, params
+
+
+def fail(*_):
+    raise MemoryError("no room\nfor it")
+
+
+@pytest.fixture
+def cheap_baselines(monkeypatch):
+    """Baselines that are always right, in no time."""
+
+    def confusions(source, targets, data_dir):
+        return {"colour": {target: np.diag([4, 3, 2, 1, 1]) for target in targets}}
+
+    monkeypatch.setattr(baselines, "confusions", confusions)
+
+
+def evaluated(run, workdir, step=3):
+    config, mesh, params = run
+    write_json(workdir / "config.json", json.loads(to_config_dict(config).to_json()))
+    returned = evaluate.evaluate(config, workdir, mesh, params, step)
+    written = json.loads((workdir / "results.json").read_text())
+    assert returned == written
+    return written[SETTING.name]
+
+
+def test_every_addition_may_fail_alone(run, tmp_path, monkeypatch, caplog, cheap_baselines):
+    full = evaluated(run, tmp_path)
+    assert full.keys() >= ADDED and full["baselines"]["colour"]["miou"] == 100
+    files = {path.name for path in (tmp_path / "evaluation").iterdir()}
+    assert files == {f"{SETTING.name}.npz", "class_features.npz", "style_examples.npz"}
+    # From here on everything that is computed comes from the evaluation above.
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "evaluation").iterdir()}
+
+    def write(path, *_):
+        path.write_bytes(kept[path.name])
+
+    with np.load(tmp_path / "evaluation" / f"{SETTING.name}.npz") as arrays:
+        scored = evaluate.DomainResult(*(arrays[name] for name in ("confusion", "images", "labels", "predictions")))
+    monkeypatch.setattr(evaluate.Evaluator, "domain", lambda *_: scored)
+    monkeypatch.setattr(evaluate, "write_class_features", write)
+    monkeypatch.setattr(diagnostics, "write_style_examples", write)
+    monkeypatch.setattr(diagnostics, "style_distances", lambda *_: {SETTING.target: full["style_distance"]})
+    additions = {
+        (baselines, "confusions"): ("baselines", {"baselines"}, set()),
+        (diagnostics, "style_distances"): ("style distances", {"style_distance"}, set()),
+        (diagnostics, "write_style_examples"): ("examples of restyled images", set(), {"style_examples.npz"}),
+        (evaluate, "write_class_features"): ("features of the classes", set(), {"class_features.npz"}),
+        (evaluate, "write_domain"): ("confusion matrices and examples of images", set(), {f"{SETTING.name}.npz"}),
+    }
+    for (module, name), (what, fields, missing) in additions.items():
+        caplog.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, fail)
+            found = evaluated(run, tmp_path)
+        assert found == {key: value for key, value in full.items() if key not in fields}
+        # The files of the evaluation before are gone, so that no report shows them beside these scores.
+        assert {path.name for path in (tmp_path / "evaluation").iterdir()} == files - missing
+        lines = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+        assert lines == [f"left out: {what} (MemoryError: no room for it); the scores are complete without"]
+        report.write_report(tmp_path)
+
+
+def test_scores_are_written_before_anything_is_added(run, tmp_path, monkeypatch):
+    seen = {}
+
+    def look(*_):
+        seen.update(json.loads((tmp_path / "results.json").read_text())[SETTING.name])
+        raise KeyboardInterrupt  # nothing that an addition may swallow
+
+    monkeypatch.setattr(evaluate, "write_class_features", look)
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(run, tmp_path)
+    assert seen["checkpoint_step"] == 3 and seen["pixels"] > 0 and not seen.keys() & ADDED
+    report.write_report(tmp_path)
+
+
+@pytest.mark.parametrize(("version", "fault"), [(1, None), (None, None), (2, "has the schema version 2, this program")])
+def test_the_report_reads_the_versions_it_knows(run, tmp_path, monkeypatch, version, fault):
+    config, _, _ = run
+    write_json(tmp_path / "config.json", json.loads(to_config_dict(config).to_json()))
+    entry = evaluate.row(SETTING, np.diag([4, 3, 2, 1, 1]), 3)
+    entry["schema_version"] = version
+    write_json(tmp_path / "results.json", {SETTING.name: {k: v for k, v in entry.items() if v is not None}})
+    if fault is None:
+        assert report.write_report(tmp_path).exists()
+    else:
+        with pytest.raises(UserError, match=fault):
+            report.write_report(tmp_path)

@@ -1,0 +1,206 @@
+"""The training stream is a function of seed and step, whatever the processes; evaluation sees everything once."""
+
+import dataclasses
+import itertools
+import multiprocessing
+
+import numpy as np
+import pytest
+from absl import flags
+
+from crossearth_jax.benchmark import IGNORE
+from crossearth_jax.config import DataConfig, UserError
+from crossearth_jax.inputs import loader
+from crossearth_jax.inputs.loader import evaluation_batches, train_iterator
+from crossearth_jax.inputs.sources import PreparedSplit, find_domain
+
+DOMAIN, IMAGES = "blue_marble/temperate_brown", 62  # in the train split
+
+
+@pytest.fixture
+def config(data_dir):
+    return DataConfig(source=DOMAIN, data_dir=data_dir, batch_size=8)
+
+
+@pytest.fixture
+def from_disk(monkeypatch):
+    """Reads records when they are needed, as for datasets that do not fit into memory."""
+    monkeypatch.setattr(loader, "MEMORY_LIMIT", 0)
+
+
+def take(iterator, count):
+    return list(itertools.islice(iterator, count))
+
+
+def assert_equal(found, expected):
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            assert a[name].dtype == b[name].dtype
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+def indices(batches):
+    return np.concatenate([batch["index"] for batch in batches])
+
+
+def test_batches_hold_the_records_they_name(config, data_dir):
+    (batch,) = take(train_iterator(config, seed=1), 1)
+    assert batch["image"].shape == (8, 64, 64, 3) and batch["image"].dtype == np.uint8
+    assert batch["label"].shape == (8, 64, 64) and batch["label"].dtype == np.uint8
+    assert batch["index"].dtype == np.int32
+    split = PreparedSplit(DOMAIN, "train", data_dir)
+    for row, index in enumerate(batch["index"].tolist()):
+        np.testing.assert_array_equal(batch["image"][row], split[index]["image"])
+        np.testing.assert_array_equal(batch["label"][row], split[index]["label"])
+
+
+def test_every_epoch_is_another_permutation(config):
+    stream = indices(take(train_iterator(config, seed=1), 31))  # 4 epochs of 62
+    epochs = stream.reshape(4, IMAGES)
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(IMAGES))
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_the_seed_decides_the_order(config):
+    first, again, other = (indices(take(train_iterator(config, seed=seed), 3)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_share_every_batch(config, count):
+    whole = take(train_iterator(config, seed=3), 10)
+    parts = [take(train_iterator(config, 3, index, count), 10) for index in range(count)]
+    joined = [{name: np.concatenate([p[i][name] for p in parts]) for name in whole[0]} for i in range(10)]
+    assert_equal(joined, whole)
+    # An epoch, even one that ends inside a batch, is read once by all processes together.
+    np.testing.assert_array_equal(np.sort(indices(joined)[:IMAGES]), np.arange(IMAGES))
+
+
+def test_a_step_can_be_started_from(config):
+    whole = take(train_iterator(config, seed=4), 12)
+    assert_equal(take(train_iterator(config, seed=4, start_step=9), 3), whole[9:])
+    # ... by another number of processes
+    (half,) = take(train_iterator(config, 4, 1, 2, start_step=11), 1)
+    np.testing.assert_array_equal(half["image"], whole[11]["image"][4:])
+
+
+def test_reading_from_disk_gives_the_same_stream(config, monkeypatch):
+    expected = take(train_iterator(config, seed=6), 9)
+    monkeypatch.setattr(loader, "MEMORY_LIMIT", 0)
+    assert_equal(take(train_iterator(config, seed=6), 9), expected)
+    assert_equal(take(train_iterator(config, seed=6, start_step=4), 5), expected[4:])
+
+
+def test_worker_processes_give_the_same_stream(config, from_disk):
+    flags.FLAGS.mark_as_parsed()  # grain's workers read them; a command has parsed its own
+    config = dataclasses.replace(config, workers=2)
+    expected = take(train_iterator(dataclasses.replace(config, workers=0), seed=7), 7)
+    # Continued at a step that another number of workers had reached.
+    iterator = train_iterator(config, seed=7, start_step=3)
+    assert_equal(take(iterator, 3), expected[3:6])
+    # A worker that is killed, as by a machine short of memory, is named instead of being waited for.
+    for child in multiprocessing.active_children():
+        child.kill()
+    with pytest.raises(UserError, match=r"reader process of .*temperate_brown, split train died .*exit code -9"):
+        take(iterator, 10)
+    iterator.close()
+
+
+def test_corrupt_records_stop_or_are_replaced(config, monkeypatch):
+    read = PreparedSplit.__getitem__
+
+    def damaged(self, index):
+        if index == 5:
+            self._records = [{"image": b"", "id": b""}] * IMAGES
+        return read(PreparedSplit(self.domain, self.split, config.data_dir) if index != 5 else self, index)
+
+    monkeypatch.setattr(PreparedSplit, "__getitem__", damaged)
+    with pytest.raises(UserError, match="record 5 cannot be read"):
+        train_iterator(config, seed=0)
+    skipping = dataclasses.replace(config, corrupt_records="skip")
+    stream = indices(take(train_iterator(skipping, seed=8), 31))[:IMAGES]
+    np.testing.assert_array_equal(np.sort(stream), np.sort([*range(5), *range(6, IMAGES), 6]))
+    # The record that stands in is marked as such, once an epoch.
+    batches = take(train_iterator(skipping, seed=8), 31)
+    replaced = np.concatenate([batch["replaced"] for batch in batches])
+    assert replaced.sum() == 4 and (indices(batches)[replaced] == 6).all()
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_evaluation_reads_every_record_once(data_dir, count):
+    parts = [list(evaluation_batches(DOMAIN, "test", 8, data_dir, index, count)) for index in range(count)]
+    assert [len(part) for part in parts] == [3] * count  # 19 images; the same number on every process
+    batches = [{name: np.concatenate([p[i][name] for p in parts]) for name in parts[0][0]} for i in range(3)]
+    assert all(batch["image"].shape == (8, 32, 32, 3) for batch in batches)
+    np.testing.assert_array_equal(indices(batches), [*range(19), *[-1] * 5])
+    last = batches[-1]
+    np.testing.assert_array_equal(last["valid"], [True] * 3 + [False] * 5)
+    assert (last["label"][3:] == IGNORE).all() and (last["image"][3:] == 0).all()
+    split = PreparedSplit(DOMAIN, "test", data_dir)
+    for batch in batches:
+        for row in np.flatnonzero(batch["valid"]):
+            np.testing.assert_array_equal(batch["label"][row], split[batch["index"][row].item()]["label"])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_images_of_one_size_share_a_batch(data_dir, random_split, monkeypatch, count):
+    sizes = ((4, 6), (6, 4), (4, 6), (4, 6), (4, 4), (4, 6), (6, 4), (4, 6), (4, 6), (4, 6), (6, 4))
+    split = random_split(DOMAIN, sizes)
+    monkeypatch.setattr(loader.sources, "PreparedSplit", lambda *_: split)
+    parts = [list(evaluation_batches(DOMAIN, "test", 4, data_dir, index, count)) for index in range(count)]
+    batches = [{name: np.concatenate([p[i][name] for p in parts]) for name in parts[0][0]} for i in range(4)]
+    assert [len(part) for part in parts] == [4] * count
+    assert [batch["label"].shape for batch in batches] == [(4, 4, 6), (4, 6, 4), (4, 4, 4), (4, 4, 6)]
+    rows = [batch["index"].tolist() for batch in batches]
+    assert rows == [[0, 2, 3, 5], [1, 6, 10, -1], [4, -1, -1, -1], [7, 8, 9, -1]]
+    for batch in batches:
+        for image, label, index, valid in zip(*(batch[n] for n in ("image", "label", "index", "valid")), strict=True):
+            assert valid == (index >= 0)
+            np.testing.assert_array_equal(image, split[index]["image"] if valid else 0)
+            np.testing.assert_array_equal(label, split[index]["label"] if valid else IGNORE)
+
+
+def test_evaluation_refuses_images_above_the_stated_size(data_dir, monkeypatch):
+    facts = loader.sources.DOMAINS[DOMAIN]
+    smaller = dataclasses.replace(facts, sizes={**facts.sizes, "test": (32, 24)})
+    monkeypatch.setitem(loader.sources.DOMAINS, DOMAIN, smaller)
+    with pytest.raises(UserError, match=r"record 0 has size \(32, 32\), expected at most \(32, 24\)"):
+        next(evaluation_batches(DOMAIN, "test", 8, data_dir))
+
+
+def test_larger_training_images_are_cut_at_random(data_dir, config, monkeypatch):
+    facts = loader.sources.DOMAINS[DOMAIN]
+    smaller = dataclasses.replace(facts, sizes={**facts.sizes, "train": (48, 80)})
+    monkeypatch.setitem(loader.sources.DOMAINS, DOMAIN, smaller)
+    batches = take(train_iterator(config, seed=9), 16)  # as wide as the files, which are narrower than stated
+    split = PreparedSplit(DOMAIN, "train", data_dir)
+    starts = set()
+    for batch in batches:
+        for image, label, index in zip(batch["image"], batch["label"], batch["index"].tolist(), strict=True):
+            whole = split[index]["image"]
+            (start,) = [i for i in range(17) if (image == whole[i : i + 48]).all()]
+            np.testing.assert_array_equal(label, split[index]["label"][start : start + 48])
+            starts.add(start)
+    assert len(starts) > 12
+
+
+def test_mistakes_are_explained(config, data_dir):
+    with pytest.raises(UserError, match=r"batch of 8 images does not divide over 3 processes.*multiple of 3"):
+        train_iterator(config, 0, 0, 3)
+    with pytest.raises(UserError, match="does not divide over 3"):
+        evaluation_batches(DOMAIN, "test", 8, data_dir, 0, 3)
+    with pytest.raises(UserError, match="corrupt_records is 'ignore', expected 'stop' or 'skip'"):
+        train_iterator(dataclasses.replace(config, corrupt_records="ignore"), 0)
+    with pytest.raises(UserError, match="unknown domain 'mars/north'; known: blue_marble"):
+        train_iterator(dataclasses.replace(config, source="mars/north"), 0)
+
+
+def test_a_small_image_comes_with_its_size(random_split):
+    reader = loader._Reader(random_split(DOMAIN, [(64, 64), (40, 70)]), (64, 64), find_domain(DOMAIN))
+    batch = reader.read([0, 1])
+    np.testing.assert_array_equal(batch["size"], [[64, 64], [40, 64]])
+    assert (batch["label"][1, 40:] == IGNORE).all()
