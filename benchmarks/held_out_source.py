@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import app, flags, logging
 from crossearth_data.blue_marble import blocks, rasters  # pyright: ignore[reportMissingImports]
@@ -33,9 +32,8 @@ from crossearth_jax.analysis import baselines
 from crossearth_jax.benchmark import DOMAINS, IGNORE, TAXONOMIES
 from crossearth_jax.config import Config, from_config_dict
 from crossearth_jax.inference import metrics
-from crossearth_jax.inference.evaluate import Evaluator
-from crossearth_jax.models.network import SegmentationModel
-from crossearth_jax.runtime import parallel
+from crossearth_jax.inference.domains import score_domain
+from crossearth_jax.inference.segmentor import load
 from crossearth_jax.training.loop import train
 
 SOURCE = "blue_marble/temperate_green"
@@ -58,9 +56,8 @@ def main(argv: Sequence[str]) -> None:
     folders = {name: prepare(scratch / "data" / name, hidden, mask) for name, mask in scored.items()}
     data_dir = next(iter(folders.values()))  # all have the same train split
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=SOURCE, data_dir=data_dir))
-    params = train(config, scratch / "run").params
-    mesh = parallel.make_mesh(config.mesh)
-    evaluator = Evaluator(SegmentationModel(config.model), config.evaluate, mesh)
+    train(config, scratch / "run")
+    windows = load(scratch / "run").sliding_windows(batch_size=config.evaluate.batch_size)
     classify = baselines.fit_colour(*baselines.sampled_pixels(SOURCE, "train", data_dir))
     result: dict[str, Any] = {
         "part": FLAGS.part,
@@ -69,11 +66,10 @@ def main(argv: Sequence[str]) -> None:
         "steps": config.train.steps,
     }
     for name, folder in folders.items():
-        with jax.set_mesh(mesh):
-            ours = evaluator.domain(params, SOURCE, "validation", folder).confusion
+        ours = score_domain(windows, SOURCE, "validation", folder).confusion
         colour = np.zeros_like(ours)
         for pixels, labels in baselines.labelled_pixels(SOURCE, "validation", folder):
-            colour += baselines.pixel_confusion(labels, classify(pixels), len(CLASSES))
+            colour += metrics.confusion(labels, classify(pixels), len(CLASSES))
         result[name] = {"model": score(ours, FLAGS.part), "colour": score(colour, FLAGS.part)}
     result["mean"] = {
         who: float(np.mean([result[name][who]["miou"] for name in folders])) for who in ("model", "colour")

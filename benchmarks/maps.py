@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 import tempfile
 import time
@@ -12,26 +11,21 @@ import rasterio
 
 from benchmarks import workers
 from benchmarks.network import Options, Result
+from crossearth_jax.inference.windows import SlidingWindows
+from crossearth_jax.mapping.map_layers import Legend
 from crossearth_jax.mapping.mapper import map_scene
 
 
-@dataclasses.dataclass(frozen=True)
-class Pixelwise:
-    """A stand-in for the network that costs next to nothing: what is left is reading, blending and writing."""
-
-    window: int = 512
-    multiple: int = 16
-    class_names: tuple[str, ...] = ("a", "b", "c", "d", "e", "f")
-    palette: tuple[tuple[int, int, int], ...] = tuple((40 * i, 0, 0) for i in range(6))
-
-    def score(self, images: np.ndarray) -> np.ndarray:
-        """Scores from the first channel."""
-        return np.stack([(images[..., 0] >> 5 == i).astype(np.float32) for i in range(6)], axis=-1)
+def score_first_channel(images: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Stands in for the network and costs next to nothing: what is left is reading, blending and writing."""
+    return np.stack([(images[..., 0] >> 5 == i).astype(np.float32) for i in range(6)], axis=-1)
 
 
 def predict(options: Options) -> Result:
     """Megapixels per second of a map without a network, and of the windows alone that the network scores."""
     side = 4096 if options.size == "vit_l" else 600
+    windows = SlidingWindows(score=score_first_channel, classes=6, window=512, stride=341, multiple=16)
+    legend = Legend(tuple("abcdef"), tuple((40 * i, 0, 0) for i in range(6)))
     rates = []
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
         scene = pathlib.Path(folder) / "scene.tif"
@@ -40,6 +34,6 @@ def predict(options: Options) -> Result:
             file.write(np.random.default_rng(0).integers(0, 256, (3, side, side), np.uint8))
         for _ in range(options.rounds):
             before = time.perf_counter()
-            map_scene(Pixelwise(), str(scene), pathlib.Path(folder) / "map.tif")
+            map_scene(windows, legend, str(scene), pathlib.Path(folder) / "map.tif")
             rates.append(side * side / 1e6 / (time.perf_counter() - before))
     return {"megapixels_per_second_without_network": workers.spread(rates), "scene": [side, side]}

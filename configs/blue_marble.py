@@ -89,7 +89,7 @@ def experiment(source: str = "temperate") -> Config:
         loss=LossConfig(points=49, pixel_weight=5.0),
         optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=100, weight_decay=0.1, ema=0.99, clip_norm=1.0),
         train=TrainConfig(steps=STEPS, checkpoint_every=250, frozen=((r".*", False),)),
-        evaluate=EvaluateConfig(window=8, stride=4, batch_size=32),
+        evaluate=EvaluateConfig(window=8, stride=4, batch_size=256),
     )
 
 

@@ -210,7 +210,7 @@ class EvaluateConfig:
 
     window: int = 512
     stride: int = 341
-    batch_size: int = 4
+    batch_size: int = 8  # windows scored together, over all devices of a process
     examples: int = 4  # images per domain shown in the report
     settings: tuple[str, ...] = ()  # rows of the benchmark to score; () takes every one of the source
     # Which checkpoint is scored: "last", or "best_on_source" by mIoU on the validation split of the source.

@@ -95,10 +95,13 @@ def _run(config: Config, workdir: Path) -> int:
         compile_steps(config, _TOPOLOGY.value, workdir, _BATCH_PER_CHIP.value)
         return 0
     # Imported after the flags are parsed, so that a wrong one is answered at once.
+    from crossearth_jax.analysis.additions import add_to_results
     from crossearth_jax.inference.evaluate import evaluate, validate
+    from crossearth_jax.inference.segmentor import load
     from crossearth_jax.prepare import prepare_domains
     from crossearth_jax.report import write_report
-    from crossearth_jax.training.loop import restore, train
+    from crossearth_jax.training.export import ensure_exported
+    from crossearth_jax.training.loop import train
     from crossearth_jax.training.stop import Stopped
 
     targets = [setting.target for setting in benchmark.settings_of(config.data.source, config.evaluate.settings)]
@@ -107,16 +110,18 @@ def _run(config: Config, workdir: Path) -> int:
     # One process prepares, the others find it done; where they have disks of their own, each does it for itself.
     with _first_process_first():
         prepare_domains(dict.fromkeys([config.data.source, *targets]), config.data.data_dir)
-    try:
-        run = None if _MODE.value == "evaluate" else train(config, workdir, validate)
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return stopped.exit_code
-    if run is None or (config.evaluate.select != "last" and _MODE.value != "train"):
-        run = restore(config, workdir)
+    if _MODE.value != "evaluate":
+        try:
+            train(config, workdir, validate)
+        except Stopped as stopped:
+            print(stopped, file=sys.stderr)
+            return stopped.exit_code
     if targets:
-        evaluate(config, workdir, run.program.mesh, run.params, int(run.state.step))
+        model_file = ensure_exported(workdir, config.evaluate.select)
+        segmentor = load(model_file, window=config.evaluate.window, stride=config.evaluate.stride)
+        found = evaluate(config, workdir, segmentor)
         if jax.process_index() == 0:
+            add_to_results(config, workdir, segmentor, found)
             logging.info("report: %s", write_report(workdir))
     return 0
 

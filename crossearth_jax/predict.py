@@ -20,16 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
-from jax.sharding import Mesh
-from jaxtyping import Array, Float, UInt8
 
-from crossearth_jax.config import MeshConfig, UserError
+from crossearth_jax.config import UserError
 from crossearth_jax.inference.segmentor import Segmentor, load
-from crossearth_jax.runtime import command, parallel
+from crossearth_jax.runtime import command
 
 try:
+    from crossearth_jax.mapping.map_layers import Legend
     from crossearth_jax.mapping.mapper import MapOptions, check_outputs, map_scene
     from crossearth_jax.mapping.radiometry import PERCENTILES
     from crossearth_jax.mapping.scene import SceneOptions, check_scene, scene_files
@@ -37,45 +35,6 @@ except ModuleNotFoundError as missing:
     command.without_extra("geo", missing)
 
 WINDOWS_PER_DEVICE = 4  # in a batch by default: enough to keep a device busy, little enough to fit a small one
-
-
-@dataclasses.dataclass(frozen=True)
-class DeviceScorer:
-    """A model on all local devices, each of which takes its share of a batch of windows."""
-
-    segmentor: Segmentor  # with its parameters on every device
-    mesh: Mesh
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names in the order of the scores, made up if the checkpoint has none."""
-        return self.segmentor.names or tuple(f"class {i}" for i in range(self.segmentor.classes))
-
-    @property
-    def palette(self) -> tuple[tuple[int, int, int], ...]:
-        """RGB colour of each class."""
-        return self.segmentor.palette
-
-    @property
-    def window(self) -> int:
-        """Side of the windows, in pixels."""
-        return self.segmentor.window
-
-    @property
-    def multiple(self) -> int:
-        """The sides of a window are multiples of this."""
-        return self.segmentor.multiple
-
-    def score(self, images: UInt8[np.ndarray, "b h w 3"]) -> Float[Array, "b h w k"]:
-        """Scores 8-bit RGB windows; their number must be a multiple of the number of devices."""
-        return self.segmentor.score(jax.device_put(images, parallel.batch_sharding(self.mesh)))
-
-
-def device_scorer(segmentor: Segmentor) -> DeviceScorer:
-    """Copies a model to every local device."""
-    mesh = parallel.make_mesh(MeshConfig(), jax.local_devices())
-    params = jax.device_put(segmentor.params, parallel.replicated(mesh))
-    return DeviceScorer(dataclasses.replace(segmentor, params=params), mesh)
 
 
 def main(argv: list[str]) -> None:
@@ -90,7 +49,6 @@ def main(argv: list[str]) -> None:
         outputs = {scene: out for scene, out in outputs.items() if not out.exists()}
         logging.info("%d of %d maps exist", len(arguments.scenes) - len(outputs), len(arguments.scenes))
     products = MapOptions(
-        flips=arguments.flips,
         scores=arguments.scores,
         confidence=arguments.confidence,
         polygons=arguments.polygons,
@@ -132,17 +90,20 @@ def _mapper(
     arguments: argparse.Namespace, scene_options: SceneOptions, products: MapOptions, outputs: Mapping[str, Path]
 ) -> Callable[[str], None]:
     """What maps one scene, with the model loaded once."""
-    scorer = device_scorer(_model(arguments))
-    devices = len(jax.local_devices())
-    batch_size = arguments.batch_size or WINDOWS_PER_DEVICE * devices
-    options = dataclasses.replace(
-        products,
-        stride=arguments.stride or scorer.segmentor.stride,
-        batch_size=-(-batch_size // devices) * devices,
+    segmentor = _model(arguments)
+    windows = segmentor.sliding_windows(
+        stride=arguments.stride,
+        blend=arguments.blend,
+        flips=arguments.flips,
+        batch_size=arguments.batch_size or WINDOWS_PER_DEVICE * len(jax.local_devices()),
     )
+    if scene_options.bands is None and segmentor.description.bands:
+        scene_options = dataclasses.replace(scene_options, bands=",".join(segmentor.description.bands))
+    names = segmentor.description.class_names or tuple(f"class {i}" for i in range(segmentor.classes))
+    legend = Legend(names, segmentor.palette)
 
     def work(scene: str) -> None:
-        map_scene(scorer, scene, outputs[scene], scene_options, options, {"CHECKPOINT": arguments.checkpoint})
+        map_scene(windows, legend, scene, outputs[scene], scene_options, products, {"CHECKPOINT": arguments.checkpoint})
         logging.info("wrote %s", outputs[scene])
 
     return work
@@ -212,7 +173,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add_reading(group: argparse._ArgumentGroup) -> None:
     add, stretch = group.add_argument, group.add_mutually_exclusive_group().add_argument
     add(
-        "--bands", metavar="R,G,B", help="three bands by name or number from 1 (nir,red,green); default: red,green,blue"
+        "--bands",
+        metavar="R,G,B",
+        help="three bands by name or number from 1 (nir,red,green); default: the checkpoint's, else red,green,blue",
     )
     stretch("--range", type=_numbers(2), metavar="LOW,HIGH", help="values that become 0 and 255")
     stretch(
@@ -237,6 +200,13 @@ def _add_scoring(add: Callable[..., Any]) -> None:
         "--stride", type=_positive(int), metavar="PIXELS", help="distance of windows; default: two thirds of the window"
     )
     add("--batch_size", type=_positive(int), metavar="N", help=f"default: {WINDOWS_PER_DEVICE} windows per device")
+    add(
+        "--blend",
+        choices=("mean", "taper"),
+        default="mean",
+        help="how overlapping windows are combined: mean, as evaluation does (default), or taper, which gives a "
+        "window less weight towards its border and hides seams",
+    )
     add("--flips", action="store_true", help="average over mirrored windows: four times the work")
 
 

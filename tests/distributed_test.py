@@ -21,10 +21,12 @@ import pytest
 from benchmarks.kill_and_resume import complete_saves
 from crossearth_jax.config import MeshConfig
 from crossearth_jax.inference import evaluate
-from crossearth_jax.models.network import SegmentationModel
+from crossearth_jax.inference.domains import score_domain, taxonomy_of
+from crossearth_jax.inference.segmentor import load
 from crossearth_jax.runtime import parallel
 from crossearth_jax.runtime.atomic import write_json
 from crossearth_jax.training import loop
+from crossearth_jax.training import start as training_start
 from crossearth_jax.training.state import TrainState
 
 SETTING = "temperate_green2temperate_brown"
@@ -35,7 +37,9 @@ SPLIT = MeshConfig(data=1, fsdp=4, model=2)  # parameters are split between proc
 MAIN = """
 import functools, os, signal, time
 import jax
-from crossearth_jax import baselines, command, main
+from crossearth_jax import main
+from crossearth_jax.analysis import baselines
+from crossearth_jax.runtime import command
 
 def confusions(*_):
     {baselines}
@@ -112,13 +116,13 @@ def one_process(config, tmp_path_factory):
 def test_two_processes_train_as_one_does(config, one_process, two_processes, assert_same_run):
     # What two processes have saved is restored by one.
     last = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, select="last"))
-    restored = loop.restore(last, two_processes[0])
+    restored = training_start.restore(last, two_processes[0])
     assert int(restored.state.step) == STEPS
     assert_same_run(restored, two_processes[0], *one_process)
 
 
 def test_two_processes_score_as_one_does(config, one_process, two_processes):
-    run, workdir = one_process
+    _, workdir = one_process
     found, expected = (
         {r["step"]: r["validation/miou"] for r in logged(folder) if "validation/miou" in r}
         for folder in (two_processes[0], workdir)
@@ -126,18 +130,17 @@ def test_two_processes_score_as_one_does(config, one_process, two_processes):
     assert [*found] == [*expected] == [2, 3]  # every second step, and after the last
     # Scores of pixels that tie to rounding may fall either way.
     np.testing.assert_allclose([*found.values()], [*expected.values()], atol=0.05)
-    best = loop.restore(config, two_processes[0])
+    best = training_start.restore(config, two_processes[0])
     step = int(best.state.step)
     assert step == (2 if found[2] > found[3] else 3)
     assert two_processes[2] == {step, STEPS}  # the newest, of which one is to be kept, and the best
     row = json.loads((two_processes[0] / "results.json").read_text())[SETTING]
     assert row["checkpoint_step"] == step
     assert row["protocol"].startswith("best checkpoint on the validation split of the source blue_marble/temp")
-    names = evaluate.taxonomy(row["source"]).classes
-    evaluator = evaluate.Evaluator(SegmentationModel(config.model), config.evaluate, run.program.mesh)
-    with jax.set_mesh(run.program.mesh):
-        alone = evaluator.domain(best.params, row["target"], "test", config.data.data_dir)
-        seen = evaluator.domain(best.params, row["source"], "validation", config.data.data_dir).confusion
+    names = taxonomy_of(row["source"]).classes
+    windows = load(two_processes[0]).sliding_windows(batch_size=config.evaluate.batch_size)
+    alone = score_domain(windows, row["target"], "test", config.data.data_dir, examples=config.evaluate.examples)
+    seen = score_domain(windows, row["source"], "validation", config.data.data_dir).confusion
     iou = np.diag(seen) / np.maximum(seen.sum(0) + seen.sum(1) - np.diag(seen), 1)
     assert found[step] == pytest.approx(100 * iou[[names.index(name) for name in SCORED]].mean(), abs=0.05)
     written = np.load(two_processes[0] / "evaluation" / f"{SETTING}.npz")
@@ -160,7 +163,7 @@ def untrained(config, write_experiment, tmp_path):
     config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, select="last"))
     mesh = parallel.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        run, checkpoints = loop.start(config, tmp_path / "run", mesh)
+        run, checkpoints = training_start.start(config, tmp_path / "run", mesh)
     checkpoints.save(run.state)
     checkpoints.close()
     write_json(tmp_path / "run" / "config.json", checkpoints.identity["config"])
@@ -217,7 +220,7 @@ def test_parameters_split_between_processes_train_the_same(
 
 def test_a_signal_to_one_process_stops_both_at_the_same_step(split_between_processes):
     experiment, workdir = split_between_processes
-    processes = start(experiment, workdir, "--mode=train", "--config.train.steps=100000")
+    processes = start(experiment, workdir, "--mode=train", "--config.train.steps=40000")
     while len(logged(workdir)) < STEPS + 2 and all(process.poll() is None for process in processes):
         time.sleep(0.05)
     processes[1].send_signal(signal.SIGTERM)

@@ -71,9 +71,10 @@ RUN_BY = {
         "--gsd": MAPPING + "scene_test.py::test_metres_on_the_ground",
         "--range": MAPPING + "scene_test.py::test_eight_bit_is_stretched_only_when_asked",
         "--percentiles": MAPPING + "scene_test.py::test_eight_bit_is_stretched_only_when_asked",
-        "--confidence": MAPPING + "layers_test.py::test_confidence_of_shares",
+        "--confidence": MAPPING + "map_layers_test.py::test_confidence_of_shares",
         "--polygons": MAPPING + "polygons_test.py::test_areas_are_those_of_the_pixels",
-        "--flips": MAPPING + "mapper_test.py::test_flips_and_batches_change_nothing_for_a_rule_of_single_pixels",
+        "--flips": "tests/inference/segmentor_test.py::test_flips_average_the_mirror_images",
+        "--blend": PREDICT + "test_map_of_a_network_is_the_plain_blend_of_its_windows",
     },
     "convert": {
         "--to": "tests/convert_test.py::test_there_and_back",

@@ -138,7 +138,7 @@ def test_a_run_comes_back_as_it_was(server, params, tmp_path, monkeypatch, capsy
 
     files["model.pth"] = b"never to be read"
     model = crossearth_jax.load("hf://earth/tiny@v1")
-    assert model.names == NAMES and model.palette == PALETTE and (model.window, model.stride) == (32, 21)
+    assert model.class_names == NAMES and model.palette == PALETTE and (model.window, model.stride) == (32, 21)
     for name, value in params.items():
         np.testing.assert_array_equal(model.params[name], value)
     read = {path.split("/resolve/")[1] for path, _ in server.seen if "/resolve/" in path}

@@ -15,7 +15,6 @@ import rasterio.shutil
 from crossearth_jax import predict
 from crossearth_jax.config import HeadConfig, ModelConfig, ReinsConfig, UserError, ViTConfig
 from crossearth_jax.inference.segmentor import load
-from crossearth_jax.mapping.scene import FILL
 from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.ops.normalization import normalize
 from crossearth_jax.weights.native import Description, save_native
@@ -76,7 +75,9 @@ def blended(segmentor, image, stride):
     starts = [[*range(0, size - side, stride), size - side] for size in (height, width)]
     for top in starts[0]:
         row = np.stack([image[top : top + side, left : left + side] for left in starts[1]])
-        for left, scores in zip(starts[1], np.asarray(segmentor.score(row)), strict=True):
+        for left, scores in zip(
+            starts[1], np.asarray(segmentor.scores(normalize(jax.numpy.asarray(row)))), strict=True
+        ):
             tapers = np.outer(taper, taper)[..., None]
             total[top : top + side, left : left + side] += scores * tapers
             weight[top : top + side, left : left + side] += tapers
@@ -87,7 +88,7 @@ def test_map_of_a_network_is_the_plain_blend_of_its_windows(checkpoint, tmp_path
     assert len(jax.local_devices()) == 8
     out = tmp_path / "map.tif"
     predict.main([f"--checkpoint={checkpoint}", LANDSAT, f"--out={out}", "--bands=3,2,1", "--scores", "--stride=41",
-                  "--batch_size=8"])  # fmt: skip
+                  "--batch_size=8", "--blend=taper"])  # fmt: skip
     with rasterio.open(LANDSAT) as dataset:
         image = np.ascontiguousarray(np.moveaxis(dataset.read([3, 2, 1]), 0, -1))
     expected = blended(load(checkpoint), image, 41)
@@ -104,14 +105,14 @@ def test_map_of_a_network_is_the_plain_blend_of_its_windows(checkpoint, tmp_path
     np.testing.assert_array_equal(found[clear], expected.argmax(-1)[clear])
 
 
-def test_devices_share_a_batch(checkpoint):
-    segmentor = load(checkpoint)
-    scorer = predict.device_scorer(segmentor)
-    images = np.random.default_rng(0).integers(0, 255, (8, 64, 64, 3), np.uint8)
-    scores = scorer.score(images)
-    assert len(scores.sharding.device_set) == 8
-    np.testing.assert_allclose(scores, segmentor.score(images), rtol=1e-5, atol=1e-6)
-    assert (scorer.class_names, scorer.window, scorer.multiple) == (NAMES, 64, 16)
+def test_a_map_is_what_evaluation_predicts(checkpoint, tmp_path):
+    out = tmp_path / "map.tif"
+    predict.main([f"--checkpoint={checkpoint}", LANDSAT, f"--out={out}", "--bands=3,2,1", "--batch_size=16"])
+    with rasterio.open(LANDSAT) as dataset:
+        image = np.ascontiguousarray(np.moveaxis(dataset.read([3, 2, 1]), 0, -1))
+    with rasterio.open(out) as dataset:
+        np.testing.assert_array_equal(dataset.read(1), load(checkpoint).predict(image[None], batch_size=16)[0])
+        assert dataset.tags()["BLEND"] == "mean"
 
 
 def test_several_scenes_and_going_on_after_an_interruption(checkpoint, tmp_path, caplog):
@@ -211,9 +212,9 @@ def test_a_few_rows_or_columns(checkpoint, tmp_path, size):
         found = np.moveaxis(scores.read(), 0, -1)
     sides = [max(32, -(-side // 16) * 16) for side in size]
     if max(sides) <= 64:  # one window, filled up with the mean colour
-        filled = np.full((1, *sides, 3), FILL)
-        filled[0, : size[0], : size[1]] = part
-        expected = np.asarray(load(checkpoint).score(filled))[0, : size[0], : size[1]]
+        filled = np.zeros((1, *sides, 3), np.float32)
+        filled[0, : size[0], : size[1]] = normalize(jax.numpy.asarray(part))
+        expected = np.asarray(load(checkpoint).scores(filled))[0, : size[0], : size[1]]
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     assert found.shape[:2] == size and np.isfinite(found).all()
 
@@ -223,10 +224,10 @@ def test_a_bad_scene_leaves_the_others_mapped(checkpoint, tmp_path, monkeypatch,
     paths = [shutil.copy(NEON, tmp_path / f"{name}.tif") for name in "abc"]
     genuine = predict.map_scene
 
-    def failing(scorer, scene, *others):
+    def failing(windows, legend, scene, *others):
         if scene == str(paths[1]):
             raise error
-        genuine(scorer, scene, *others)
+        genuine(windows, legend, scene, *others)
 
     monkeypatch.setattr(predict, "map_scene", failing)
     with pytest.raises(UserError, match=r"^1 of 3 scenes could not be mapped: .*b\.tif; see above$"):

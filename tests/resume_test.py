@@ -17,7 +17,8 @@ STEPS, EVERY = 60, 5
 # full disk could only be had by those who may mount one. Writes past it fail with EFBIG in place of ENOSPC.
 FULL_DISK = """
 import resource
-from crossearth_jax import command, main
+from crossearth_jax import main
+from crossearth_jax.runtime import command
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, resource.RLIM_INFINITY))
 command.run(main.main)
@@ -90,6 +91,6 @@ def test_a_full_disk_leaves_the_last_checkpoint_usable(disturbed):
     (line,) = disturbed.full_lines  # Python may still warn, after it, of writes that orbax never began
     assert "could not be written to" in line
     last = disturbed.before_full
-    assert f"the last complete one is step {last}: make room and run the same command" in line
+    assert f"the last complete checkpoint is step {last}: make room and run the same command" in line
     assert max(disturbed.after_full) == last
     assert disturbed.log.count(f"restored step {last} from") == 2  # by the run that fails, and by the one after it

@@ -26,14 +26,15 @@ from benchmarks.images import random_images
 from benchmarks.jax_worker import step_config
 from benchmarks.sizes import SIZES, Size
 from crossearth_jax.config import Config, MeshConfig, ModelConfig
-from crossearth_jax.inference import segmentor
+from crossearth_jax.inference.segmentor import Segmentor, default_stride
 from crossearth_jax.models.network import Params, SegmentationModel
 from crossearth_jax.ops.normalization import normalize
-from crossearth_jax.ops.tiling import windows
 from crossearth_jax.runtime import command, parallel
 from crossearth_jax.training.initialise import style_network, style_parts
 from crossearth_jax.training.program import Program, build_program
 from crossearth_jax.training.state import TrainState
+from crossearth_jax.weights.load import load_weights
+from crossearth_jax.weights.native import Description
 from crossearth_jax.weights.style_files import load_style
 
 # Matrix products of float32 arrays: JAX's default lets the card round them to tf32 (the stage "right" measures it).
@@ -66,8 +67,11 @@ class Bench:
     @classmethod
     def load(cls, size: str, checkpoint: pathlib.Path) -> Bench:
         """Reads the checkpoint on to the device."""
-        found = segmentor.load(checkpoint, config=SIZES[size].model)
-        return cls(SIZES[size], PLANS[size], {name: jnp.asarray(x) for name, x in found.params.items()})
+        model = SIZES[size].model
+        weights = load_weights(checkpoint, config=model)
+        # Only what is computed with: tensors that are carried along keep the whole mapped file in memory.
+        params = {name: jnp.asarray(weights.params[name]) for name in SegmentationModel(model).shapes()}
+        return cls(SIZES[size], PLANS[size], params)
 
     def model(self, precision: str) -> ModelConfig:
         """The network at a precision."""
@@ -162,18 +166,19 @@ def build_predict(bench: Bench, case: Case, batch: int) -> Compiled:
     """Classes of a scene, in host memory at the end."""
     window = bench.size.image
     model = SegmentationModel(bench.model(case.precision))
-    model_on_device = segmentor.Segmentor(model, bench.params, (), (), window, window * 2 // 3)
-    scene = jnp.asarray(random_images(case.side)[0])
+    described = Description(model=model.config, window=window, stride=default_stride(window))
+    segmentor = Segmentor(model, bench.params, described)
+    scene = random_images(case.side)[0]
     precision = PRODUCTS[case.precision]
 
     def start() -> np.ndarray:
         with jax.default_matmul_precision(precision):
-            return model_on_device.predict(scene, batch)
+            return segmentor.predict(scene, batch)
 
     before = time.perf_counter()
     start()
     seconds = time.perf_counter() - before
-    count = len(windows((case.side, case.side), window, model_on_device.stride))
+    count = len(segmentor.sliding_windows().plan((case.side, case.side)))
     return Compiled(start, 1, None, count * forward_flops(bench, window, 1), seconds)
 
 

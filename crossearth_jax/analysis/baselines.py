@@ -16,6 +16,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from threadpoolctl import threadpool_limits
 
 from crossearth_jax import benchmark
+from crossearth_jax.inference import metrics
 from crossearth_jax.inputs.sources import PreparedSplit, find_domain
 
 # Fitted pixels: practically all of blue_marble/temperate_green. The mean over its unseen climates moves by a point
@@ -52,7 +53,7 @@ def confusions(
             results[name][target] = np.zeros((classes, classes), np.int64)
         for pixels, labels in labelled_pixels(target, find_domain(target).eval_split, data_dir):
             for name, classifier in classifiers.items():
-                results[name][target] += pixel_confusion(labels, classifier(pixels), classes)
+                results[name][target] += metrics.confusion(labels, classifier(pixels), classes)
     return results
 
 
@@ -111,11 +112,3 @@ def fit_colour(pixels: UInt8[np.ndarray, "n 3"], labels: UInt8[np.ndarray, " n"]
         return table[packed]
 
     return classify
-
-
-def pixel_confusion(
-    truth: UInt8[np.ndarray, " n"], predicted: UInt8[np.ndarray, " n"], classes: int
-) -> Int[np.ndarray, "k k"]:
-    """Confusion matrix (rows are the truth) of pixels none of which is ignored."""
-    cells = truth.astype(np.int64) * classes + predicted
-    return np.bincount(cells, minlength=classes**2).reshape(classes, classes)

@@ -7,30 +7,28 @@ a few images of a domain are looked at, so that time and memory stay small howev
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
 from crossearth_jax import benchmark
 from crossearth_jax.benchmark import Resize
-from crossearth_jax.config import Config
+from crossearth_jax.inference.domains import taxonomy_of
 from crossearth_jax.inference.resizing import fitted_size
+from crossearth_jax.inference.segmentor import Segmentor
 from crossearth_jax.inputs.sources import Example, PreparedSplit
 from crossearth_jax.inputs.transforms import window
 from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.ops.normalization import normalize
-from crossearth_jax.runtime import parallel
-from crossearth_jax.runtime.atomic import replacing
 
 IMAGES = 48  # per domain
+BATCH = 4  # windows that go through the backbone together
 SHARE = 0.02  # of the window, that a class must cover to be counted in an image
 
 
@@ -56,54 +54,51 @@ def pooled(
     return sums / jnp.maximum(totals, 1e-6)[..., None], weights.mean((1, 2))
 
 
-def class_features(
-    config: Config, mesh: Mesh, params: Mapping[str, jax.Array], domains: Iterable[str]
-) -> dict[str, np.ndarray]:
-    """Pools the first `IMAGES` evaluation images of each domain, from the middle window of each.
+def class_features(segmentor: Segmentor, source: str, targets: Iterable[str], data_dir: str) -> dict[str, np.ndarray]:
+    """Pools the first `IMAGES` evaluation images of each target, from the middle window of each.
+
+    Args:
+      segmentor: the model.
+      source: domain whose classes it has.
+      targets: domains to look at.
+      data_dir: folder of the prepared datasets.
 
     Returns:
       Arrays with one row per image and class: `features` (n, c) float16, `classes` (n,) and `domains` (n,), the last
       two as positions in `class_names` and `domain_names`.
     """
-    batch, whole = parallel.batch_sharding(mesh), parallel.replicated(mesh)
-    model = SegmentationModel(config.model)
-    pool = jax.jit(functools.partial(pooled, model), in_shardings=(None, batch, batch), out_shardings=whole)
+    pool = jax.jit(functools.partial(pooled, segmentor.model))
     features, classes, origins = [], [], []
-    names = list(dict.fromkeys(domains))
+    names = list(dict.fromkeys(targets))
     for number, domain in enumerate(names):
-        for local in _batches(config, mesh, domain):
-            arrays = parallel.global_batch(local, mesh)
-            means, shares = (np.asarray(value) for value in pool(params, arrays["image"], arrays["label"]))
+        for images, labels in _batches(domain, data_dir, segmentor.window):
+            means, shares = jax.device_get(pool(segmentor.params, images, labels))
             rows, found = np.nonzero(shares >= SHARE)
             features.append(means[rows, found].astype(np.float16))
             classes.append(found.astype(np.uint8))
             origins.append(np.full(len(found), number, np.uint16))
-    taxonomy = benchmark.TAXONOMIES[str(benchmark.DOMAINS[config.data.source].taxonomy)]
     return {
         "features": np.concatenate(features),
         "classes": np.concatenate(classes),
         "domains": np.concatenate(origins),
-        "class_names": np.asarray(taxonomy.classes),
+        "class_names": np.asarray(taxonomy_of(source).classes),
         "domain_names": np.asarray(names),
     }
 
 
-def _batches(config: Config, mesh: Mesh, domain: str) -> Iterator[dict[str, np.ndarray]]:
-    """This process' rows of the batches; the last one is filled up with windows without labels."""
-    shards = parallel.batch_shards(mesh)
-    size = -(-config.evaluate.batch_size // shards) * shards
-    part, count = parallel.input_shard(mesh)
-    rows = slice(part * size // count, (part + 1) * size // count)
-    split = PreparedSplit(domain, benchmark.DOMAINS[domain].eval_split, config.data.data_dir)
-    side = (config.evaluate.window, config.evaluate.window)
-    total = min(IMAGES, len(split))
-    for first in range(0, total, size):
-        images = np.zeros((size, *side, 3), np.uint8)
-        labels = np.full((size, *side), benchmark.IGNORE, np.uint8)
-        for row, index in enumerate(range(first, min(first + size, total))):
-            image, label = _resized(split[index], benchmark.DOMAINS[domain].resize)
-            images[row], labels[row] = window(image, label, side, (0.5, 0.5))
-        yield {"image": images[rows], "label": labels[rows]}
+def _batches(
+    domain: str, data_dir: str, side: int
+) -> Iterator[tuple[UInt8[np.ndarray, "_ _ _ 3"], UInt8[np.ndarray, "_ _ _"]]]:
+    """Middle windows in batches of one size; the last batch is filled up with windows without labels."""
+    facts = benchmark.DOMAINS[domain]
+    split = PreparedSplit(domain, facts.eval_split, data_dir)
+    for group in itertools.batched(range(min(IMAGES, len(split))), BATCH):
+        images = np.zeros((BATCH, side, side, 3), np.uint8)
+        labels = np.full((BATCH, side, side), benchmark.IGNORE, np.uint8)
+        for row, index in enumerate(group):
+            image, label = _resized(split[index], facts.resize)
+            images[row], labels[row] = window(image, label, (side, side), (0.5, 0.5))
+        yield images, labels
 
 
 def _resized(example: Example, resize: Resize | None) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
@@ -112,13 +107,3 @@ def _resized(example: Example, resize: Resize | None) -> tuple[UInt8[np.ndarray,
     height, width = fitted_size(example["label"].shape, resize)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(image), np.asarray(label.resize((width, height), Image.Resampling.NEAREST))
-
-
-def write_class_features(path: Path, *arguments: Any) -> None:
-    """Writes `class_features(*arguments)` where the report finds them; of several processes, the first one does."""
-    arrays = class_features(*arguments)
-    if jax.process_index() != 0:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import cast
 
 import jax
@@ -24,7 +23,6 @@ from crossearth_jax.models.style_network import StyleKind, StyleNetwork
 from crossearth_jax.ops.frechet import frechet_distance
 from crossearth_jax.ops.moments import Moments
 from crossearth_jax.ops.normalization import denormalize, normalize
-from crossearth_jax.runtime.atomic import replacing
 from crossearth_jax.training.initialise import style_network
 from crossearth_jax.weights.style_files import load_style
 from crossearth_jax.weights.style_statistics import load_statistics
@@ -33,7 +31,7 @@ DISTANCE_IMAGES = 48  # per domain: the distance grows with fewer images, so all
 EXAMPLES = 4
 
 
-def style_distances(config: Config, params: Mapping[str, jax.Array], targets: Iterable[str]) -> dict[str, float]:
+def style_distances(config: Config, targets: Iterable[str]) -> dict[str, float]:
     """Fréchet distances between the style codes of the source and of each target.
 
     Codes of the first `DISTANCE_IMAGES` training images of a domain (of its scored images if it has no others) make
@@ -41,10 +39,9 @@ def style_distances(config: Config, params: Mapping[str, jax.Array], targets: It
 
     Args:
       config: names the source and the style network.
-      params: of the style network (`style/…`).
       targets: domains.
     """
-    network = style_network(config)
+    network, params = _network(config)
 
     def moments(domain: str) -> Moments:
         trained = "train" in prepared_splits(domain, config.data.data_dir)
@@ -82,7 +79,7 @@ def redrawn(images: UInt8[np.ndarray, "n h w 3"], style: StyleConfig, seed: int 
 
 
 def style_examples(
-    config: Config, params: Mapping[str, jax.Array]
+    config: Config,
 ) -> tuple[UInt8[np.ndarray, "n s s 3"], UInt8[np.ndarray, "n s s 3"]]:
     """A few augmented training images, as they are and restyled as in training (but each of them)."""
     assert config.style is not None
@@ -93,8 +90,9 @@ def style_examples(
     pairs = [window(example["image"], example["label"], (height, width), (0.5, 0.5)) for example in chosen]
     images, labels = (np.stack(column) for column in zip(*pairs, strict=True))
     style = dataclasses.replace(config.style, probability=1.0, literal=False)
-    statistics = load_statistics(style.statistics, style_network(config).kind).sampler
-    inject = style_injection(style, style_network(config), statistics)
+    network, params = _network(config)
+    statistics = load_statistics(style.statistics, network.kind).sampler
+    inject = style_injection(style, network, statistics)
 
     @jax.jit
     def restyled(params: Mapping[str, jax.Array], key: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -109,9 +107,8 @@ def _to_uint8(images: jax.Array) -> UInt8[np.ndarray, "n s s 3"]:
     return np.clip(np.rint(images), 0, 255).astype(np.uint8)
 
 
-def write_style_examples(path: Path, config: Config, params: Mapping[str, jax.Array]) -> None:
-    """Writes `style_examples` where the report finds them."""
-    images, restyled = style_examples(config, params)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, images=images, restyled=restyled)
+def _network(config: Config) -> tuple[StyleNetwork, dict[str, jax.Array]]:
+    """The style network that the config names and its parameters."""
+    assert config.style is not None
+    network = style_network(config)
+    return network, {name: jnp.asarray(value) for name, value in load_style(network, config.style.weights).items()}

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 import time
 from collections.abc import Sequence
@@ -18,13 +17,11 @@ import jax.numpy as jnp
 from absl import logging
 from jax.sharding import Mesh
 
-from crossearth_jax import benchmark
 from crossearth_jax.aot import chips, collectives, hlo
 from crossearth_jax.aot.compile_table import compile_table, step_line
 from crossearth_jax.aot.origins import NOTHING, Origin, shared_sizes
 from crossearth_jax.config import Config, UserError
-from crossearth_jax.inference.evaluate import jit_evaluation_step
-from crossearth_jax.inference.resizing import fitted_size
+from crossearth_jax.inference.segmentor import jit_window_scores
 from crossearth_jax.inputs.sources import find_domain
 from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.runtime import parallel
@@ -103,20 +100,15 @@ def trace_training(config: Config, mesh: Mesh) -> Traced:
 
 
 def trace_evaluation(config: Config, mesh: Mesh) -> Traced:
-    """Traces the evaluation step for the largest images that the config's settings score; nothing is trainable."""
-    model = SegmentationModel(config.model)
-    settings = benchmark.settings_of(config.data.source, config.evaluate.settings)
-    targets = [benchmark.DOMAINS[setting.target] for setting in settings]
-    if not targets:
-        raise UserError(f"no setting of the benchmark starts at {config.data.source}: there is nothing to evaluate")
-    sizes = {(target.sizes[target.eval_split], target.resize) for target in targets}
-    size, resize = max(sizes, key=lambda pair: math.prod(fitted_size(*pair)))
+    """Traces the scoring of a batch of windows, all that evaluation and maps compile; nothing is trainable."""
+    model = SegmentationModel(dataclasses.replace(config.model, mim=None))
     shards = parallel.batch_shards(mesh)
-    count = -(-config.evaluate.batch_size // shards) * shards
-    batch = _batch(mesh, count, size, valid=((), jnp.bool))
-    params = _placed(model.shapes(), parallel.param_shardings(mesh, model.shapes()))
-    step = jit_evaluation_step(model, config.evaluate, resize, mesh)
-    return Traced(step.trace(params, batch["image"], batch["label"], batch["valid"]), [], set())
+    count, side = -(-config.evaluate.batch_size // shards) * shards, config.evaluate.window
+    shapes, batch = model.shapes(), parallel.batch_sharding(mesh)
+    params = _placed(shapes, dict.fromkeys(shapes, parallel.replicated(mesh)))
+    images = jax.ShapeDtypeStruct((count, side, side, 3), jnp.uint8, sharding=batch)
+    valid = jax.ShapeDtypeStruct((count, side, side), jnp.bool, sharding=batch)
+    return Traced(jit_window_scores(model, mesh).trace(params, images, valid), [], set())
 
 
 def _placed(shapes: Any, shardings: Any) -> Any:

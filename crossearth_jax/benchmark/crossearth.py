@@ -66,6 +66,7 @@ def _domain(
         counts=counts,
         sizes=dict.fromkeys(counts, size),
         resize=resize,
+        bands=("nir", "red", "green") if config.startswith("irrg") else ("red", "green", "blue"),
     )
 
 

@@ -38,6 +38,7 @@ class Domain:
     counts: Mapping[str, int]  # images per split
     sizes: Mapping[str, tuple[int, int]]  # height and width of the largest images per split, in pixels
     resize: Resize | None = None  # of evaluation; None leaves images as they are
+    bands: tuple[str, str, str] = ("red", "green", "blue")  # what the three channels are
 
     @property
     def name(self) -> str:

@@ -22,15 +22,14 @@ from absl import logging
 
 from crossearth_jax import benchmark
 from crossearth_jax.benchmark import DOMAINS, Setting
-from crossearth_jax.config import Config, EvaluateConfig, ModelConfig, UserError
+from crossearth_jax.config import Config, UserError
 from crossearth_jax.inference.candidates import Candidate, find_candidates
-from crossearth_jax.inference.evaluate import Evaluator
-from crossearth_jax.inference.segmentor import Segmentor
+from crossearth_jax.inference.domains import score_domain
+from crossearth_jax.inference.results import row
+from crossearth_jax.inference.windows import SlidingWindows
 from crossearth_jax.inputs.sources import PreparedSplit, dataset_directory, prepared_splits
 from crossearth_jax.reporting import overview
 from crossearth_jax.reporting.overview import Row
-from crossearth_jax.results import row
-from crossearth_jax.runtime import parallel
 from crossearth_jax.runtime.atomic import replacing, write_json
 
 VERSION = 1  # of what a cell holds; another one scores every cell again
@@ -77,9 +76,8 @@ def fill_table(config: Config, workdir: Path, checkpoints: Path) -> Path:
         "%d cells: %d to score, %d scored before", len(plan.cells), len(pending), len(plan.cells) - len(pending)
     )
     report = write_table(settings, plan, workdir, checkpoints)
-    scorer = Scorer(config)
     for candidate, cells in _by_candidate(pending):
-        for cell in scorer.score(candidate, cells, plan.missing):
+        for cell in score_cells(config, candidate, cells, plan.missing):
             report = write_table(settings, plan, workdir, checkpoints)
             logging.info("%s by %s: done, see %s", cell.setting.name, candidate.label, report)
     report = write_table(settings, plan, workdir, checkpoints)
@@ -168,55 +166,42 @@ def _by_candidate(cells: Sequence[Cell]) -> list[tuple[Candidate, list[Cell]]]:
     return list(groups.items())
 
 
-class Scorer:
-    """Scores checkpoints one after another; models of one shape share their compiled programs."""
+def score_cells(
+    config: Config, candidate: Candidate, cells: Sequence[Cell], missing: dict[str, tuple[str, ...]]
+) -> Iterator[Cell]:
+    """Writes the file of every cell of one checkpoint and yields it; what fails is added to `missing`.
 
-    def __init__(self, config: Config):
-        self._config = config
-        self._mesh = parallel.make_mesh(config.mesh)
-        self._evaluators: dict[tuple[ModelConfig, int, int], Evaluator] = {}
-
-    def score(self, candidate: Candidate, cells: Sequence[Cell], missing: dict[str, tuple[str, ...]]) -> Iterator[Cell]:
-        """Writes the file of every cell of one checkpoint and yields it; what fails is added to `missing`."""
+    Models of one shape share their compiled program.
+    """
+    try:
+        windows = candidate.load().sliding_windows(batch_size=config.evaluate.batch_size)
+    except UserError as error:
+        logging.error("%s is not scored: %s", candidate.path, error)
+        missing.update({cell.setting.name: (f"{candidate.label} cannot be used: {error}",) for cell in cells})
+        return
+    for cell in cells:
         try:
-            model = candidate.load()
+            result = score_cell(windows, cell, config.data.data_dir)
         except UserError as error:
-            logging.error("%s is not scored: %s", candidate.path, error)
-            missing.update({cell.setting.name: (f"{candidate.label} cannot be used: {error}",) for cell in cells})
-            return
-        with jax.set_mesh(self._mesh):
-            params = jax.device_put(dict(model.params), parallel.replicated(self._mesh))
-            evaluator = self._evaluator(model)
-            for cell in cells:
-                try:
-                    result = self._score(evaluator, params, cell, model.step)
-                except UserError as error:
-                    logging.error("%s by %s is not scored: %s", cell.setting.name, candidate.label, error)
-                    missing[cell.setting.name] = (str(error),)
-                    continue
-                if jax.process_index() == 0:
-                    write_json(cell.path, {"identity": cell.identity, "result": result})
-                yield cell
+            logging.error("%s by %s is not scored: %s", cell.setting.name, candidate.label, error)
+            missing[cell.setting.name] = (str(error),)
+            continue
+        if jax.process_index() == 0:
+            write_json(cell.path, {"identity": cell.identity, "result": result})
+        yield cell
 
-    def _evaluator(self, model: Segmentor) -> Evaluator:
-        key = (model.model.config, model.window, model.stride)
-        if key not in self._evaluators:
-            config = EvaluateConfig(
-                window=model.window, stride=model.stride, batch_size=self._config.evaluate.batch_size, examples=0
-            )
-            self._evaluators[key] = Evaluator(model.model, config, self._mesh)
-        return self._evaluators[key]
 
-    def _score(self, evaluator: Evaluator, params: Any, cell: Cell, step: int | None) -> dict[str, Any]:
-        domain, data_dir = DOMAINS[cell.setting.target], self._config.data.data_dir
-        found = evaluator.domain(params, domain.name, domain.eval_split, data_dir)
-        return row(cell.setting, found.confusion, step) | {
-            "checkpoint": cell.candidate.label,
-            "kind": cell.candidate.kind,
-            "images": len(PreparedSplit(domain.name, domain.eval_split, data_dir)),
-            "images_of_benchmark": domain.counts[domain.eval_split],
-            "confusion": found.confusion.tolist(),
-        }
+def score_cell(windows: SlidingWindows, cell: Cell, data_dir: str) -> dict[str, Any]:
+    """The content of a cell's file."""
+    domain = DOMAINS[cell.setting.target]
+    found = score_domain(windows, domain.name, domain.eval_split, data_dir)
+    return row(cell.setting, found.confusion, cell.candidate.step) | {
+        "checkpoint": cell.candidate.label,
+        "kind": cell.candidate.kind,
+        "images": len(PreparedSplit(domain.name, domain.eval_split, data_dir)),
+        "images_of_benchmark": domain.counts[domain.eval_split],
+        "confusion": found.confusion.tolist(),
+    }
 
 
 def write_table(settings: Sequence[Setting], plan: Plan, workdir: Path, checkpoints: Path) -> Path:

@@ -10,7 +10,9 @@ from absl import logging
 
 from crossearth_jax.benchmark import DOMAINS, TAXONOMIES, TRAININGS, Training
 from crossearth_jax.config import UserError
-from crossearth_jax.inference.segmentor import Segmentor, load, read_run_config
+from crossearth_jax.inference.segmentor import Segmentor, load
+from crossearth_jax.training.export import MODEL_FILE, ensure_exported
+from crossearth_jax.weights.native import read_description
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,9 +31,7 @@ class Candidate:
 
     def fingerprint(self) -> str:
         """Changes when the checkpoint does, without reading gigabytes."""
-        if self.kind == "run":
-            return f"step {self.step} of {(self.path / 'config.json').stat().st_mtime_ns}"
-        state = self.path.stat()
+        state = (self.path / MODEL_FILE if self.kind == "run" else self.path).stat()
         return f"{state.st_size} bytes of {state.st_mtime_ns}"
 
     def load(self) -> Segmentor:
@@ -79,12 +79,13 @@ def _files(folder: Path, training: Training) -> Iterator[Path]:
 
 
 def _runs(folder: Path) -> Iterator[Candidate]:
-    """Runs in `folder`, or `folder` itself; those without a checkpoint are left out."""
+    """Runs in `folder`, or `folder` itself; those that have left no model yet are left out."""
     for path in sorted({folder, *(entry for entry in folder.iterdir() if entry.is_dir())}):
-        if not (path / "config.json").is_file() or not (path / "checkpoints").is_dir():
+        if not (path / MODEL_FILE).is_file() and not (path / "config.json").is_file():
             continue
-        steps = [int(entry.name) for entry in (path / "checkpoints").iterdir() if entry.name.isdigit()]
-        if not steps:
-            logging.warning("%s is a run without a checkpoint yet; it is left out", path)
+        try:
+            described = read_description(ensure_exported(path))
+        except UserError as error:
+            logging.warning("the run %s is left out: %s", path, error)
             continue
-        yield Candidate(path=path, source=read_run_config(path).data.source, kind="run", step=max(steps))
+        yield Candidate(path=path, source=described.trained_on, kind="run", step=described.step)

@@ -1,33 +1,32 @@
 """Segmentation metrics from confusion matrices.
 
 A confusion matrix is an integer array (k, k), rows the truth and columns the prediction; matrices of batches, images
-or domains add. The device counts one batch in int32 (which holds 59 images of 6000² pixels); sums over batches are
-kept on the host in numpy's int64. All metrics are float64 fractions, per class NaN where undefined.
+or domains add. All metrics are float64 fractions, per class NaN where undefined.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 
 Metric = Callable[[np.ndarray], np.ndarray]
 
 
-def confusion(labels: UInt8[Array, "*b"], predictions: UInt8[Array, "*b"], classes: int) -> Int[Array, "k k"]:
-    """Counts the pixels of each (true, predicted) pair of classes; jittable.
+def confusion(
+    labels: UInt8[np.ndarray, "*b"], predictions: UInt8[np.ndarray, "*b"], classes: int
+) -> Int[np.ndarray, "k k"]:
+    """Counts the pixels of each (true, predicted) pair of classes.
 
     Args:
       labels: true classes. Pixels with another value than 0 … classes - 1 (255: ignored) are left out.
       predictions: predicted classes, below `classes`.
       classes: how many there are.
     """
-    labels, predictions = labels.astype(jnp.int32), predictions.astype(jnp.int32)
-    nowhere = classes * classes
-    pairs = jnp.where(labels < classes, labels * classes + predictions, nowhere)
-    return jnp.bincount(pairs.ravel(), length=nowhere + 1)[:nowhere].reshape(classes, classes)
+    kept = labels < classes
+    pairs = labels[kept].astype(np.int64) * classes + predictions[kept]
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
 def accuracy(matrix: Int[np.ndarray, "k k"]) -> float:

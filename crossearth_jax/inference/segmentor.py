@@ -5,26 +5,24 @@ from __future__ import annotations
 import colorsys
 import dataclasses
 import functools
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, UInt8
 
 from crossearth_jax import benchmark
-from crossearth_jax.config import Config, MeshConfig, ModelConfig, UserError, from_config_dict
+from crossearth_jax.config import MeshConfig, ModelConfig, UserError
+from crossearth_jax.inference.windows import Blend, ScoreWindows, SlidingWindows
 from crossearth_jax.models.network import Params, SegmentationModel
 from crossearth_jax.ops.normalization import normalize
-from crossearth_jax.ops.tiling import sliding_scores
 from crossearth_jax.runtime import parallel
-from crossearth_jax.training.checkpoint import Checkpoints
-from crossearth_jax.training.initialise import initial_params, run_identity, style_parts
-from crossearth_jax.training.program import build_program
+from crossearth_jax.training.export import ensure_exported
 from crossearth_jax.weights import hub
 from crossearth_jax.weights.load import Weights, load_weights
 from crossearth_jax.weights.native import Description, Palette
@@ -32,15 +30,11 @@ from crossearth_jax.weights.native import Description, Palette
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Segmentor:
-    """A model with its parameters, the names and colours of its classes, and its sliding window."""
+    """A model with its parameters, its classes and the way it is applied to images."""
 
     model: SegmentationModel
     params: Params
-    names: tuple[str, ...]  # () if neither the file nor the caller said
-    palette: Palette  # RGB per class
-    window: int  # side of the square windows, in pixels
-    stride: int  # distance of windows, in pixels
-    step: int | None = None  # optimizer steps of the run it comes from, if the file says
+    description: Description  # complete in window, stride and palette
 
     @property
     def classes(self) -> int:
@@ -52,14 +46,31 @@ class Segmentor:
         """Names in the order of the scores.
 
         Raises:
-          UserError: the file does not say, and nobody else did.
+          UserError: neither the file nor the caller of `load` named them.
         """
-        if not self.names:
+        if not self.description.class_names:
             raise UserError(
                 f"the file does not name its {self.classes} classes; give class_names=[…] or the name of a taxonomy "
                 f"({', '.join(benchmark.TAXONOMIES)})"
             )
-        return self.names
+        return self.description.class_names
+
+    @property
+    def palette(self) -> Palette:
+        """RGB colour of each class."""
+        return self.description.palette
+
+    @property
+    def window(self) -> int:
+        """Side of the sliding window, in pixels."""
+        assert self.description.window is not None
+        return self.description.window
+
+    @property
+    def stride(self) -> int:
+        """Distance of windows, in pixels."""
+        assert self.description.stride is not None
+        return self.description.stride
 
     @property
     def multiple(self) -> int:
@@ -76,10 +87,6 @@ class Segmentor:
         """
         return _scores(self.model, self.params, jnp.asarray(images, jnp.float32))
 
-    def score(self, images: UInt8[Array, "b h w 3"] | UInt8[np.ndarray, "b h w 3"]) -> Float[Array, "b h w k"]:
-        """The scores of 8-bit RGB images, each seen as one window."""
-        return _scores(self.model, self.params, normalize(jnp.asarray(images)))
-
     def predict(
         self, images: UInt8[Array, "b h w 3"] | UInt8[np.ndarray, "b h w 3"], batch_size: int = 4
     ) -> UInt8[np.ndarray, "b h w"]:
@@ -90,10 +97,47 @@ class Segmentor:
 
         Args:
           images: all of one size.
-          batch_size: windows of one image that go through the network together.
+          batch_size: windows that go through the network together; rounded up to a multiple of the local devices.
         """
-        labels = _labels(self.model, self.window, self.stride, batch_size, self.params, jnp.asarray(images))
-        return np.asarray(labels)
+        labels = np.empty(images.shape[:3], np.uint8)
+        for position, found in self.sliding_windows(batch_size=batch_size).labels(np.asarray(images)):
+            labels[position] = found
+        return labels
+
+    def sliding_windows(
+        self,
+        *,
+        stride: int | None = None,
+        blend: Blend = "mean",
+        flips: bool = False,
+        batch_size: int = 4,
+    ) -> SlidingWindows:
+        """Builds the engine that applies this model to images and scenes of any size, on all local devices.
+
+        Args:
+          stride: distance of windows in pixels; None is the model's own.
+          blend: how overlapping windows are combined; see `inference.windows`.
+          flips: average the scores over the mirror images of every window, which takes four times the work.
+          batch_size: windows that go through the network together; rounded up to a multiple of the local devices.
+
+        Raises:
+          UserError: the window does not fit the patch size, or the stride would leave gaps.
+        """
+        mesh = parallel.make_mesh(MeshConfig(), jax.local_devices())
+        return SlidingWindows(
+            score=score_on_devices(self.model, self.params, mesh, flips=flips),
+            classes=self.classes,
+            window=self.window,
+            stride=self.stride if stride is None else stride,
+            multiple=self.multiple,
+            blend=blend,
+            batch_size=-(-batch_size // mesh.size) * mesh.size,
+        )
+
+
+def default_stride(window: int) -> int:
+    """Two thirds of the window, the published setting (341 of 512, 683 of 1024)."""
+    return round(window * 2 / 3)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -101,13 +145,58 @@ def _scores(model: SegmentationModel, params: Params, images: Float[Array, "b h 
     return model.scores(params, images)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _labels(
-    model: SegmentationModel, window: int, stride: int, batch: int, params: Params, images: UInt8[Array, "b h w 3"]
-) -> UInt8[Array, "b h w"]:
-    score = functools.partial(model.scores, params)
-    scores = sliding_scores(score, normalize(images), window, stride, batch, model.config.vit.patch_size)
-    return jnp.argmax(scores, axis=-1).astype(jnp.uint8)
+def score_on_devices(
+    model: SegmentationModel, params: Mapping[str, jax.Array], mesh: Mesh, *, flips: bool = False
+) -> ScoreWindows:
+    """Builds the function that scores batches of windows, whose number is a multiple of the devices, over a mesh.
+
+    Args:
+      model: the network.
+      params: its parameters, wherever they are.
+      mesh: of devices of this process; each gets all parameters and its share of every batch.
+      flips: average over the mirror images.
+    """
+    step = jit_window_scores(model, mesh, flips)
+    whole = parallel.copy_to(mesh, {name: params[name] for name in model.shapes()})
+    batch = parallel.batch_sharding(mesh)
+
+    def score(images: UInt8[np.ndarray, "n h w 3"], valid: Bool[np.ndarray, "n h w"]) -> jax.Array:
+        with jax.set_mesh(mesh):
+            return step(whole, *jax.device_put((images, valid), batch))
+
+    return score
+
+
+@functools.lru_cache(maxsize=32)  # one compilation serves all models of one shape
+def jit_window_scores(model: SegmentationModel, mesh: Mesh, flips: bool = False) -> Any:
+    """`window_scores` of (params, images, valid), jitted with the windows split over the mesh."""
+    batch, whole = parallel.batch_sharding(mesh), parallel.replicated(mesh)
+    scores = functools.partial(window_scores, with_flips(model.scores) if flips else model.scores)
+    return jax.jit(scores, in_shardings=(whole, batch, batch), out_shardings=batch)
+
+
+def window_scores(
+    scores: Callable[[Params, Float[Array, "n h w 3"]], Float[Array, "n h w k"]],
+    params: Params,
+    images: UInt8[Array, "n h w 3"],
+    valid: Bool[Array, "n h w"],
+) -> Float[Array, "n h w k"]:
+    """Scores of 8-bit windows; pixels that are not valid have the mean colour, which is zero after normalisation."""
+    return scores(params, jnp.where(valid[..., None], normalize(images), 0.0)).astype(jnp.float32)
+
+
+def with_flips(
+    scores: Callable[[Params, Float[Array, "n h w 3"]], Float[Array, "n h w k"]],
+) -> Callable[[Params, Float[Array, "n h w 3"]], Float[Array, "n h w k"]]:
+    """Averages the scores of a window and of its three mirror images, a cheap test-time augmentation."""
+
+    def averaged(params: Params, images: Float[Array, "n h w 3"]) -> Float[Array, "n h w k"]:
+        total = scores(params, images)
+        for axes in ((1,), (2,), (1, 2)):
+            total = total + jnp.flip(scores(params, jnp.flip(images, axes)), axes)
+        return total / 4
+
+    return averaged
 
 
 def load(
@@ -125,9 +214,9 @@ def load(
     """Loads a trained model.
 
     Args:
-      path: a CrossEarth `.pth`, a `.safetensors` that `crossearth_jax.convert` wrote, the folder of a run, or
-        `hf://organisation/name[@revision]` for a repository on a hub (extra `hub`), of which only the safetensors are
-        fetched.
+      path: a CrossEarth `.pth`, a `.safetensors` that training or `crossearth_jax.convert` wrote, the folder of a run
+        (of which only `model.safetensors` is read), or `hf://organisation/name[@revision]` for a repository on a hub
+        (extra `hub`), of which only the safetensors are fetched.
       num_classes: what the caller expects; the number itself is read from the file.
       class_names: names in the order of the scores, or the name of a taxonomy of `benchmark.TAXONOMIES`; None takes
         what the file says.
@@ -142,25 +231,38 @@ def load(
       UserError: the file cannot be read or is incomplete, or does not fit what is asked of it.
     """
     weights = read(path, config=config, backbone=backbone, ignore=ignore)
-    model = SegmentationModel(weights.description.model)
-    _check_complete(weights, model, Path(path).name)
-    classes = model.config.classes
-    if num_classes not in (None, classes):
-        raise UserError(f"{Path(path).name} has {classes} classes, expected {num_classes}; leave num_classes out")
-    names, colours = _classes(weights, class_names, palette)
     described = weights.description
-    window = window or described.window or model.config.vit.image_size
-    if stride is None:
-        stride = described.stride if window == described.window else None
+    model = SegmentationModel(dataclasses.replace(described.model, mim=None))
+    _check_complete(weights, model, Path(path).name)
+    if num_classes not in (None, described.model.classes):
+        raise UserError(
+            f"{Path(path).name} has {described.model.classes} classes, expected {num_classes}; leave num_classes out"
+        )
+    names, colours = _classes(described, class_names, palette)
     params = {name: jnp.asarray(weights.params[name]) for name in model.shapes()}
-    return Segmentor(model, params, names, colours, window, stride or round(window * 2 / 3), described.step)
+    side = window or described.window or described.model.vit.image_size
+    if stride is None:
+        stride = described.stride if side == described.window else None
+    description = dataclasses.replace(
+        described,
+        model=model.config,
+        class_names=names,
+        palette=colours,
+        window=side,
+        stride=stride or default_stride(side),
+    )
+    return Segmentor(model, params, description)
 
 
 def read(path: str | os.PathLike[str], **options: Any) -> Weights:
-    """The weights of a file or a hub's repository (with the options of `load_weights`), or of a run's folder.
+    """Reads the weights of a file, of a hub's repository, or of a run's folder.
+
+    Args:
+      path: as in `load`.
+      options: of `load_weights`.
 
     Raises:
-      UserError: see `load_weights` and `load_run`.
+      UserError: see `load_weights` and `training.export.ensure_exported`.
     """
     if hub.is_address(path):
         return load_weights(hub.download(hub.parse(str(path))), **options)
@@ -168,61 +270,8 @@ def read(path: str | os.PathLike[str], **options: Any) -> Weights:
         return load_weights(path, **options)
     given = [name for name, value in options.items() if value is not None]
     if given:
-        raise UserError(f"{os.fspath(path)} is the folder of a run, which says all by itself; leave out {given[0]}")
-    return load_run(Path(path))
-
-
-def load_run(workdir: Path) -> Weights:
-    """The parameters that evaluation uses, from the checkpoint of a run's folder that `evaluate.select` names.
-
-    Where that one is damaged, the next one is read, with a warning.
-
-    The frozen ones, which checkpoints do not hold, are read or drawn again as when the run started, and compared
-    by digest.
-
-    Raises:
-      UserError: the folder is not of a run, holds no checkpoint, or the file the run started from has changed.
-    """
-    config = read_run_config(workdir)
-    mesh = parallel.make_mesh(MeshConfig(data=1), jax.local_devices()[:1])
-    with jax.set_mesh(mesh):
-        program = build_program(config, mesh, *style_parts(config, 1))
-        _, frozen = initial_params(program)
-        identity = run_identity(config, frozen)
-        checkpoints = Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints, identity)
-        steps = checkpoints.ranked(config.evaluate.select)
-        state = checkpoints.restore(program.state, program.state_shardings, steps)
-    params = state.evaluated | {k: v for k, v in frozen.items() if not k.startswith("style/")}
-    described = describe_run(config, int(state.step))
-    return Weights(jax.device_get(params), described)
-
-
-def describe_run(config: Config, step: int) -> Description:
-    """What a file of a run's parameters should say of them; a run without labels has no classes to name."""
-    taxonomy = benchmark.TAXONOMIES.get(benchmark.DOMAINS[config.data.source].taxonomy or "")
-    return Description(
-        model=config.model,
-        class_names=taxonomy.classes if taxonomy else (),
-        palette=taxonomy.palette if taxonomy else (),
-        source=f"{config.name}, step {step}",
-        window=config.evaluate.window,
-        stride=config.evaluate.stride,
-        step=step,
-    )
-
-
-def read_run_config(workdir: Path) -> Config:
-    """The configuration in a run's folder.
-
-    Raises:
-      UserError: there is none, or it is damaged.
-    """
-    path = workdir / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}; expected the folder of a run") from None
-    return from_config_dict(values)
+        raise UserError(f"{os.fspath(path)} is the folder of a run, whose file is complete; leave out {given[0]}")
+    return load_weights(ensure_exported(Path(path)))
 
 
 def _check_complete(weights: Weights, model: SegmentationModel, name: str) -> None:
@@ -232,15 +281,15 @@ def _check_complete(weights: Weights, model: SegmentationModel, name: str) -> No
             f"{name} holds what was trained (Reins and head) but not the frozen backbone; name its file too "
             "(backbone=, --backbone), e.g. dinov2_vitl14_pretrain.pth"
         )
-    if missing:
-        raise UserError(f"{name} holds no {' and no '.join(sorted(missing))}; expected a trained segmentation model")
+    if missing or model.config.head is None:
+        absent = " and no ".join(sorted(missing or {"head"}))
+        raise UserError(f"{name} holds no {absent}; expected a trained segmentation model")
 
 
 def _classes(
-    weights: Weights, class_names: str | Sequence[str] | None, palette: Palette | None
+    described: Description, class_names: str | Sequence[str] | None, palette: Palette | None
 ) -> tuple[tuple[str, ...], Palette]:
     """Names and colours of the classes, from the caller, else the file, else (colours only) made up."""
-    described = weights.description
     classes = described.model.classes
     names, colours = described.class_names, described.palette
     if isinstance(class_names, str):

@@ -1,4 +1,4 @@
-"""Batches for training and evaluation, the same for every number of processes.
+"""Batches for training, the same for every number of processes.
 
 The stream of training batches is a function of the seed alone: the permutations of the epochs one after
 another, cut into global batches. A process reads only its own rows of each global batch, so processes read
@@ -10,9 +10,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import NotRequired, TypedDict
+from collections.abc import Sequence
+from typing import TypedDict
 
 import grain
 import numpy as np
@@ -35,9 +34,8 @@ class Batch(TypedDict):
     image: UInt8[np.ndarray, "b h w 3"]  # RGB
     label: UInt8[np.ndarray, "b h w"]  # train ids, IGNORE
     size: Int32[np.ndarray, "b 2"]  # (height, width) of the image; the rest, at the end of either side, is padding
-    index: Int32[np.ndarray, " b"]  # record number in the split, -1 for padding
+    index: Int32[np.ndarray, " b"]  # record number in the split
     replaced: Bool[np.ndarray, " b"]  # whether another record stands in for a corrupt one
-    valid: NotRequired[Bool[np.ndarray, " b"]]  # evaluation only: False for padding of the last batch
 
 
 def train_iterator(
@@ -75,55 +73,6 @@ def train_iterator(
     if workers:
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     return WatchedBatches(iter(dataset), f"{domain.name}, split train", workers, config.timeout)
-
-
-def evaluation_batches(
-    domain: str,
-    split: str,
-    batch_size: int,
-    data_dir: str | Path,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> Iterator[Batch]:
-    """Every record of a split once, in batches of images of one size.
-
-    Images of the same size follow each other in order; a batch is complete when there are enough of them, and what
-    is left of each size comes last. So a split has as many shapes of batches as sizes of images, whatever their
-    order. All processes get the same number of batches of the same shapes; rows past the end have `valid` False,
-    index -1, labels IGNORE.
-
-    Raises:
-      UserError: the domain is unknown or not prepared, the batch does not divide, a record is corrupt (a score
-        over a part of the images is no score) or larger than the size stated for the split.
-    """
-    facts = sources.find_domain(domain)
-    rows = _local_rows(batch_size, process_index, process_count)
-    reader = _Reader(sources.PreparedSplit(domain, split, data_dir), facts.sizes[split], facts)
-
-    def batches() -> Iterator[Batch]:
-        for size, indices in _same_sized(reader.source, batch_size):
-            if any(a > b for a, b in zip(size, facts.sizes[split], strict=True)):
-                raise UserError(
-                    f"{domain}, split {split}: record {indices[0]} has size {size}, expected at most"
-                    f" {facts.sizes[split]}; prepare the dataset again"
-                )
-            batch = dataclasses.replace(reader, size=size).read(indices[rows])
-            yield {**batch, "valid": batch["index"] >= 0}
-
-    return batches()  # a plain function until here: mistakes are reported at the call
-
-
-def _same_sized(source: sources.Source, count: int) -> Iterator[tuple[tuple[int, int], list[int]]]:
-    """(size, record numbers) of every batch; numbers past the end of the split fill the last one of each size."""
-    waiting: dict[tuple[int, int], list[int]] = {}
-    for index in range(len(source)):
-        size = source.size(index)
-        group = waiting.setdefault(size, [])
-        group.append(index)
-        if len(group) == count:
-            yield size, waiting.pop(size)
-    for size, group in waiting.items():
-        yield size, group + [len(source)] * (count - len(group))
 
 
 def _local_rows(batch_size: int, process_index: int, process_count: int) -> slice:
@@ -196,21 +145,21 @@ class _Reader:
     size: tuple[int, int]  # height and width of the batch
     domain: benchmark.Domain
 
-    def read(self, indices: Sequence[int], places: np.ndarray | None = None) -> Batch:
-        """Reads `indices`; those past the end of the split, and the rest of too small an image, stay padding."""
+    def read(self, indices: Sequence[int], places: np.ndarray) -> Batch:
+        """Reads records, windows of which are cut at `places`; the rest of too small an image is padding."""
         image = np.zeros((len(indices), *self.size, 3), np.uint8)
         label = np.full((len(indices), *self.size), benchmark.IGNORE, np.uint8)
-        index = np.full(len(indices), -1, np.int32)
-        size = np.tile(np.array(self.size, np.int32), (len(indices), 1))
+        index = np.zeros(len(indices), np.int32)
+        size = np.zeros((len(indices), 2), np.int32)
         replaced = np.zeros(len(indices), bool)
         for row, record in enumerate(indices):
-            if record < len(self.source):
-                example = transforms.check_labels(self.source[record], self._classes)
-                place = (0.0, 0.0) if places is None else tuple(places[row])
-                size[row] = np.minimum(example["label"].shape, self.size)
-                image[row], label[row] = transforms.window(example["image"], example["label"], self.size, place)
-                index[row] = example["index"]
-                replaced[row] = example["index"] != record
+            example = transforms.check_labels(self.source[record], self._classes)
+            size[row] = np.minimum(example["label"].shape, self.size)
+            image[row], label[row] = transforms.window(
+                example["image"], example["label"], self.size, tuple(places[row])
+            )
+            index[row] = example["index"]
+            replaced[row] = example["index"] != record
         return Batch(image=image, label=label, size=size, index=index, replaced=replaced)
 
     @property

@@ -10,7 +10,7 @@ from jaxtyping import Float, Num, UInt8
 
 from crossearth_jax.benchmark import IGNORE
 from crossearth_jax.config import UserError
-from crossearth_jax.mapping.mosaic import Block
+from crossearth_jax.inference.windows import ScoredArea
 
 NODATA = IGNORE  # of class maps
 
@@ -41,32 +41,30 @@ class Layer:
     bands: tuple[str, ...]
     dtype: str
     nodata: int | float
-    values: Callable[[Block], Num[np.ndarray, "bands h w"]]
+    values: Callable[[ScoredArea], Num[np.ndarray, "bands h w"]]
     categorical: bool = False  # class ids, with colours and names
 
 
 def class_layer() -> Layer:
     """Ids of the classes with the highest score."""
-    return Layer("", ("class",), "uint8", NODATA, lambda block: classes(block)[None], categorical=True)
+    return Layer("", ("class",), "uint8", NODATA, lambda area: classes(area)[None], categorical=True)
 
 
 def score_layer(legend: Legend) -> Layer:
     """The blended scores, one band per class."""
-    return Layer(
-        "_scores", legend.names, "float32", np.nan, lambda block: _blank(block, np.moveaxis(block.scores, -1, 0))
-    )
+    return Layer("_scores", legend.names, "float32", np.nan, lambda area: _blank(area, np.moveaxis(area.scores, -1, 0)))
 
 
 def confidence_layer() -> Layer:
     """Margin and entropy."""
     return Layer(
-        "_confidence", ("margin", "entropy"), "float32", np.nan, lambda block: _blank(block, confidence(block.scores))
+        "_confidence", ("margin", "entropy"), "float32", np.nan, lambda area: _blank(area, confidence(area.scores))
     )
 
 
-def classes(block: Block) -> UInt8[np.ndarray, "h w"]:
-    """The best class of every pixel (the first of equals), `NODATA` where the block is not valid."""
-    return np.where(block.valid, block.scores.argmax(-1), NODATA).astype(np.uint8)
+def classes(area: ScoredArea) -> UInt8[np.ndarray, "h w"]:
+    """The best class of every pixel (the first of equals), `NODATA` where the area is not valid."""
+    return np.where(area.valid, area.scores.argmax(-1), NODATA).astype(np.uint8)
 
 
 def confidence(scores: Float[np.ndarray, "h w k"]) -> Float[np.ndarray, "2 h w"]:
@@ -87,5 +85,5 @@ def confidence(scores: Float[np.ndarray, "h w k"]) -> Float[np.ndarray, "2 h w"]
     return np.stack([first - second, entropy.clip(0, 1)])
 
 
-def _blank(block: Block, values: Float[np.ndarray, "bands h w"]) -> Float[np.ndarray, "bands h w"]:
-    return np.where(block.valid, values, np.float32(np.nan))
+def _blank(area: ScoredArea, values: Float[np.ndarray, "bands h w"]) -> Float[np.ndarray, "bands h w"]:
+    return np.where(area.valid, values, np.float32(np.nan))

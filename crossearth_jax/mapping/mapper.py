@@ -13,33 +13,28 @@ from absl import logging
 from rasterio.errors import RasterioError
 
 from crossearth_jax.config import UserError
-from crossearth_jax.mapping import mosaic, scoring
+from crossearth_jax.inference.windows import ScoredArea, SlidingWindows
 from crossearth_jax.mapping.map_layers import Legend, class_layer, confidence_layer, score_layer
-from crossearth_jax.mapping.mosaic import Block, Plan
 from crossearth_jax.mapping.polygons import write_polygons
 from crossearth_jax.mapping.preview import write_preview
 from crossearth_jax.mapping.rasters import LayerWriter, layer_writer, write_cog
 from crossearth_jax.mapping.scene import Scene, SceneOptions, open_scene
-from crossearth_jax.mapping.scoring import Scorer
 from crossearth_jax.runtime.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MapOptions:
-    """How scenes are scored and what is written."""
+    """What is written beside the class map."""
 
-    stride: int | None = None  # distance of windows in pixels; None: two thirds of the window
-    batch_size: int = 4  # windows that go through the model together
-    sum_bytes: int = 64 * 2**20  # memory for the running sum; 512-pixel windows and 6 classes: 5,400 columns
-    flips: bool = False  # average the scores over the mirror images of a window
-    scores: bool = False  # also write the scores
-    confidence: bool = False  # also write margin and entropy
-    polygons: bool = False  # also write the map as polygons
-    preview: bool = False  # also write a picture
+    scores: bool = False  # the scores
+    confidence: bool = False  # margin and entropy
+    polygons: bool = False  # the map as polygons
+    preview: bool = False  # a picture
 
 
 def map_scene(
-    scorer: Scorer,
+    windows: SlidingWindows,
+    legend: Legend,
     path: str,
     out: Path,
     scene_options: SceneOptions = SceneOptions(),  # noqa: B008  # frozen
@@ -49,33 +44,36 @@ def map_scene(
     """Maps the classes of one scene.
 
     Args:
-      scorer: the model.
+      windows: applies the model.
+      legend: names and colours of the model's classes.
       path: a raster GDAL reads.
       out: the class map to write (.tif); other products are named after it (`<stem>_scores.tif`,
         `<stem>_confidence.tif`, `<stem>.gpkg`, `<stem>.png`). All appear when all are whole, the class map last.
       scene_options: how the scene is read.
-      options: how it is scored and what is written.
-      tags: recorded in the class map's metadata besides bands, stretch, window and stride.
+      options: what is written.
+      tags: recorded in the class map's metadata besides bands, stretch and windows.
 
     Raises:
       UserError: the scene cannot be read, has no valid pixel, or the output cannot be written.
     """
-    legend = Legend(scorer.class_names, scorer.palette)
     with open_scene(path, scene_options) as scene:
-        plan = mosaic.make_plan(
-            (scene.grid.height, scene.grid.width),
-            scorer.window,
-            options.stride or scorer.window * 2 // 3,
-            multiple=scorer.multiple,
-            classes=len(legend.names),
-            sum_bytes=options.sum_bytes,
-        )
+        plan = windows.plan(scene.size)
         bands = ", ".join(scene.band_names)
         logging.info(
-            "%s: bands %s; values %s; %d windows of %d x %d", path, bands, scene.stretch, len(plan), *plan.window
+            "%s: bands %s; values %s; %d windows of %d x %d", path, bands, scene.stretch, len(plan), *plan.extent
         )
+        recorded = {
+            **(tags or {}),
+            "AREA_OR_POINT": "Point" if scene.pixel_is_point else "Area",
+            "SCENE": scene.path,
+            "BANDS": ",".join(scene.band_names),
+            "STRETCH": str(scene.stretch),
+            "WINDOW": "{}x{}".format(*plan.extent),
+            "STRIDE": str(plan.stride),
+            "BLEND": plan.blend,
+        }
         with staged(out) as (work, done):
-            for written in _write_blocks(work, scorer, scene, plan, legend, options, _tags(scene, plan, tags or {})):
+            for written in _write_areas(work, windows, scene, legend, options, recorded):
                 write_cog(written, _raster(done / out.name, written.layer.suffix), legend)
                 written.path.unlink()
             if options.polygons:
@@ -136,11 +134,10 @@ def _identity(name: str | Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _write_blocks(
+def _write_areas(
     work: Path,
-    scorer: Scorer,
+    windows: SlidingWindows,
     scene: Scene,
-    plan: Plan,
     legend: Legend,
     options: MapOptions,
     tags: Mapping[str, str],
@@ -150,37 +147,20 @@ def _write_blocks(
     layers += [confidence_layer()] if options.confidence else []
     with contextlib.ExitStack() as stack:
         writers = [
-            stack.enter_context(layer_writer(work / f"blocks{layer.suffix}.tif", layer, legend, scene.grid, tags))
+            stack.enter_context(layer_writer(work / f"areas{layer.suffix}.tif", layer, legend, scene.grid, tags))
             for layer in layers
         ]
-        for block in stack.enter_context(contextlib.closing(_blocks(scorer, scene, plan, options))):
-            for writer in writers:
-                writer.write(block)
-    return writers
-
-
-def _blocks(scorer: Scorer, scene: Scene, plan: Plan, options: MapOptions) -> Generator[Block]:
-    classes = len(scorer.class_names)
-    score = scoring.with_flips(scorer.score) if options.flips else scorer.score
-    empty = True
-    # The thread that reads ahead must have ended, whatever ends this, before the scene is closed.
-    with contextlib.closing(scoring.ahead(scoring.strips(scene, plan))) as strips:
-        scored = scoring.score_tiles(score, classes, scoring.tiles(plan, strips), options.batch_size)
-        for block in mosaic.blend(plan, _counted(scored, len(plan)), classes):
+        progress = Progress(len(windows.plan(scene.size)), "windows")
+        areas: Generator[ScoredArea] = windows.areas(scene, progress.advance)
+        empty = True
+        # The thread that reads ahead must have ended, whatever ends this, before the scene is closed.
+        for area in stack.enter_context(contextlib.closing(areas)):
             empty = False
-            yield block
-    if empty:
-        raise UserError(f"{scene.path} has no valid pixel to map: all is nodata, masked or transparent")
-
-
-def _counted[T](scored: Iterator[tuple[mosaic.Tile, T, T]], total: int) -> Iterator[tuple[mosaic.Tile, T, T]]:
-    progress, done = Progress(total, "windows"), 0
-    for item in scored:
-        progress.advance(item[0].number + 1 - done)
-        done = item[0].number + 1
-        yield item
-    if done < total:
-        progress.advance(total - done)
+            for writer in writers:
+                writer.write(area)
+        if empty:
+            raise UserError(f"{scene.path} has no valid pixel to map: all is nodata, masked or transparent")
+    return writers
 
 
 @contextlib.contextmanager
@@ -206,15 +186,3 @@ def staged(out: Path) -> Iterator[tuple[Path, Path]]:
         raise UserError(f"cannot write {out}: {error.__cause__ or error}") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def _tags(scene: Scene, plan: Plan, tags: Mapping[str, str]) -> dict[str, str]:
-    return {
-        **tags,
-        "AREA_OR_POINT": "Point" if scene.pixel_is_point else "Area",
-        "SCENE": scene.path,
-        "BANDS": ",".join(scene.band_names),
-        "STRETCH": str(scene.stretch),
-        "WINDOW": "{}x{}".format(*plan.window),
-        "STRIDE": str(plan.stride),
-    }

@@ -1,6 +1,6 @@
 """Writing layers as Cloud Optimized GeoTIFFs that carry their classes' names and colours.
 
-Blocks arrive in any shape, so they first go to an uncompressed tiled file; GDAL's COG driver then makes overviews
+ScoredAreas arrive in any shape, so they first go to an uncompressed tiled file; GDAL's COG driver then makes overviews
 and the final file from it. rasterio writes no category names or attribute tables, but GDAL copies them from a
 virtual raster, whose XML we can extend: GDAL stores the table inside the GeoTIFF (since 3.11) and the category
 names in a `.aux.xml` beside it.
@@ -25,9 +25,9 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetWriter
 from rasterio.windows import Window
 
+from crossearth_jax.inference.windows import ScoredArea
 from crossearth_jax.mapping.grid import Grid
 from crossearth_jax.mapping.map_layers import NODATA, Layer, Legend
-from crossearth_jax.mapping.mosaic import Block
 
 TILE = 512  # side of the tiles of every file
 
@@ -37,18 +37,18 @@ _TABLE = (("Value", 0, 5), ("Class", 2, 2), ("Red", 0, 6), ("Green", 0, 7), ("Bl
 
 
 class LayerWriter:
-    """Collects the blocks of one layer in an intermediate file; `layer_writer` makes one."""
+    """Collects the areas of one layer in an intermediate file; `layer_writer` makes one."""
 
     def __init__(self, path: Path, layer: Layer, dataset: DatasetWriter):
         self.path, self.layer, self._dataset = path, layer, dataset
         self.counts = np.zeros(NODATA if layer.categorical else 1, np.int64)  # values written: per class, or all
 
-    def write(self, block: Block) -> None:
-        """Writes the layer's values of a block; what is never written is nodata."""
-        values = self.layer.values(block)
+    def write(self, area: ScoredArea) -> None:
+        """Writes the layer's values of an area; what is never written is nodata."""
+        values = self.layer.values(area)
         self.counts += _counts(self.layer, values)
         height, width = values.shape[1:]
-        rows, columns = (block.top, block.top + height), (block.left, block.left + width)
+        rows, columns = (area.top, area.top + height), (area.left, area.left + width)
         self._dataset.write(values, window=Window.from_slices(rows, columns))
 
 

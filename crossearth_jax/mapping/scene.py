@@ -93,6 +93,11 @@ class Scene:
             )
         return stretch
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the grid."""
+        return self.grid.height, self.grid.width
+
     def read(self, top: int, left: int, height: int, width: int) -> tuple[Image, Mask]:
         """Reads a window of the grid; it may reach beyond the last row and column, where nothing is valid.
 

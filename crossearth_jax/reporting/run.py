@@ -14,7 +14,10 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from crossearth_jax.config import UserError
-from crossearth_jax.results import SCHEMA_VERSION
+
+# Of an entry of results.json. It changes when a field changes its meaning or goes, not when one is added. Every entry
+# has it, since the keys of the file itself are settings alone, and entries are copied one by one into tables.
+SCHEMA_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ import numpy as np
 from absl import logging
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
 
 from crossearth_jax.config import MeshConfig, UserError
 from crossearth_jax.runtime import regex_table
@@ -182,6 +183,28 @@ def fetch(array: jax.Array) -> np.ndarray:
         return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
+def copy_to(mesh: Mesh, params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Copies arrays whole to every device of a mesh of this process; all processes call it together.
+
+    An array that lies whole on these devices already is not copied again.
+    """
+    local = {name: value if value.is_fully_addressable else fetch(value) for name, value in params.items()}
+    return jax.device_put(local, replicated(mesh))
+
+
+def sum_over_processes(counts: Int[np.ndarray, "*n"]) -> Int[np.ndarray, "*n"]:
+    """Sums int64 counts over all processes of a run, which call it together.
+
+    JAX holds integers in 32 bits, so each number travels as its two halves.
+    """
+    if jax.process_count() == 1:
+        return counts
+    halves = np.ascontiguousarray(counts, np.int64)[..., None].view(np.int32)
+    with jax.transfer_guard("allow"):
+        gathered = np.asarray(multihost_utils.process_allgather(halves))
+    return np.ascontiguousarray(gathered).view(np.int64)[..., 0].sum(0)
+
+
 def all_agree(yes: bool) -> bool:
     """Whether all processes of the run say yes; they must ask together."""
     return bool(multihost_utils.process_allgather(np.asarray(yes)).all())
@@ -199,12 +222,6 @@ def wait_for_all(name: str) -> None:
     from orbax.checkpoint import multihost  # takes a second to import, which a command's wrong flag need not wait for
 
     multihost.get_barrier_sync_fn()(key=name, timeout_ms=_MONTH)
-
-
-def local_rows(array: jax.Array) -> np.ndarray:
-    """This process's rows of an array that is split over the batch axes, in order; the inverse of `global_batch`."""
-    shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
-    return np.concatenate([jax.device_get(shards[start]) for start in sorted(shards)])
 
 
 def split_by_batch(activation: jax.Array) -> jax.Array:

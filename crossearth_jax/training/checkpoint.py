@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,6 +67,7 @@ class Checkpoints:
         self._directory = epath.Path(directory.absolute())
         self._keep = keep
         self._select = identity.config.evaluate.select
+        self._best: float | None = None  # best score so far, those of writes under way included; None: not yet read
         self._manager: ocp.CheckpointManager | None = None  # opened by the first save: it reads every score on the way
 
     @property
@@ -91,6 +93,22 @@ class Checkpoints:
             )
         if select == "last":
             return self.steps
+        scores = self._scores()
+        if not scores:
+            raise UserError(
+                f"no checkpoint in {self._directory} was scored on the source; train with "
+                "evaluate.select=best_on_source, or evaluate with evaluate.select=last"
+            )
+        return sorted(scores, key=lambda step: (scores[step], step), reverse=True)
+
+    def improves(self, score: float) -> bool:
+        """Whether no checkpoint so far was scored higher on the source; those still being written count."""
+        if self._best is None:
+            self._best = max(self._scores().values(), default=-math.inf)
+        return score >= self._best
+
+    def _scores(self) -> dict[int, float]:
+        """Scores on the source by step, of the checkpoints that have one."""
         scores: dict[int, float] = {}
         for step in self.steps:
             try:
@@ -100,12 +118,7 @@ class Checkpoints:
                 continue
             if score is not None:
                 scores[step] = score
-        if not scores:
-            raise UserError(
-                f"no checkpoint in {self._directory} was scored on the source; train with "
-                "evaluate.select=best_on_source, or evaluate with evaluate.select=last"
-            )
-        return sorted(scores, key=lambda step: (scores[step], step), reverse=True)
+        return scores
 
     def save(self, state: TrainState, score: float | None = None) -> None:
         """Starts saving; the write goes on while training does.
@@ -132,9 +145,11 @@ class Checkpoints:
                     metrics=None if score is None else {_SCORE: score},
                 )
         except (OSError, ValueError, jax.errors.JaxRuntimeError) as error:
-            raise self._write_error(step, error) from error
+            raise self.write_error(f"checkpoint {step}", error) from error
         if not saved:
             raise UserError(f"checkpoint {step} was not written: {self._directory} already holds step {self.steps[0]}")
+        if score is not None and self._best is not None:
+            self._best = max(self._best, score)
 
     def wait(self) -> None:
         """Waits until the last save is on disk."""
@@ -142,7 +157,7 @@ class Checkpoints:
             if self._manager is not None:
                 self._manager.wait_until_finished()
         except (OSError, ValueError, jax.errors.JaxRuntimeError) as error:
-            raise self._write_error(None, error) from error
+            raise self.write_error("the last checkpoint", error) from error
 
     def close(self) -> None:
         """Waits and lets go of the folder."""
@@ -265,11 +280,11 @@ class Checkpoints:
                 "point train.init_from and style.weights at the files it started from"
             )
 
-    def _write_error(self, step: int | None, error: Exception) -> UserError:
-        what = "the last checkpoint" if step is None else f"checkpoint {step}"
+    def write_error(self, what: str, error: Exception) -> UserError:
+        """What to tell of a file of the run that could not be written: the training so far is not lost."""
         return UserError(
-            f"{what} could not be written to {self._directory} ({_first_line(error)}); the last complete one is step "
-            f"{next(iter(self.steps), None)}: make room and run the same command to continue from it"
+            f"{what} could not be written to {self._directory.parent} ({_first_line(error)}); the last complete "
+            f"checkpoint is step {next(iter(self.steps), None)}: make room and run the same command to continue from it"
         )
 
 

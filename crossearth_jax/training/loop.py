@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from absl import logging
-from jax.sharding import Mesh
 
 from crossearth_jax.config import Config, UserError
 from crossearth_jax.inputs.loader import Batch, train_iterator
@@ -20,10 +19,10 @@ from crossearth_jax.inputs.watch import WatchedBatches
 from crossearth_jax.runtime import parallel
 from crossearth_jax.runtime.atomic import write_json
 from crossearth_jax.runtime.progress import Progress
-from crossearth_jax.training.checkpoint import SELECTIONS, Checkpoints
+from crossearth_jax.training.checkpoint import Checkpoints
+from crossearth_jax.training.export import MODEL_FILE, export_model
 from crossearth_jax.training.guard import Guard
-from crossearth_jax.training.initialise import initial_params, run_identity, style_parts
-from crossearth_jax.training.program import Program, build_program
+from crossearth_jax.training.start import Run, start
 from crossearth_jax.training.state import Params, TrainState
 from crossearth_jax.training.stop import Stopped, StopSignal
 from crossearth_jax.training.writer import MetricsWriter
@@ -31,24 +30,13 @@ from crossearth_jax.training.writer import MetricsWriter
 COUNTED = ("nonfinite", "replaced_records")  # metrics of which the number matters, not the mean
 SHOWN = ("loss", "validation/miou")  # beside the progress
 
-Validation = Callable[[Config, Mesh, Params], float]  # scores all parameters on the source, larger is better
-
-
-class Run(NamedTuple):
-    """A run in memory."""
-
-    program: Program
-    state: TrainState
-    frozen: Params
-
-    @property
-    def params(self) -> Params:
-        """All parameters as evaluation uses them, those of the style network (`style/…`) included."""
-        return self.state.evaluated | self.frozen
+Validation = Callable[[Config, Params], float]  # scores all parameters on the source, larger is better
 
 
 def train(config: Config, workdir: Path, validation: Validation | None = None) -> Run:
     """Trains to `config.train.steps`, continuing from the newest checkpoint of `workdir` if there is one.
+
+    Beside checkpoints it leaves `model.safetensors`, which is all that inference needs.
 
     Args:
       validation: scores the parameters for `evaluate.select = "best_on_source"`.
@@ -67,50 +55,15 @@ def train(config: Config, workdir: Path, validation: Validation | None = None) -
         done = int(run.state.step)
         checkpoints.set_aside(done)
         batches = train_iterator(config.data, config.seed, *parallel.input_shard(mesh), start_step=done)
-        validator = _validator(config, mesh, validation)
+        validator = _validator(config, validation)
         try:
             with MetricsWriter(workdir, done, images_per_step=config.data.batch_size, active=first) as writer:
-                state = _loop(run, batches, checkpoints, writer, Guard(config.train.nonfinite, workdir), validator)
+                guard = Guard(config.train.nonfinite, workdir)
+                state = _loop(run, workdir, batches, checkpoints, writer, guard, validator)
         finally:
             batches.close()
             checkpoints.close()
     return run._replace(state=state)
-
-
-def restore(config: Config, workdir: Path) -> Run:
-    """Reads the checkpoint of `workdir` that `evaluate.select` names, or the next one where it is damaged.
-
-    Raises:
-      UserError: there is none, or it belongs to another configuration.
-    """
-    mesh = parallel.make_mesh(config.mesh)
-    with jax.set_mesh(mesh):
-        run, _ = start(config, workdir, mesh, lambda found: found.ranked(config.evaluate.select))
-    return run
-
-
-def start(
-    config: Config,
-    workdir: Path,
-    mesh: Mesh,
-    choose: Callable[[Checkpoints], Sequence[int]] = lambda checkpoints: checkpoints.steps,
-) -> tuple[Run, Checkpoints]:
-    """Builds the program and a state of the run.
-
-    Args:
-      choose: the steps whose checkpoints will do, in order of preference; none for a fresh state.
-    """
-    if config.evaluate.select not in SELECTIONS:
-        raise UserError(f"evaluate.select is '{config.evaluate.select}', expected one of {', '.join(SELECTIONS)}")
-    program = build_program(config, mesh, *style_parts(config, parallel.batch_shards(mesh)))
-    trainable, frozen = initial_params(program)
-    identity = run_identity(config, frozen)
-    checkpoints = Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints, identity)
-    if steps := choose(checkpoints):
-        state = checkpoints.restore(program.state, program.state_shardings, steps)
-    else:
-        state = program.create_state(trainable)
-    return Run(program, state, frozen), checkpoints
 
 
 class Validator(NamedTuple):
@@ -124,17 +77,18 @@ class Validator(NamedTuple):
         return last or done % self.every == 0
 
 
-def _validator(config: Config, mesh: Mesh, validation: Validation | None) -> Validator | None:
+def _validator(config: Config, validation: Validation | None) -> Validator | None:
     if config.evaluate.select == "last":
         return None
     if validation is None:
         raise UserError("evaluate.select=best_on_source needs a validation; train with crossearth_jax.main")
     every = config.evaluate.every or config.train.checkpoint_every
-    return Validator(every, lambda params: validation(config, mesh, params))
+    return Validator(every, lambda params: validation(config, params))
 
 
 def _loop(
     run: Run,
+    workdir: Path,
     batches: WatchedBatches[Batch],
     checkpoints: Checkpoints,
     writer: MetricsWriter,
@@ -169,6 +123,13 @@ def _loop(
             progress.advance(note=", ".join(f"{name} {values[name]:.3f}" for name in SHOWN if name in values))
             if done % config.checkpoint_every == 0 or last or stopping or score is not None:
                 guard.flush()
+                # The file for inference first: after a kill between the two it is newer than the checkpoint, which
+                # training then reaches again, but never older.
+                if validator is None or (score is not None and checkpoints.improves(score)):
+                    try:
+                        export_model(workdir, program.config, state.evaluated | frozen, done)
+                    except UserError as error:
+                        raise checkpoints.write_error(MODEL_FILE, error) from None
                 checkpoints.save(state, score)
             if stopping:
                 checkpoints.wait()

@@ -32,7 +32,12 @@ class Description:
     source: str = ""  # name of the file they were read from
     window: int | None = None  # side of the sliding window, in pixels; None is the model's image size
     stride: int | None = None  # distance of windows; None is two thirds of the window
-    step: int | None = None  # optimizer steps of the run they come from, if it is known
+    bands: tuple[str, ...] = ()  # names of the three input channels; () if nobody said
+    gsd: float | None = None  # ground sampling distance of the training images, in metres; None if it varies
+    trained_on: str = ""  # domain whose labels it was trained on
+    style_targets: tuple[str, ...] = ()  # benchmark targets whose images the style statistics were made from
+    step: int | None = None  # optimizer steps, of a run's parameters
+    selection: str = ""  # how a run chose among its checkpoints, as `evaluate.select`
 
 
 def digest(params: Mapping[str, Any], prefix: str = "") -> str:
@@ -64,7 +69,10 @@ def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Any], metad
     # The library writes memory as it lies, so views have to be made dense (0-dimensional ones stay so).
     arrays = {name: np.ascontiguousarray(value).reshape(np.shape(value)) for name, value in tensors.items()}
     with replacing(path) as temporary:
-        safetensors.numpy.save_file(arrays, temporary, dict(metadata) or None)
+        try:
+            safetensors.numpy.save_file(arrays, temporary, dict(metadata) or None)
+        except safetensors.SafetensorError as error:  # what it makes of a full disk
+            raise OSError(str(error)) from None
 
 
 def _metadata(params: Mapping[str, Any], description: Description) -> dict[str, str]:
@@ -78,10 +86,31 @@ def _metadata(params: Mapping[str, Any], description: Description) -> dict[str, 
         "source": description.source,
         "window": description.window,
         "stride": description.stride,
+        "bands": description.bands,
+        "gsd": description.gsd,
+        "trained_on": description.trained_on,
+        "style_targets": description.style_targets,
         "step": description.step,
+        "selection": description.selection,
         "backbone_sha256": digest(params, "backbone/"),
     }
     return {FORMAT: json.dumps(content, sort_keys=True)}
+
+
+def read_description(path: str | os.PathLike[str]) -> Description:
+    """Reads the description in the header of one of our files, without its tensors.
+
+    Raises:
+      UserError: it is no safetensors file of ours, or it is damaged.
+    """
+    try:
+        with safetensors.safe_open(path, "numpy") as file:  # pyright: ignore[reportPrivateImportUsage]
+            metadata = file.metadata() or {}
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"cannot read {os.fspath(path)}: {error}; expected a complete safetensors file") from None
+    if not is_native(metadata):
+        raise UserError(f"{os.fspath(path)} was not written by crossearth_jax; convert it first")
+    return describe(metadata)
 
 
 def is_native(metadata: Mapping[str, Any]) -> bool:
@@ -108,7 +137,13 @@ def describe(metadata: Mapping[str, Any]) -> Description:
             source=str(content["source"]),
             window=content["window"] and int(content["window"]),
             stride=content["stride"] and int(content["stride"]),
-            step=content.get("step"),  # files of before do not say
+            # Files of earlier versions lack the rest.
+            bands=tuple(map(str, content.get("bands", ()))),
+            gsd=content.get("gsd") and float(content["gsd"]),
+            trained_on=str(content.get("trained_on", "")),
+            style_targets=tuple(map(str, content.get("style_targets", ()))),
+            step=content.get("step") and int(content["step"]),
+            selection=str(content.get("selection", "")),
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"the file's description of itself is damaged ({error!r}); convert the weights again") from None

@@ -6,11 +6,11 @@ import pytest
 
 from crossearth_jax.analysis import class_features
 from crossearth_jax.benchmark import IGNORE, Resize
-from crossearth_jax.config import MeshConfig
+from crossearth_jax.inference.segmentor import Segmentor
 from crossearth_jax.inputs.sources import PreparedSplit
 from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.ops.normalization import normalize
-from crossearth_jax.runtime.parallel import make_mesh
+from crossearth_jax.weights.native import Description
 
 DOMAINS = ["blue_marble/temperate_green", "blue_marble/temperate_brown"]
 
@@ -43,17 +43,15 @@ def test_pooled_features_are_means_over_the_pixels_of_a_class(model, params):
     assert (np.asarray(means)[:, 4] == 0).all() and (np.asarray(shares)[:, 4] == 0).all()
 
 
-def test_rows_are_the_images_classes_that_cover_enough(tiny_config, params, monkeypatch, tmp_path):
-    monkeypatch.setattr(class_features, "IMAGES", 20)  # no multiple of the batch of 16
-    mesh = make_mesh(MeshConfig())
-    with jax.set_mesh(mesh):
-        class_features.write_class_features(tmp_path / "f.npz", tiny_config, mesh, params, DOMAINS)
-    with np.load(tmp_path / "f.npz") as file:
-        found = dict(file)
+def test_rows_are_the_images_classes_that_cover_enough(tiny_config, model, params, monkeypatch):
+    monkeypatch.setattr(class_features, "IMAGES", 18)  # no multiple of the batch of 4
+    described = Description(model=model.config, window=16, stride=11)
+    segmentor = Segmentor(model, params, described)
+    found = class_features.class_features(segmentor, DOMAINS[0], DOMAINS, tiny_config.data.data_dir)
     expected = []
     for number, domain in enumerate(DOMAINS):
         split = PreparedSplit(domain, "test", tiny_config.data.data_dir)
-        for index in range(min(20, len(split))):
+        for index in range(min(18, len(split))):
             label = split[index]["label"]
             top, left = ((side - 16 + 1) // 2 for side in label.shape)  # the middle window
             middle = label[top : top + 16, left : left + 16]

@@ -56,7 +56,7 @@ def test_distances_are_those_of_gaussians_of_codes(tiny_config, blue_marble_dir,
     monkeypatch.setattr("crossearth_jax.analysis.diagnostics.DISTANCE_IMAGES", 6)
     network = StyleNetwork("mobile")
     params = load_style(network)
-    found = style_distances(tiny_config, params, [TARGET])
+    found = style_distances(tiny_config, [TARGET])
     first, second = (codes_of(network, params, domain, blue_marble_dir, 6) for domain in (SOURCE, TARGET))
     a, b = np.cov(first.T.astype(np.float64)), np.cov(second.T.astype(np.float64))
     # tr sqrt(AB) by the singular values of sqrt(A) sqrt(B): both covariances have rank 5 of 100.
@@ -70,17 +70,16 @@ def test_distances_are_those_of_gaussians_of_codes(tiny_config, blue_marble_dir,
 def test_images_of_several_sizes_are_shown_at_the_size_that_all_have(tiny_config, random_split, monkeypatch):
     split = random_split(SOURCE, [(64, 64), (80, 48), (64, 64), (32, 96)])
     monkeypatch.setattr("crossearth_jax.analysis.diagnostics.PreparedSplit", lambda *_: split)
-    clean, shown = style_examples(tiny_config, load_style(StyleNetwork("mobile")))
+    clean, shown = style_examples(tiny_config)
     assert clean.shape == shown.shape == (4, 16, 16, 3)
 
 
 def test_examples_of_a_run_are_restyled_in_blocks(tiny_config):
     style = dataclasses.replace(tiny_config.style, alpha=1.0)
     config = dataclasses.replace(tiny_config, style=style)
-    clean, shown = style_examples(config, load_style(StyleNetwork("mobile")))
+    clean, shown = style_examples(config)
     assert clean.shape == shown.shape == (4, 16, 16, 3)
     changed = (np.abs(clean.astype(int) - shown) > 1).any(-1)
     assert 0.2 < changed.mean() < 0.95  # seven blocks in ten are restyled, the others kept
-    again, _ = style_examples(dataclasses.replace(config, style=dataclasses.replace(style, probability=0.1)),
-                              load_style(StyleNetwork("mobile")))  # fmt: skip
+    again, _ = style_examples(dataclasses.replace(config, style=dataclasses.replace(style, probability=0.1)))
     np.testing.assert_array_equal(clean, again)

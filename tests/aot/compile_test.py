@@ -40,10 +40,9 @@ def test_steps_compile_for_a_tpu_slice_with_explained_collectives_only(compiled)
         assert record["unexplained"] == []
         assert 0 < record["hbm"]["total"] < record["hbm"]["capacity"] == 16e9
     train, evaluate = records
-    # Training gathers split parameters and sums their gradients; evaluation only gathers and adds up.
-    # (The gradients of a model this small are told from losses and metrics by their sum only.)
-    assert train["sent"]["all-reduce"] > 100 * evaluate["sent"]["all-reduce"] > 0
-    assert train["sent"]["all-gather"] > evaluate["sent"]["all-gather"] > 0
+    # Training gathers split parameters and sums their gradients; every device scores its own windows.
+    assert train["sent"]["all-reduce"] > 0 and train["sent"]["all-gather"] > 0
+    assert evaluate["sent"] == {}
     assert train["flops"] > evaluate["flops"] > 0
     assert "train on v5e:2x4 (8 chips, 2 images each)" in printed
     assert (workdir / "compile.md").read_text() == compile_table(records)

@@ -13,6 +13,7 @@ from crossearth_jax.inference.segmentor import Segmentor
 from crossearth_jax.inputs.sources import PreparedSplit
 from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.training.initialise import style_targets
+from crossearth_jax.weights.native import Description
 from crossearth_jax.weights.style_statistics import Provenance, from_moments, save_statistics
 
 SETTING = benchmark.SETTINGS["temperate_green2temperate_brown"]
@@ -20,10 +21,13 @@ SETTING = benchmark.SETTINGS["temperate_green2temperate_brown"]
 
 @pytest.fixture(scope="module")
 def model(tiny_config):
-    network = SegmentationModel(tiny_config.model)
+    network = SegmentationModel(dataclasses.replace(tiny_config.model, mim=None))
     params = jax.jit(network.init)(jax.random.key(0))
     taxonomy = benchmark.TAXONOMIES["blue_marble"]
-    return Segmentor(network, params, taxonomy.classes, taxonomy.palette, window=16, stride=11)
+    described = Description(
+        model=network.config, class_names=taxonomy.classes, palette=taxonomy.palette, window=16, stride=11
+    )
+    return Segmentor(network, params, described)
 
 
 def test_scores_are_those_of_the_models_predictions(model, tiny_config):

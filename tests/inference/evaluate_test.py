@@ -8,30 +8,31 @@ import numpy as np
 import pytest
 
 from crossearth_jax import report
-from crossearth_jax.analysis import baselines, diagnostics
+from crossearth_jax.analysis import additions, baselines
 from crossearth_jax.benchmark import SETTINGS
 from crossearth_jax.config import UserError, to_config_dict
 from crossearth_jax.inference import evaluate
+from crossearth_jax.inference.domains import DomainResult
+from crossearth_jax.inference.results import row
+from crossearth_jax.inference.segmentor import load
 from crossearth_jax.models.network import SegmentationModel
-from crossearth_jax.runtime import parallel
 from crossearth_jax.runtime.atomic import write_json
-from crossearth_jax.weights.style_files import load_style
+from crossearth_jax.training.export import export_model
 
 SETTING = SETTINGS["temperate_green2temperate_brown"]
 ADDED = {"style_distance", "baselines"}
 
 
 @pytest.fixture(scope="module")
-def run(tiny_config):
-    """Configuration, mesh and parameters that a short training could have left."""
+def run(tiny_config, tmp_path_factory):
+    """Configuration and model that a short training could have left."""
     config = dataclasses.replace(
         tiny_config, evaluate=dataclasses.replace(tiny_config.evaluate, settings=(SETTING.name,))
     )
-    model = SegmentationModel(config.model)
-    style = load_style(evaluate.initialise.style_network(config), None)
-    mesh = parallel.make_mesh(config.mesh)
-    params = jax.device_put({**jax.jit(model.init)(jax.random.key(0)), **style}, parallel.replicated(mesh))
-    return config, mesh, params
+    params = jax.jit(SegmentationModel(config.model).init)(jax.random.key(0))
+    folder = tmp_path_factory.mktemp("run")
+    export_model(folder, config, params, 3)
+    return config, load(folder)
 
 
 def fail(*_):
@@ -48,13 +49,12 @@ def cheap_baselines(monkeypatch):
     monkeypatch.setattr(baselines, "confusions", confusions)
 
 
-def evaluated(run, workdir, step=3):
-    config, mesh, params = run
+def evaluated(run, workdir):
+    config, segmentor = run
     write_json(workdir / "config.json", json.loads(to_config_dict(config).to_json()))
-    returned = evaluate.evaluate(config, workdir, mesh, params, step)
-    written = json.loads((workdir / "results.json").read_text())
-    assert returned == written
-    return written[SETTING.name]
+    found = evaluate.evaluate(config, workdir, segmentor)
+    additions.add_to_results(config, workdir, segmentor, found)
+    return json.loads((workdir / "results.json").read_text())[SETTING.name]
 
 
 def test_every_addition_may_fail_alone(run, tmp_path, monkeypatch, caplog, cheap_baselines):
@@ -63,25 +63,20 @@ def test_every_addition_may_fail_alone(run, tmp_path, monkeypatch, caplog, cheap
     files = {path.name for path in (tmp_path / "evaluation").iterdir()}
     assert files == {f"{SETTING.name}.npz", "class_features.npz", "style_examples.npz"}
     # From here on everything that is computed comes from the evaluation above.
-    kept = {path.name: path.read_bytes() for path in (tmp_path / "evaluation").iterdir()}
-
-    def write(path, *_):
-        path.write_bytes(kept[path.name])
-
     with np.load(tmp_path / "evaluation" / f"{SETTING.name}.npz") as arrays:
-        scored = evaluate.DomainResult(*(arrays[name] for name in ("confusion", "images", "labels", "predictions")))
-    monkeypatch.setattr(evaluate.Evaluator, "domain", lambda *_: scored)
-    monkeypatch.setattr(evaluate, "write_class_features", write)
-    monkeypatch.setattr(diagnostics, "write_style_examples", write)
-    monkeypatch.setattr(diagnostics, "style_distances", lambda *_: {SETTING.target: full["style_distance"]})
-    additions = {
+        scored = DomainResult(*(arrays[name] for name in ("confusion", "images", "labels", "predictions")))
+    monkeypatch.setattr(evaluate, "score_domain", lambda *_, **__: scored)
+    monkeypatch.setattr(additions, "class_features", lambda *_: {"features": np.zeros(1)})
+    monkeypatch.setattr(additions, "style_examples", lambda *_: (np.zeros(1), np.zeros(1)))
+    monkeypatch.setattr(additions, "style_distances", lambda *_: {SETTING.target: full["style_distance"]})
+    cases = {
         (baselines, "confusions"): ("baselines", {"baselines"}, set()),
-        (diagnostics, "style_distances"): ("style distances", {"style_distance"}, set()),
-        (diagnostics, "write_style_examples"): ("examples of restyled images", set(), {"style_examples.npz"}),
-        (evaluate, "write_class_features"): ("features of the classes", set(), {"class_features.npz"}),
-        (evaluate, "write_domain"): ("confusion matrices and examples of images", set(), {f"{SETTING.name}.npz"}),
+        (additions, "style_distances"): ("style distances", {"style_distance"}, set()),
+        (additions, "style_examples"): ("examples of restyled images", set(), {"style_examples.npz"}),
+        (additions, "class_features"): ("features of the classes", set(), {"class_features.npz"}),
+        (additions, "_write_domain"): ("confusion matrices and examples of images", set(), {f"{SETTING.name}.npz"}),
     }
-    for (module, name), (what, fields, missing) in additions.items():
+    for (module, name), (what, fields, missing) in cases.items():
         caplog.clear()
         with monkeypatch.context() as patch:
             patch.setattr(module, name, fail)
@@ -91,7 +86,6 @@ def test_every_addition_may_fail_alone(run, tmp_path, monkeypatch, caplog, cheap
         assert {path.name for path in (tmp_path / "evaluation").iterdir()} == files - missing
         lines = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
         assert lines == [f"left out: {what} (MemoryError: no room for it); the scores are complete without"]
-        report.write_report(tmp_path)
 
 
 def test_scores_are_written_before_anything_is_added(run, tmp_path, monkeypatch):
@@ -101,7 +95,7 @@ def test_scores_are_written_before_anything_is_added(run, tmp_path, monkeypatch)
         seen.update(json.loads((tmp_path / "results.json").read_text())[SETTING.name])
         raise KeyboardInterrupt  # nothing that an addition may swallow
 
-    monkeypatch.setattr(evaluate, "write_class_features", look)
+    monkeypatch.setattr(additions, "style_distances", look)
     with pytest.raises(KeyboardInterrupt):
         evaluated(run, tmp_path)
     assert seen["checkpoint_step"] == 3 and seen["pixels"] > 0 and not seen.keys() & ADDED
@@ -110,9 +104,9 @@ def test_scores_are_written_before_anything_is_added(run, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize(("version", "fault"), [(1, None), (None, None), (2, "has the schema version 2, this program")])
 def test_the_report_reads_the_versions_it_knows(run, tmp_path, monkeypatch, version, fault):
-    config, _, _ = run
+    config, _ = run
     write_json(tmp_path / "config.json", json.loads(to_config_dict(config).to_json()))
-    entry = evaluate.row(SETTING, np.diag([4, 3, 2, 1, 1]), 3)
+    entry = row(SETTING, np.diag([4, 3, 2, 1, 1]), 3)
     entry["schema_version"] = version
     write_json(tmp_path / "results.json", {SETTING.name: {k: v for k, v in entry.items() if v is not None}})
     if fault is None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,11 +13,11 @@ import pytest
 import crossearth_jax
 from crossearth_jax.config import Config, DataConfig, EvaluateConfig, UserError
 from crossearth_jax.convert import read_config
-from crossearth_jax.inference.segmentor import describe_run
 from crossearth_jax.ops.normalization import normalize
+from crossearth_jax.training.export import describe_run
 from crossearth_jax.weights.torch_writer import write_torch_zip
 
-GOLDEN = Path(__file__).parent / "golden/tiny"
+GOLDEN = Path(__file__).parents[1] / "golden/tiny"
 CONFIG = read_config(GOLDEN / "model.json")
 NAMES = ["water", "forest", "shrub", "crop", "bare", "snow"]
 
@@ -67,9 +68,25 @@ def test_predict_is_the_argmax_of_averaged_windows(model):
     np.testing.assert_array_equal(labels[clear], expected.argmax(-1)[clear])
 
 
-def test_score_of_8bit_images_normalises(model):
-    images = np.random.default_rng(1).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(model.score(images), model.scores(normalize(jnp.asarray(images))))
+def test_devices_share_a_batch_and_invalid_pixels_have_the_mean_colour(model):
+    windows = model.sliding_windows(batch_size=3)
+    assert windows.batch_size == len(jax.local_devices()) == 8
+    images = np.random.default_rng(1).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
+    valid = np.ones((8, 64, 64), bool)
+    valid[2, 10:, :20] = False
+    scores = windows.score(images, valid)
+    assert len(scores.sharding.device_set) == 8
+    normalised = np.where(valid[..., None], normalize(jnp.asarray(images)), 0)
+    np.testing.assert_allclose(scores, model.scores(normalised), rtol=1e-5, atol=1e-5)
+
+
+def test_flips_average_the_mirror_images(model):
+    images = np.random.default_rng(2).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
+    ((_, found),) = model.sliding_windows(flips=True).scores(images)
+    normalised = np.asarray(normalize(jnp.asarray(images)))
+    flips = (np.s_[:, :, :], np.s_[:, ::-1], np.s_[:, :, ::-1], np.s_[:, ::-1, ::-1])
+    expected = np.mean([np.asarray(model.scores(normalised[flip]))[flip] for flip in flips], axis=0)
+    np.testing.assert_allclose(found, expected[0], rtol=1e-5, atol=1e-5)
 
 
 def test_sides_that_no_patch_grid_covers(model):

@@ -11,7 +11,7 @@ from absl import flags
 from crossearth_jax.benchmark import IGNORE
 from crossearth_jax.config import DataConfig, UserError
 from crossearth_jax.inputs import loader
-from crossearth_jax.inputs.loader import evaluation_batches, train_iterator
+from crossearth_jax.inputs.loader import train_iterator
 from crossearth_jax.inputs.sources import PreparedSplit, find_domain
 
 DOMAIN, IMAGES = "blue_marble/temperate_brown", 62  # in the train split
@@ -130,48 +130,6 @@ def test_corrupt_records_stop_or_are_replaced(config, monkeypatch):
     assert replaced.sum() == 4 and (indices(batches)[replaced] == 6).all()
 
 
-@pytest.mark.parametrize("count", [1, 2, 4])
-def test_evaluation_reads_every_record_once(data_dir, count):
-    parts = [list(evaluation_batches(DOMAIN, "test", 8, data_dir, index, count)) for index in range(count)]
-    assert [len(part) for part in parts] == [3] * count  # 19 images; the same number on every process
-    batches = [{name: np.concatenate([p[i][name] for p in parts]) for name in parts[0][0]} for i in range(3)]
-    assert all(batch["image"].shape == (8, 32, 32, 3) for batch in batches)
-    np.testing.assert_array_equal(indices(batches), [*range(19), *[-1] * 5])
-    last = batches[-1]
-    np.testing.assert_array_equal(last["valid"], [True] * 3 + [False] * 5)
-    assert (last["label"][3:] == IGNORE).all() and (last["image"][3:] == 0).all()
-    split = PreparedSplit(DOMAIN, "test", data_dir)
-    for batch in batches:
-        for row in np.flatnonzero(batch["valid"]):
-            np.testing.assert_array_equal(batch["label"][row], split[batch["index"][row].item()]["label"])
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_images_of_one_size_share_a_batch(data_dir, random_split, monkeypatch, count):
-    sizes = ((4, 6), (6, 4), (4, 6), (4, 6), (4, 4), (4, 6), (6, 4), (4, 6), (4, 6), (4, 6), (6, 4))
-    split = random_split(DOMAIN, sizes)
-    monkeypatch.setattr(loader.sources, "PreparedSplit", lambda *_: split)
-    parts = [list(evaluation_batches(DOMAIN, "test", 4, data_dir, index, count)) for index in range(count)]
-    batches = [{name: np.concatenate([p[i][name] for p in parts]) for name in parts[0][0]} for i in range(4)]
-    assert [len(part) for part in parts] == [4] * count
-    assert [batch["label"].shape for batch in batches] == [(4, 4, 6), (4, 6, 4), (4, 4, 4), (4, 4, 6)]
-    rows = [batch["index"].tolist() for batch in batches]
-    assert rows == [[0, 2, 3, 5], [1, 6, 10, -1], [4, -1, -1, -1], [7, 8, 9, -1]]
-    for batch in batches:
-        for image, label, index, valid in zip(*(batch[n] for n in ("image", "label", "index", "valid")), strict=True):
-            assert valid == (index >= 0)
-            np.testing.assert_array_equal(image, split[index]["image"] if valid else 0)
-            np.testing.assert_array_equal(label, split[index]["label"] if valid else IGNORE)
-
-
-def test_evaluation_refuses_images_above_the_stated_size(data_dir, monkeypatch):
-    facts = loader.sources.DOMAINS[DOMAIN]
-    smaller = dataclasses.replace(facts, sizes={**facts.sizes, "test": (32, 24)})
-    monkeypatch.setitem(loader.sources.DOMAINS, DOMAIN, smaller)
-    with pytest.raises(UserError, match=r"record 0 has size \(32, 32\), expected at most \(32, 24\)"):
-        next(evaluation_batches(DOMAIN, "test", 8, data_dir))
-
-
 def test_larger_training_images_are_cut_at_random(data_dir, config, monkeypatch):
     facts = loader.sources.DOMAINS[DOMAIN]
     smaller = dataclasses.replace(facts, sizes={**facts.sizes, "train": (48, 80)})
@@ -188,11 +146,9 @@ def test_larger_training_images_are_cut_at_random(data_dir, config, monkeypatch)
     assert len(starts) > 12
 
 
-def test_mistakes_are_explained(config, data_dir):
+def test_mistakes_are_explained(config):
     with pytest.raises(UserError, match=r"batch of 8 images does not divide over 3 processes.*multiple of 3"):
         train_iterator(config, 0, 0, 3)
-    with pytest.raises(UserError, match="does not divide over 3"):
-        evaluation_batches(DOMAIN, "test", 8, data_dir, 0, 3)
     with pytest.raises(UserError, match="corrupt_records is 'ignore', expected 'stop' or 'skip'"):
         train_iterator(dataclasses.replace(config, corrupt_records="ignore"), 0)
     with pytest.raises(UserError, match="unknown domain 'mars/north'; known: blue_marble"):
@@ -201,6 +157,6 @@ def test_mistakes_are_explained(config, data_dir):
 
 def test_a_small_image_comes_with_its_size(random_split):
     reader = loader._Reader(random_split(DOMAIN, [(64, 64), (40, 70)]), (64, 64), find_domain(DOMAIN))
-    batch = reader.read([0, 1])
+    batch = reader.read([0, 1], np.zeros((2, 2)))
     np.testing.assert_array_equal(batch["size"], [[64, 64], [40, 64]])
     assert (batch["label"][1, 40:] == IGNORE).all()

@@ -7,13 +7,16 @@ import pytest
 import rasterio
 from rasterio.transform import Affine
 
+from crossearth_jax.inference.windows import SlidingWindows
+from crossearth_jax.mapping.map_layers import Legend
+
 ROTATED = Affine.translation(500_000, 4_000_000) @ Affine.rotation(20) @ Affine.scale(2, -2)
 UTM = "EPSG:32618"
 
 
 @dataclasses.dataclass
 class PixelRule:
-    """Scores each pixel by its own colour: what a mosaic of windows must equal is one call on the whole image."""
+    """Scores each pixel by its own colour: what blended windows must equal is one call on the whole image."""
 
     class_names: tuple[str, ...] = ("red", "green", "blue & <cold>", "dark")
     palette: tuple[tuple[int, int, int], ...] = ((200, 30, 30), (30, 160, 60), (40, 80, 200), (40, 40, 40))
@@ -21,7 +24,20 @@ class PixelRule:
     multiple: int = 16
     shapes: list[tuple[int, ...]] = dataclasses.field(default_factory=list)
 
-    def score(self, images):
+    @property
+    def legend(self):
+        return Legend(self.class_names, self.palette)
+
+    def windows(self, **options):
+        return SlidingWindows(
+            score=lambda *batch: self.score(*batch),
+            classes=len(self.class_names),
+            window=self.window,
+            multiple=self.multiple,
+            **{"stride": self.window * 2 // 3} | options,
+        )
+
+    def score(self, images, valid):
         self.shapes.append(images.shape)
         colours = images.astype(np.float32)
         dark = np.maximum(240 - colours.sum(-1, keepdims=True) / 2, 0)

@@ -4,19 +4,19 @@ import numpy as np
 import pytest
 
 from crossearth_jax.config import UserError
+from crossearth_jax.inference.windows import ScoredArea
 from crossearth_jax.mapping.map_layers import NODATA, Legend, classes, confidence, confidence_layer, score_layer
-from crossearth_jax.mapping.mosaic import Block
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
 
 
-def block(scores, valid):
-    return Block(0, 0, np.array(scores, np.float32)[None], np.array(valid)[None])
+def area(scores, valid):
+    return ScoredArea(0, 0, np.array(scores, np.float32)[None], np.array(valid)[None])
 
 
 def test_classes():
     scores = [[1, 3, 2], [2, 2, 1], [9, 0, 0]]
-    np.testing.assert_array_equal(classes(block(scores, [True, True, False])), [[1, 0, NODATA]])
+    np.testing.assert_array_equal(classes(area(scores, [True, True, False])), [[1, 0, NODATA]])
 
 
 def test_confidence_of_shares():
@@ -33,9 +33,9 @@ def test_confidence_of_a_single_class():
 
 def test_layers_are_blank_where_nothing_is_valid():
     legend = Legend(("a", "b"), (RED, GREEN))
-    values = score_layer(legend).values(block([[1, 3], [5, 2]], [False, True]))
+    values = score_layer(legend).values(area([[1, 3], [5, 2]], [False, True]))
     np.testing.assert_array_equal(values, [[[np.nan, 5]], [[np.nan, 2]]])
-    margin, entropy = confidence_layer().values(block([[1, 3], [5, 0]], [False, True]))
+    margin, entropy = confidence_layer().values(area([[1, 3], [5, 0]], [False, True]))
     np.testing.assert_allclose(margin, [[np.nan, 1]])
     np.testing.assert_allclose(entropy, [[np.nan, 0]], atol=1e-6)
 

@@ -22,11 +22,15 @@ def read(path):
         return dataset.read()
 
 
+def map_by(rule, path, out, scene_options=SceneOptions(), options=MapOptions(), tags=None, **windows):  # noqa: B008
+    map_scene(rule.windows(**windows), rule.legend, path, out, scene_options, options, tags)
+
+
 def at_once(rule, path, options):
     """Scores of the whole scene in one call, and its valid pixels."""
     with open_scene(path, options) as scene:
         image, valid = scene.read(0, 0, scene.grid.height, scene.grid.width)
-    return rule.score(image[None])[0], valid
+    return rule.score(image[None], None)[0], valid
 
 
 def speckled(height=150, width=190, dtype=np.uint8):
@@ -34,13 +38,16 @@ def speckled(height=150, width=190, dtype=np.uint8):
 
 
 @pytest.mark.parametrize("name", SCENES)
-@pytest.mark.parametrize(("window", "stride", "sum_bytes"), [(48, None, 2**27), (160, 100, 0)])
-def test_map_of_a_real_scene_equals_scoring_it_at_once(rule, tmp_path, name, window, stride, sum_bytes):
+@pytest.mark.parametrize(
+    ("window", "stride", "sum_bytes", "blend"), [(48, None, 2**27, "mean"), (160, 100, 0, "taper")]
+)
+def test_map_of_a_real_scene_equals_scoring_it_at_once(rule, tmp_path, name, window, stride, sum_bytes, blend):
     rule.window = window
     options = SceneOptions(bands="3,2,1" if name != "neon_osbs_029" else None)
     path = f"data/scenes/{name}.tif"
-    products = MapOptions(stride=stride, sum_bytes=sum_bytes, scores=True, confidence=True)
-    map_scene(rule, path, tmp_path / "map.tif", options, products)
+    products = MapOptions(scores=True, confidence=True)
+    windows = {"sum_bytes": sum_bytes} | ({"stride": stride} if stride else {})
+    map_by(rule, path, tmp_path / "map.tif", options, products, blend=blend, **windows)
     assert set(rule.shapes) == {(4, window, window, 3)}  # one compilation, whatever the scene
     scores, valid = at_once(rule, path, options)
     np.testing.assert_allclose(
@@ -67,17 +74,17 @@ def test_map_of_a_real_scene_equals_scoring_it_at_once(rule, tmp_path, name, win
 )
 def test_blocks_of_the_file_change_nothing(rule, write_scene, tmp_path, layout):
     bands = speckled(dtype=np.uint16)
-    options = MapOptions(scores=True, stride=20)
-    map_scene(rule, write_scene(bands), tmp_path / "a.tif", options=options)
-    map_scene(rule, write_scene(bands, **layout), tmp_path / "b.tif", options=options)
+    options = MapOptions(scores=True)
+    map_by(rule, write_scene(bands), tmp_path / "a.tif", options=options, stride=20)
+    map_by(rule, write_scene(bands, **layout), tmp_path / "b.tif", options=options, stride=20)
     for suffix in ("", "_scores"):
         np.testing.assert_array_equal(read(tmp_path / f"a{suffix}.tif"), read(tmp_path / f"b{suffix}.tif"))
 
 
-def test_flips_and_batches_change_nothing_for_a_rule_of_single_pixels(rule, write_scene, tmp_path):
+def test_batches_change_nothing(rule, write_scene, tmp_path):
     path = write_scene(speckled())
-    for name, options in (("a", MapOptions()), ("b", MapOptions(flips=True, batch_size=7))):
-        map_scene(rule, path, tmp_path / f"{name}.tif", options=options)
+    for name, batch_size in (("a", 4), ("b", 7)):
+        map_by(rule, path, tmp_path / f"{name}.tif", batch_size=batch_size)
     np.testing.assert_array_equal(read(tmp_path / "a.tif"), read(tmp_path / "b.tif"))
 
 
@@ -85,7 +92,7 @@ def test_nodata_stays_and_empty_windows_are_not_scored(rule, write_scene, tmp_pa
     valid = np.zeros((400, 300), bool)
     valid[10:60, 200:290] = True
     path = write_scene(speckled(400, 300), mask=valid)
-    map_scene(rule, path, tmp_path / "map.tif")
+    map_by(rule, path, tmp_path / "map.tif")
     np.testing.assert_array_equal(read(tmp_path / "map.tif")[0] != NODATA, valid)
     assert sum(shape[0] for shape in rule.shapes) < 20  # of 117 windows
 
@@ -93,7 +100,7 @@ def test_nodata_stays_and_empty_windows_are_not_scored(rule, write_scene, tmp_pa
 def test_map_of_another_resolution_and_of_a_part(rule, write_scene, tmp_path):
     path = write_scene(np.repeat(speckled(40, 50), 6, 1).repeat(6, 2))  # pixels of 2 m in squares of 12 m
     options = SceneOptions(gsd=12.0)
-    map_scene(rule, path, tmp_path / "map.tif", options)
+    map_by(rule, path, tmp_path / "map.tif", options)
     with rasterio.open(path) as scene, rasterio.open(tmp_path / "map.tif") as found:
         assert found.transform.almost_equals(scene.transform @ rasterio.Affine.scale(6))
         assert found.shape == (40, 50)
@@ -102,7 +109,7 @@ def test_map_of_another_resolution_and_of_a_part(rule, write_scene, tmp_path):
         x, y = scene.transform @ (150, 120)
     scores, _ = at_once(rule, path, options)
     np.testing.assert_array_equal(read(tmp_path / "map.tif")[0], scores.argmax(-1))
-    map_scene(rule, path, tmp_path / "part.tif", SceneOptions(gsd=12.0, bounds=(x - 40, y - 40, x + 40, y + 40)))
+    map_by(rule, path, tmp_path / "part.tif", SceneOptions(gsd=12.0, bounds=(x - 40, y - 40, x + 40, y + 40)))
     with rasterio.open(tmp_path / "part.tif") as part, rasterio.open(tmp_path / "map.tif") as whole:
         column, row = map(round, ~whole.transform @ (part.transform @ (0, 0)))
         assert 0 < column and 0 < row and part.width < 15
@@ -114,7 +121,7 @@ def test_everything_that_can_be_written(rule, write_scene, tmp_path, caplog):
     caplog.set_level("INFO")
     path = write_scene(speckled(dtype=np.uint16), tags={"AREA_OR_POINT": "Point"})
     options = MapOptions(scores=True, confidence=True, polygons=True, preview=True)
-    map_scene(
+    map_by(
         rule, path, tmp_path / "out" / "map.tif", SceneOptions(value_range=(0.0, 300.0)), options, {"CHECKPOINT": "x"}
     )
     names = {"map.tif", "map.tif.aux.xml", "map_scores.tif", "map_confidence.tif", "map.gpkg", "map.png"}
@@ -129,7 +136,7 @@ def test_everything_that_can_be_written(rule, write_scene, tmp_path, caplog):
 
 def peak_of(rule, path, out):
     tracemalloc.start()
-    map_scene(rule, path, out, options=MapOptions(batch_size=1, sum_bytes=96 * 300 * 4 * 4))
+    map_by(rule, path, out, batch_size=1, sum_bytes=96 * 300 * 4 * 4)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     return peak
@@ -149,10 +156,10 @@ def break_after(rule, batches, error):
     """Makes a rule fail in the middle of a scene."""
     score = rule.score
 
-    def failing(images):
+    def failing(images, valid):
         if len(rule.shapes) == batches:
             raise error
-        return score(images)
+        return score(images, valid)
 
     rule.score = failing
 
@@ -165,7 +172,7 @@ def test_interruption_leaves_nothing_and_touches_nothing(rule, write_scene, tmp_
     out.write_text("the map of yesterday")
     break_after(rule, 2, error)
     with pytest.raises(type(error)):
-        map_scene(rule, path, out)
+        map_by(rule, path, out)
     assert os.listdir(out.parent) == ["map.tif"] and out.read_text() == "the map of yesterday"
 
 
@@ -175,9 +182,9 @@ def test_what_a_killed_run_left_is_removed(rule, write_scene, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mapper.shutil, "rmtree", lambda *_, **__: None)  # a killed process cleans nothing up
         with pytest.raises(SystemExit):
-            map_scene(rule, path, out)
+            map_by(rule, path, out)
     assert os.listdir(out.parent) == [".map.tif.partial"]
-    map_scene(type(rule)(), path, out)
+    map_by(type(rule)(), path, out)
     assert set(os.listdir(out.parent)) == {"map.tif", "map.tif.aux.xml"}
 
 
@@ -186,14 +193,14 @@ def test_a_tile_that_cannot_be_read(rule, write_scene, tmp_path):
     with open(path, "r+b") as file:
         file.truncate(os.path.getsize(path) // 2)
     with pytest.raises(UserError, match=r"cannot read .*scene\.tif, rows \d+"):
-        map_scene(rule, path, tmp_path / "maps" / "map.tif")
+        map_by(rule, path, tmp_path / "maps" / "map.tif")
     assert os.listdir(tmp_path / "maps") == []
 
 
 def test_a_scene_without_data(rule, write_scene, tmp_path):
     path = write_scene(np.zeros((3, 100, 100), np.uint8), nodata=0)
     with pytest.raises(UserError, match="no valid pixel"):
-        map_scene(rule, path, tmp_path / "map.tif")
+        map_by(rule, path, tmp_path / "map.tif")
     assert os.listdir(tmp_path) == ["scene.tif"]
 
 
@@ -201,7 +208,7 @@ def test_output_that_cannot_be_written(rule, write_scene, tmp_path):
     path = write_scene(speckled())
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"cannot write .*map\.tif: .*Not a directory"):
-        map_scene(rule, path, tmp_path / "file" / "map.tif")
+        map_by(rule, path, tmp_path / "file" / "map.tif")
 
 
 @pytest.mark.parametrize("limit", [1_000, 100_000, 1_050_000])
@@ -212,7 +219,7 @@ def test_a_full_disk(rule, write_scene, tmp_path, limit):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
         with pytest.raises(UserError, match=r"cannot write .*map\.tif"):
-            map_scene(rule, path, tmp_path / "maps" / "map.tif", options=MapOptions(scores=True, polygons=True))
+            map_by(rule, path, tmp_path / "maps" / "map.tif", options=MapOptions(scores=True, polygons=True))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert os.listdir(tmp_path / "maps") == []

@@ -10,10 +10,10 @@ import rasterio.shutil
 from rasterio.crs import CRS
 from rasterio.transform import Affine
 
+from crossearth_jax.inference.windows import ScoredArea
 from crossearth_jax.mapping import rasters
 from crossearth_jax.mapping.grid import Grid
 from crossearth_jax.mapping.map_layers import NODATA, Legend, class_layer, score_layer
-from crossearth_jax.mapping.mosaic import Block
 
 LEGEND = Legend(("land", "sea & <shore>", "forêt"), ((10, 20, 255), (0, 128, 9), (7, 7, 7)))
 ROTATED = Affine.translation(500_000, 4_000_000) @ Affine.rotation(20) @ Affine.scale(2, -2)
@@ -45,7 +45,7 @@ def written(tmp_path_factory):
             for left, right in ((0, 777), (777, 1300)):
                 for top in range(0, 1100, 99):
                     part = np.s_[top : top + 99, left:right]
-                    writer.write(Block(top, left, one_hot(ids()[part]), valid()[part]))
+                    writer.write(ScoredArea(top, left, one_hot(ids()[part]), valid()[part]))
         rasters.write_cog(writer, folder / f"map{layer.suffix}.tif", LEGEND)
     return folder
 
@@ -133,7 +133,7 @@ def test_the_attribute_table_is_inside_the_file(written, tmp_path):
 def test_pixels_that_got_lost_are_noticed(tmp_path, layer):
     grid = Grid(None, Affine.identity(), 600, 600)
     with rasters.layer_writer(tmp_path / "blocks.tif", layer, LEGEND, grid, {}) as writer:
-        writer.write(Block(0, 0, one_hot(ids()[:600, :600]), np.ones((600, 600), bool)))
+        writer.write(ScoredArea(0, 0, one_hot(ids()[:600, :600]), np.ones((600, 600), bool)))
         writer.counts[0] += 1  # as if a pixel had not been written
     with pytest.raises(OSError, match=r"values arrived in map\.tif; is the disk full"):
         rasters.write_cog(writer, tmp_path / "map.tif", LEGEND)

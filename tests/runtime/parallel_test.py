@@ -135,11 +135,23 @@ def test_processes_with_half_the_same_rows_are_refused():
 
 
 @pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(data=2, fsdp=2, model=2)])
-def test_local_rows_are_those_of_the_batch(mesh):
+def test_fetching_gathers_what_is_split(mesh):
     rows = np.arange(24).reshape(8, 3)
     array = parallel.global_batch({"x": rows}, parallel.make_mesh(mesh))["x"]
-    np.testing.assert_array_equal(parallel.local_rows(array), rows)
     np.testing.assert_array_equal(parallel.fetch(array), rows)
+
+
+def test_counts_above_32_bits_are_summed_whole(monkeypatch):
+    counts = [np.array([[2**33 + 5, 0], [7, 2**31]]), np.array([[2**34, 1], [3, 2**31 + 1]])]
+    np.testing.assert_array_equal(parallel.sum_over_processes(counts[0]), counts[0])  # one process
+
+    def gather(halves):  # what JAX does with an array of 32 bits of every process
+        assert halves.dtype == np.int32
+        return np.stack([halves, np.ascontiguousarray(counts[1])[..., None].view(np.int32)])
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(parallel.multihost_utils, "process_allgather", gather)
+    np.testing.assert_array_equal(parallel.sum_over_processes(counts[0]), counts[0] + counts[1])
 
 
 def test_per_example_equals_vmap_and_does_not_communicate():

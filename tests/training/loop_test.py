@@ -15,11 +15,11 @@ import pytest
 
 import crossearth_jax
 from crossearth_jax import benchmark, convert, replay
-from crossearth_jax.config import MeshConfig, UserError, to_config_dict
-from crossearth_jax.inference.evaluate import write_json
+from crossearth_jax.config import MeshConfig, UserError
 from crossearth_jax.runtime import command
 from crossearth_jax.runtime.parallel import make_mesh
-from crossearth_jax.training import loop
+from crossearth_jax.training import loop, start
+from crossearth_jax.training.export import ensure_exported
 from crossearth_jax.training.initialise import style_parts
 
 POISONED = "backbone/patch_embed/bias"
@@ -50,26 +50,34 @@ def test_resumed_run_is_bit_identical(tiny_config, whole_run, tmp_path):
 
 def test_restored_run_is_the_trained_one(tiny_config, whole_run):
     run, workdir = whole_run
-    assert_same(run.params, loop.restore(tiny_config, workdir).params)
+    assert_same(run.params, start.restore(tiny_config, workdir).params)
 
 
-def test_folder_of_a_run_is_loaded_and_converted(tiny_config, whole_run, tmp_path):
+def test_the_file_of_a_run_is_all_that_inference_needs(tiny_config, whole_run, tmp_path):
     run, workdir = whole_run
-    write_json(workdir / "config.json", json.loads(to_config_dict(tiny_config).to_json()))
-    model = crossearth_jax.load(workdir)
-    network = {name: value for name, value in run.params.items() if not name.startswith("style/")}
+    shutil.copyfile(workdir / "model.safetensors", tmp_path / "model.safetensors")  # no checkpoints, config or data
+    model = crossearth_jax.load(tmp_path)
+    network = {name: value for name, value in run.params.items() if not name.startswith(("style/", "mim/"))}
     assert network.keys() == model.params.keys()
     assert_same(network, model.params)
     assert model.class_names == benchmark.TAXONOMIES["blue_marble"].classes
-    assert (model.window, model.stride) == (16, 11)
-    convert.main([str(workdir), str(tmp_path / "run.safetensors")])
+    described = model.description
+    assert (model.window, model.stride, described.bands) == (16, 11, ("red", "green", "blue"))
+    assert (described.trained_on, described.step, described.selection) == (tiny_config.data.source, 4, "last")
+    convert.main([str(tmp_path), str(tmp_path / "run.safetensors")])
     again = crossearth_jax.load(tmp_path / "run.safetensors")
     assert_same(network, again.params)
-    assert (again.model, again.names, again.palette) == (model.model, model.names, model.palette)
-    assert (again.window, again.stride, again.step) == (16, 11, 4)
-    with pytest.raises(UserError, match="says all by itself; leave out config"):
+    assert again.description == described
+    with pytest.raises(UserError, match="whose file is complete; leave out config"):
         crossearth_jax.load(workdir, config=tiny_config.model)
-    with pytest.raises(UserError, match="expected the folder of a run"):
+
+
+def test_a_run_of_an_older_version_is_exported_when_it_is_loaded(whole_run, tmp_path):
+    shutil.copytree(whole_run[1], tmp_path / "old")
+    (tmp_path / "old" / "model.safetensors").unlink()
+    assert_same(crossearth_jax.load(tmp_path / "old").params, crossearth_jax.load(whole_run[1]).params)
+    assert (tmp_path / "old" / "model.safetensors").read_bytes() == (whole_run[1] / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match=r"holds neither model\.safetensors nor config\.json"):
         crossearth_jax.load(tmp_path)
 
 
@@ -78,18 +86,18 @@ def test_step_compiles_once(whole_run):
 
 
 def test_training_moves_the_trainable_and_only_them(tiny_config, whole_run):
-    start = jax.jit(whole_run[0].program.model.init)(jax.random.key(tiny_config.seed))
+    initial = jax.jit(whole_run[0].program.model.init)(jax.random.key(tiny_config.seed))
     state, frozen = whole_run[0].state, whole_run[0].frozen
     assert all(name.startswith(("backbone/", "style/")) for name in frozen)
     for name, value in state.trainable.items():
-        assert not np.array_equal(value, start[name]), name
-    for name in set(frozen) & set(start):
-        np.testing.assert_array_equal(frozen[name], start[name])
+        assert not np.array_equal(value, initial[name]), name
+    for name in set(frozen) & set(initial):
+        np.testing.assert_array_equal(frozen[name], initial[name])
 
 
 def poison(monkeypatch, *steps):
     """Lets the loss and gradient of these steps be computed with a frozen parameter that is not a number."""
-    build = loop.build_program
+    build = start.build_program
 
     def poisoned_program(*args, **kwargs):
         program = build(*args, **kwargs)
@@ -105,7 +113,7 @@ def poison(monkeypatch, *steps):
 
         return dataclasses.replace(program, step=poisoned(program.step), gradients=poisoned(program.gradients))
 
-    monkeypatch.setattr(loop, "build_program", poisoned_program)
+    monkeypatch.setattr(start, "build_program", poisoned_program)
 
 
 def saved_steps(workdir):
@@ -150,11 +158,19 @@ def test_the_best_checkpoint_on_the_source_is_the_one_restored(tiny_config, whol
     )
     scores = iter([10.0, 30.0, 20.0, 5.0])
     config = with_train(config, keep_checkpoints=1)
-    run = loop.train(config, tmp_path, lambda config, mesh, params: next(scores))
+    run = loop.train(config, tmp_path, lambda config, params: next(scores))
     assert saved_steps(tmp_path) == [2, 4]
-    assert int(loop.restore(config, tmp_path).state.step) == 2
-    last = loop.restore(tiny_config, tmp_path)
+    restored = start.restore(config, tmp_path)
+    assert int(restored.state.step) == 2
+    exported = crossearth_jax.load(tmp_path)
+    assert (exported.description.step, exported.description.selection) == (2, "best_on_source")
+    assert_same(exported.params, {name: restored.params[name] for name in exported.params})
+    last = start.restore(tiny_config, tmp_path)
     assert_same(run.params, last.params)
+    # Evaluation of another selection than the file was chosen by writes it again.
+    other = crossearth_jax.load(ensure_exported(tmp_path, "last"))
+    assert (other.description.step, other.description.selection) == (4, "last")
+    assert_same(other.params, {name: last.params[name] for name in other.params})
     assert_same(whole_run[0].params, last.params)  # looking at the source changes nothing
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [record["validation/miou"] for record in records] == [10.0, 30.0, 20.0, 5.0]
@@ -166,12 +182,12 @@ def test_the_best_checkpoint_on_the_source_is_the_one_restored(tiny_config, whol
 def test_other_model_in_the_run_folder_is_refused(tiny_config, whole_run):
     model = dataclasses.replace(tiny_config.model, classes=4)
     with pytest.raises(UserError, match=r"model.classes: 5 -> 4"):
-        loop.restore(dataclasses.replace(tiny_config, model=model), whole_run[1])
+        start.restore(dataclasses.replace(tiny_config, model=model), whole_run[1])
 
 
 def test_folder_without_checkpoint_cannot_be_evaluated(tiny_config, tmp_path):
     with pytest.raises(UserError, match="holds no checkpoint; train first"):
-        loop.restore(tiny_config, tmp_path)
+        start.restore(tiny_config, tmp_path)
 
 
 @pytest.fixture
@@ -181,7 +197,7 @@ def damaged_run(tiny_config, whole_run, tmp_path):
     def damage(how, *steps):
         workdir = tmp_path / "run"
         shutil.copytree(whole_run[1], workdir)
-        write_json(workdir / "config.json", json.loads(to_config_dict(tiny_config).to_json()))
+        assert (workdir / "config.json").exists()
         for step in steps:
             how(workdir / "checkpoints" / str(step))
         return workdir
@@ -209,29 +225,31 @@ def test_a_run_whose_newest_checkpoint_is_damaged_continues_exactly(tiny_config,
     assert_same(whole_run[0].state.average, resumed.state.average)
     assert saved_steps(workdir) == [2, 4]
     assert [path.name for path in (workdir / "damaged_checkpoints").iterdir()] == ["4"]  # nothing is deleted
-    assert_same(resumed.params, loop.restore(tiny_config, workdir).params)
+    assert_same(resumed.params, start.restore(tiny_config, workdir).params)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_evaluation_and_prediction_use_the_newest_whole_checkpoint(tiny_config, damaged_run, caplog):
     workdir = damaged_run(with_halved_data, 4)
-    run = loop.restore(tiny_config, workdir)
+    run = start.restore(tiny_config, workdir)
     assert int(run.state.step) == 2
+    (workdir / "model.safetensors").unlink()  # as a run of an older version
     model = crossearth_jax.load(workdir)
-    assert model.step == 2
+    assert model.description.step == 2
     assert_same(model.params, {name: run.params[name] for name in model.params})
     assert caplog.text.count("; step 2 is used") == 2
     assert saved_steps(workdir) == [2, 4]  # reading moves nothing
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_run_without_a_whole_checkpoint_is_refused(tiny_config, damaged_run, capsys):
+def test_a_run_without_a_whole_checkpoint_is_refused(tiny_config, damaged_run, tmp_path, capsys):
     workdir = damaged_run(without_meta, 2, 4)
-    for use in (loop.train, loop.restore):
+    (workdir / "model.safetensors").unlink()  # as a run of an older version
+    for use in (loop.train, start.restore):
         with pytest.raises(UserError, match=r"no checkpoint in \S+ can be read \(step 4: .*; step 2: .*\); expected"):
             use(tiny_config, workdir)
     with pytest.raises(SystemExit) as end:
-        command.run(convert.main, [str(workdir), str(workdir / "model.safetensors")])
+        command.run(convert.main, [str(workdir), str(tmp_path / "out.safetensors")])
     assert end.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert "no checkpoint in" in line
@@ -239,7 +257,7 @@ def test_a_run_without_a_whole_checkpoint_is_refused(tiny_config, damaged_run, c
 
 
 def test_signal_saves_and_the_run_continues_exactly(tiny_config, whole_run, tmp_path, monkeypatch):
-    build = loop.build_program
+    build = start.build_program
 
     def interrupted(*args, **kwargs):
         program = build(*args, **kwargs)
@@ -252,7 +270,7 @@ def test_signal_saves_and_the_run_continues_exactly(tiny_config, whole_run, tmp_
         return dataclasses.replace(program, step=step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "build_program", interrupted)
+        patch.setattr(start, "build_program", interrupted)
         with pytest.raises(loop.Stopped, match="stopped at step 3") as stopped:
             loop.train(tiny_config, tmp_path)
     assert stopped.value.exit_code == 143
@@ -283,7 +301,7 @@ def test_style_groups_that_do_not_divide_over_the_shards_are_refused(tiny_config
     ],
 )
 def test_a_transfer_that_nobody_asked_for_ends_the_loop(tiny_config, tmp_path, monkeypatch, transfer, mistake):
-    build = loop.build_program
+    build = start.build_program
 
     def careless(*args, **kwargs):
         program = build(*args, **kwargs)
@@ -294,7 +312,7 @@ def test_a_transfer_that_nobody_asked_for_ends_the_loop(tiny_config, tmp_path, m
 
         return dataclasses.replace(program, step=step)
 
-    monkeypatch.setattr(loop, "build_program", careless)
+    monkeypatch.setattr(start, "build_program", careless)
     with pytest.raises(jax.errors.JaxRuntimeError, match=f"Disallowed {transfer} transfer"):
         loop.train(with_train(tiny_config, steps=1), tmp_path)
     assert not (tmp_path / "metrics.jsonl").read_text()

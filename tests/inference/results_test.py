@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crossearth_jax import benchmark, results
+from crossearth_jax import benchmark
+from crossearth_jax.inference import results
+from crossearth_jax.inference.domains import taxonomy_of
 
-PAGE = (Path(__file__).parents[1] / "docs" / "results.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "results.md").read_text("utf-8")
 SETTING = benchmark.SETTINGS["temperate_green2temperate_brown"]
 
 
@@ -21,7 +23,7 @@ def documented(heading):
 @pytest.fixture
 def confusion():
     """Water: 6 of 10 pixels right, 4 seen as forest. Forest: all of 5. Shrub: the only one seen as cropland."""
-    names = results.taxonomy(SETTING.target).classes
+    names = taxonomy_of(SETTING.target).classes
     matrix = np.zeros((len(names), len(names)), np.int64)
     water, forest, shrub, cropland = (names.index(name) for name in ("water", "forest", "shrub_grass", "cropland"))
     matrix[water, water], matrix[water, forest], matrix[forest, forest], matrix[shrub, cropland] = 6, 4, 5, 1

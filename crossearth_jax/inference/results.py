@@ -8,18 +8,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from crossearth_jax import benchmark
-from crossearth_jax.benchmark import Setting, Taxonomy
+from crossearth_jax.benchmark import Setting
 from crossearth_jax.inference import metrics
-
-# Of an entry. It changes when a field changes its meaning or goes, not when one is added. Every entry has it, since the
-# keys of the file itself are settings alone, and entries are copied one by one into tables.
-SCHEMA_VERSION = 1
-
-
-def taxonomy(domain: str) -> Taxonomy:
-    """The classes of a labelled domain."""
-    return benchmark.TAXONOMIES[str(benchmark.DOMAINS[domain].taxonomy)]
+from crossearth_jax.inference.domains import taxonomy_of
+from crossearth_jax.reporting.run import SCHEMA_VERSION
 
 
 def score(setting: Setting, confusion: Int[np.ndarray, "k k"]) -> dict[str, Any]:
@@ -27,7 +19,7 @@ def score(setting: Setting, confusion: Int[np.ndarray, "k k"]) -> dict[str, Any]
 
     A two-class setting also has `object` and `object_iou`, its headline; its mIoU is the two-class mean.
     """
-    names = taxonomy(setting.target).classes
+    names = taxonomy_of(setting.target).classes
     iou = metrics.iou(confusion) * 100
     scored = [iou[names.index(name)] for name in setting.classes]
     of_object: dict[str, Any] = {}

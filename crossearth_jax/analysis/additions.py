@@ -1,0 +1,99 @@
+"""What is added to the results of an evaluation: examples, baselines, style distances, class features.
+
+The scores are in `results.json` before any of this begins, and each addition may fail without losing them or the
+other additions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from crossearth_jax import benchmark
+from crossearth_jax.analysis import baselines
+from crossearth_jax.analysis.class_features import class_features
+from crossearth_jax.analysis.diagnostics import style_distances, style_examples
+from crossearth_jax.benchmark import Setting
+from crossearth_jax.config import Config
+from crossearth_jax.inference.domains import DomainResult, taxonomy_of
+from crossearth_jax.inference.results import score
+from crossearth_jax.inference.segmentor import Segmentor
+from crossearth_jax.runtime.atomic import replacing, write_json
+
+
+def add_to_results(config: Config, workdir: Path, segmentor: Segmentor, found: Mapping[str, DomainResult]) -> None:
+    """Computes every addition to the results in `workdir`; one that fails is left out with a warning.
+
+    The first process of a run calls it alone.
+
+    Args:
+      config: names the source, the style network and where data are prepared.
+      workdir: holds `results.json`, which grows, and `evaluation/`.
+      segmentor: the run's model.
+      found: what was found for each target.
+    """
+    targets = list(found)
+    with _addition("confusion matrices and examples of images"):
+        for setting in benchmark.settings_of(config.data.source, config.evaluate.settings):
+            _write_domain(workdir, setting, found[setting.target])
+    if config.style is not None:
+        with _addition("style distances"):
+            distances = style_distances(config, targets)
+            _extend(workdir, lambda row: {"style_distance": distances[row["target"]]})
+        with _addition("examples of restyled images"):
+            images, restyled = style_examples(config)
+            _write_arrays(workdir / "evaluation" / "style_examples.npz", images=images, restyled=restyled)
+    with _addition("baselines"):
+        reference = baselines.confusions(config.data.source, targets, config.data.data_dir)
+        _extend(
+            workdir,
+            lambda row: {
+                "baselines": {
+                    name: score(benchmark.SETTINGS[row["setting"]], matrices[row["target"]])
+                    for name, matrices in reference.items()
+                }
+            },
+        )
+    with _addition("features of the classes"):
+        arrays = class_features(segmentor, config.data.source, targets, config.data.data_dir)
+        _write_arrays(workdir / "evaluation" / "class_features.npz", **arrays)
+
+
+@contextlib.contextmanager
+def _addition(what: str) -> Iterator[None]:
+    """Lets the block fail, whatever the reason, with one line in the log."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        logging.warning("left out: %s (%s: %s); the scores are complete without", what, type(error).__name__, reason)
+
+
+def _extend(workdir: Path, values_of: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Adds values to every row of `results.json`."""
+    path = workdir / "results.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, {name: row | values_of({**row, "setting": name}) for name, row in rows.items()})
+
+
+def _write_domain(workdir: Path, setting: Setting, result: DomainResult) -> None:
+    """Writes a setting's confusion matrix and examples."""
+    facts = taxonomy_of(setting.target)
+    _write_arrays(
+        workdir / "evaluation" / f"{setting.name}.npz",
+        **vars(result),
+        classes=np.asarray(facts.classes),
+        palette=np.asarray(facts.palette, np.uint8),
+    )
+
+
+def _write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]

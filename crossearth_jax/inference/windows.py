@@ -1,0 +1,393 @@
+"""Sliding windows: how a network of a fixed input size scores images and scenes of any size.
+
+Evaluation, `Segmentor.predict`, the benchmark's table and maps all go through `SlidingWindows`, so a map with the
+default blending holds exactly the classes that evaluation scores.
+
+Windows are cut row by row in a reading thread, batched in one static shape, scored on all local devices, and their
+scores are added up on the host. Along each axis a window has a weight per pixel; a pixel's score is the weighted sum
+over its windows divided by the sum of their weights. Only one row of windows is held at a time, and a scene too wide
+for that is processed in vertical panels, so memory does not grow with the scene.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Shaped, UInt8
+
+from crossearth_jax.config import UserError
+
+AREA_ROWS = 128  # rows of finished scores handed on at a time, which bounds what later stages hold
+
+Image = UInt8[np.ndarray, "_ _ 3"]  # RGB, of any size
+
+# "mean" is the published protocol: all windows over a pixel count the same. "taper" lets a window's weight fall
+# towards its border, where the network sees least context, which hides the seams of a map.
+Blend = Literal["mean", "taper"]
+
+# Scores (n, h, w, k) of 8-bit windows (n, h, w, 3) and of which pixels are valid (n, h, w); numpy, or JAX arrays that
+# are still being computed.
+ScoreWindows = Callable[[UInt8[np.ndarray, "n h w 3"], Bool[np.ndarray, "n h w"]], Any]
+
+
+@runtime_checkable
+class Raster(Protocol):
+    """Pixels that windows are cut from: an image in memory, or a scene on disk."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        ...
+
+    def read(
+        self, top: int, left: int, height: int, width: int
+    ) -> tuple[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]]:
+        """Pixels of a rectangle and which of them are valid; nothing beyond the last row and column is."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageRaster:
+    """An 8-bit RGB image in memory, valid everywhere."""
+
+    image: UInt8[np.ndarray, "h w 3"]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.image.shape[0], self.image.shape[1]
+
+    def read(
+        self, top: int, left: int, height: int, width: int
+    ) -> tuple[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]]:
+        """Pixels of a rectangle; beyond the image they are not valid."""
+        part = self.image[top : top + height, left : left + width]
+        beyond = (0, height - part.shape[0]), (0, width - part.shape[1])
+        return np.pad(part, (*beyond, (0, 0))), np.pad(np.ones(part.shape[:2], bool), beyond)
+
+
+class ScoredArea(NamedTuple):
+    """A rectangle of finished scores."""
+
+    top: int
+    left: int
+    scores: Float[np.ndarray, "h w k"]  # where valid; a view that is overwritten when the next area is asked for
+    valid: Bool[np.ndarray, "h w"]
+
+
+def window_starts(size: int, window: int, stride: int) -> list[int]:
+    """First pixels of the windows along one axis; the last window is shifted back to end at the border.
+
+    An axis shorter than the window has the single start 0 (its window is the whole axis).
+    """
+    count = max(size - window + stride - 1, 0) // stride + 1
+    return [max(min(i * stride, size - window), 0) for i in range(count)]
+
+
+def window_weights(length: int, blend: Blend) -> Float[np.ndarray, " w"]:
+    """Weight of each pixel along one axis of a window.
+
+    "taper" falls linearly from the window's centre to half a pixel outside its border.
+    """
+    if blend == "mean":
+        return np.ones(length, np.float32)
+    pixels = np.arange(length, dtype=np.float32)
+    return np.minimum(pixels + 0.5, length - pixels - 0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowPlan:
+    """The windows over a raster."""
+
+    size: tuple[int, int]  # of the raster
+    extent: tuple[int, int]  # height and width of every window
+    stride: int
+    blend: Blend
+    panel: int  # columns of pixels per panel
+
+    @functools.cached_property
+    def tops(self) -> list[int]:
+        """First pixel row of every row of windows."""
+        return window_starts(self.size[0], self.extent[0], self.stride)
+
+    @functools.cached_property
+    def lefts(self) -> list[int]:
+        """First pixel column of every column of windows."""
+        return window_starts(self.size[1], self.extent[1], self.stride)
+
+    @functools.cached_property
+    def weights(self) -> Float[np.ndarray, "h w 1"]:
+        """Weights of the pixels of a window."""
+        rows, columns = (window_weights(length, self.blend) for length in self.extent)
+        return np.outer(rows, columns)[..., None]
+
+    @functools.cached_property
+    def weight_sums(self) -> tuple[Float[np.ndarray, " H"], Float[np.ndarray, " W"]]:
+        """Sums over all windows for every row and every column of pixels; a pixel's sum is the product of both."""
+        starts = (self.tops, self.lefts)
+        rows, columns = (_weight_sums(s, length, self.blend) for s, length in zip(starts, self.extent, strict=True))
+        return rows, columns
+
+    @functools.cached_property
+    def panels(self) -> int:
+        """Number of panels."""
+        return -(-self.size[1] // self.panel)
+
+    def span(self, panel: int) -> tuple[int, int]:
+        """First and past-the-last column of pixels of a panel."""
+        return panel * self.panel, min((panel + 1) * self.panel, self.size[1])
+
+    def columns(self, panel: int) -> list[int]:
+        """Indices of the columns of windows that reach into a panel; those across a seam belong to two panels."""
+        first, last = self.span(panel)
+        return [i for i, left in enumerate(self.lefts) if left < last and left + self.extent[1] > first]
+
+    def __len__(self) -> int:
+        """Number of windows to score, those across seams counted twice."""
+        return sum(len(self.columns(panel)) for panel in range(self.panels)) * len(self.tops)
+
+
+def _weight_sums(starts: list[int], length: int, blend: Blend) -> Float[np.ndarray, " n"]:
+    weights = window_weights(length, blend)
+    sums = np.zeros(starts[-1] + length, np.float32)
+    for start in starts:
+        sums[start : start + length] += weights
+    return sums
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SlidingWindows:
+    """Scores rasters of any size by overlapping windows.
+
+    Raises:
+      UserError: the window is no multiple of `multiple` or shorter than twice that, or the stride would leave gaps.
+    """
+
+    score: ScoreWindows
+    classes: int  # channels of the scores
+    window: int  # side of the windows in pixels; an axis of a raster that is shorter has windows of its own length,
+    # rounded up to a multiple of `multiple` and to twice that at least
+    stride: int  # distance of windows in pixels
+    multiple: int = 1  # of which the network wants the sides of its input
+    blend: Blend = "mean"
+    batch_size: int = 4  # windows scored together
+    sum_bytes: int = 64 * 2**20  # memory for the running sum; 512-pixel windows and 6 classes: 5,400 columns
+
+    def __post_init__(self) -> None:
+        if self.window < self.least or self.window % self.multiple:
+            raise UserError(
+                f"the window is {self.window} pixels, expected a multiple of {self.multiple}, at least {self.least}"
+            )
+        if not 0 < self.stride <= self.window:
+            raise UserError(
+                f"the stride is {self.stride} pixels, expected 1 to the window's {self.window}: windows must not "
+                "leave gaps"
+            )
+
+    @property
+    def least(self) -> int:
+        """Least side of a window: the network's coarsest features have half the resolution of its patches."""
+        return 2 * self.multiple
+
+    def plan(self, size: tuple[int, int]) -> WindowPlan:
+        """Lays windows over a raster of (height, width) `size`."""
+        height, width = (min(self.window, max(-(-side // self.multiple) * self.multiple, self.least)) for side in size)
+        widest = max(self.sum_bytes // (height * self.classes * 4), 2 * width)
+        panels = -(-size[1] // widest)
+        return WindowPlan(size, (height, width), self.stride, self.blend, panel=-(-size[1] // panels))
+
+    def areas(self, raster: Raster, progress: Callable[[int], None] = lambda count: None) -> Generator[ScoredArea]:
+        """Scores one raster.
+
+        Args:
+          raster: of any size.
+          progress: called with the number of windows done since its last call; windows without a valid pixel, which
+            are not scored, count as done.
+
+        Yields:
+          Disjoint areas that together hold every valid pixel; a raster without a valid pixel has none.
+        """
+        done = 0
+        for crop, areas in self._scored([raster]):
+            progress(crop.number + 1 - done)
+            done = crop.number + 1
+            yield from areas
+        progress(len(self.plan(raster.size)) - done)
+
+    def labels(self, images: Iterable[Image]) -> Iterator[tuple[int, UInt8[np.ndarray, "_ _"]]]:
+        """Finds the class with the highest score at every pixel of images of any sizes.
+
+        Yields:
+          (position in `images`, classes). Images of one size come in order.
+        """
+        return self._assembled(images, lambda scores: scores.argmax(-1).astype(np.uint8))
+
+    def scores(self, images: Iterable[Image]) -> Iterator[tuple[int, Float[np.ndarray, "_ _ k"]]]:
+        """Scores every pixel of images of any sizes.
+
+        Yields:
+          (position in `images`, scores). Images of one size come in order.
+        """
+        return self._assembled(images, lambda scores: scores)
+
+    def _assembled(
+        self,
+        images: Iterable[Image],
+        values_of: Callable[[Float[np.ndarray, "_ _ k"]], Shaped[np.ndarray, "_ _ *c"]],
+    ) -> Iterator[tuple[int, Any]]:
+        """Puts the areas of each image together."""
+        unfinished: dict[int, np.ndarray] = {}
+        for crop, areas in self._scored(map(ImageRaster, images)):
+            for area in areas:
+                values = values_of(area.scores)
+                if crop.raster not in unfinished:
+                    unfinished[crop.raster] = np.empty((*crop.plan.size, *values.shape[2:]), values.dtype)
+                height, width = values.shape[:2]
+                unfinished[crop.raster][area.top : area.top + height, area.left : area.left + width] = values
+            if crop.last:
+                yield crop.raster, unfinished.pop(crop.raster)
+
+    def _scored(self, rasters: Iterable[Raster]) -> Iterator[tuple[_Crop, Iterator[ScoredArea]]]:
+        """Every window that was scored, with the areas that are finished by it."""
+        sums: dict[int, _Sum] = {}
+        # The reading thread must have ended, whatever ends this, before the caller closes a raster.
+        with contextlib.closing(_ahead(self._rows(rasters))) as rows:
+            for crop, scores in self._batches(itertools.chain.from_iterable(rows)):
+                total = sums.setdefault(crop.raster, _Sum(crop.plan, self.classes))
+                yield crop, total.add(crop, scores)
+                if crop.last:
+                    del sums[crop.raster]
+
+    def _rows(self, rasters: Iterable[Raster]) -> Iterator[list[_Crop]]:
+        """The windows of every raster, one row of a panel at a time; those without a valid pixel are left out."""
+        for position, raster in enumerate(rasters):
+            plan, number, previous = self.plan(raster.size), 0, list[_Crop]()
+            for panel, row in itertools.product(range(plan.panels), range(len(plan.tops))):
+                columns = plan.columns(panel)
+                first, past = plan.lefts[columns[0]], plan.lefts[columns[-1]] + plan.extent[1]
+                image, valid = raster.read(plan.tops[row], first, plan.extent[0], past - first)
+                crops: list[_Crop] = []
+                for column in columns:
+                    inside = np.s_[:, plan.lefts[column] - first : plan.lefts[column] - first + plan.extent[1]]
+                    if valid[inside].any():
+                        crops.append(_Crop(position, plan, panel, row, column, number, image[inside], valid[inside]))
+                    number += 1
+                if crops:
+                    if previous:
+                        yield previous
+                    previous = crops
+            if previous:
+                yield [*previous[:-1], previous[-1]._replace(last=True)]
+
+    def _batches(self, crops: Iterable[_Crop]) -> Iterator[tuple[_Crop, Float[np.ndarray, "h w k"]]]:
+        """Scores windows in batches of one static size per extent of windows.
+
+        The next batch is started before the previous one is fetched, so that the device does not wait for the host.
+        """
+        running: list[tuple[list[_Crop], Any]] = []
+        for group in _grouped(crops, self.batch_size):
+            # The last batch is filled up so that nothing is compiled for it.
+            filling = [(0, self.batch_size - len(group)), (0, 0), (0, 0)]
+            images = np.pad(np.stack([crop.image for crop in group]), [*filling, (0, 0)])
+            running.append((group, self.score(images, np.pad(np.stack([crop.valid for crop in group]), filling))))
+            if len(running) == 2:
+                yield from self._fetched(*running.pop(0))
+        for batch in running:
+            yield from self._fetched(*batch)
+
+    def _fetched(self, group: list[_Crop], scores: Any) -> Iterator[tuple[_Crop, Float[np.ndarray, "h w k"]]]:
+        if scores.shape[-1] != self.classes:
+            raise UserError(
+                f"the model scores {scores.shape[-1]} classes but {self.classes} are named; name every class"
+            )
+        yield from zip(group, jax.device_get(scores), strict=False)  # what filled the batch up is dropped
+
+
+class _Crop(NamedTuple):
+    """A window cut from a raster."""
+
+    raster: int  # position among the rasters
+    plan: WindowPlan
+    panel: int
+    row: int  # index of the row of windows
+    column: int  # index of the column of windows, counted over the whole raster
+    number: int  # position in the order of the plan
+    image: UInt8[np.ndarray, "h w 3"]
+    valid: Bool[np.ndarray, "h w"]
+    last: bool = False  # of its raster
+
+
+class _Sum:
+    """Running sum over one row of windows of a panel; its first row is that of the windows."""
+
+    def __init__(self, plan: WindowPlan, classes: int):
+        self.plan = plan
+        self.scores = np.zeros((plan.extent[0], plan.panel, classes), np.float32)
+        self.valid = np.zeros((plan.extent[0], plan.panel), bool)
+        self.panel = self.row = 0
+
+    def add(self, crop: _Crop, scores: Float[np.ndarray, "h w k"]) -> Iterator[ScoredArea]:
+        """Adds a window, in the order of the plan, and yields what is finished by then."""
+        if crop.panel != self.panel:
+            yield from self._advance(len(self.plan.tops))
+            self.panel, self.row = crop.panel, 0
+        yield from self._advance(crop.row)
+        left, (first, past) = self.plan.lefts[crop.column], self.plan.span(crop.panel)
+        start, end = max(left, first), min(left + self.plan.extent[1], past)
+        inside, target = slice(start - left, end - left), slice(start - first, end - first)
+        weighted = scores if self.plan.blend == "mean" else scores * self.plan.weights
+        self.scores[:, target] += weighted[:, inside]
+        self.valid[:, target] |= crop.valid[:, inside]
+        if crop.last:
+            yield from self._advance(len(self.plan.tops))
+
+    def _advance(self, row: int) -> Iterator[ScoredArea]:
+        """Yields what no window from `row` on touches, and moves there; past the last row yields everything."""
+        if row == self.row:
+            return
+        top, size = self.plan.tops[self.row], self.plan.size[0]
+        end = self.plan.tops[row] if row < len(self.plan.tops) else size
+        done = min(end - top, self.plan.extent[0], size - top)
+        first, past = self.plan.span(self.panel)
+        rows, columns = self.plan.weight_sums
+        for start in range(0, done, AREA_ROWS):
+            part = np.s_[start : min(start + AREA_ROWS, done), : past - first]
+            if self.valid[part].any():
+                weights = np.outer(rows[top:][part[0]], columns[first:past])[..., None]
+                yield ScoredArea(top + start, first, self.scores[part] / weights, self.valid[part])
+        for values in (self.scores, self.valid):
+            values[: -done or None] = values[done:]
+            values[len(values) - done :] = 0
+        self.row = row
+
+
+def _grouped(crops: Iterable[_Crop], size: int) -> Iterator[list[_Crop]]:
+    """Groups of `size` windows of one extent, in order; what is left of each extent comes last."""
+    waiting: dict[tuple[int, ...], list[_Crop]] = {}
+    for crop in crops:
+        group = waiting.setdefault(crop.plan.extent, [])
+        group.append(crop)
+        if len(group) == size:
+            yield waiting.pop(crop.plan.extent)
+    yield from waiting.values()
+
+
+def _ahead[T](items: Iterator[T]) -> Generator[T]:
+    """Makes the next item in a thread while the caller works on this one."""
+
+    def take() -> list[T]:
+        return list(itertools.islice(items, 1))
+
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(take)
+        while taken := future.result():
+            future = pool.submit(take)
+            yield taken[0]

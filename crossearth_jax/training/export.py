@@ -1,0 +1,110 @@
+"""`model.safetensors`: the file of a run that inference needs, and the only one it reads.
+
+It holds the parameters that evaluation uses and what they are: classes, colours, window, bands, ground sampling
+distance. Training writes it beside every checkpoint that the run's selection (`evaluate.select`) would choose. A run
+of an older version has none; it is then made from the run's checkpoint, once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+from absl import logging
+from jax.experimental import multihost_utils
+
+from crossearth_jax import benchmark
+from crossearth_jax.config import Config, MeshConfig, UserError, from_config_dict
+from crossearth_jax.runtime import parallel
+from crossearth_jax.training.initialise import style_targets
+from crossearth_jax.training.start import restore
+from crossearth_jax.training.state import Params
+from crossearth_jax.weights.native import Description, read_description, save_native
+
+MODEL_FILE = "model.safetensors"
+
+
+def export_model(workdir: Path, config: Config, params: Params, step: int) -> None:
+    """Writes the run's file; all processes of a run call it together and the first one writes.
+
+    Args:
+      workdir: the run's folder.
+      config: the run's configuration.
+      params: all parameters as evaluation uses them. Those of the style network are left out, and those of the
+        reconstruction head where there is a segmentation head.
+      step: optimizer steps they have had.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    left_out = ("style/", "mim/") if config.model.head else ("style/",)
+    arrays = {name: parallel.fetch(value) for name, value in params.items() if not name.startswith(left_out)}
+    if jax.process_index() == 0:
+        save_native(workdir / MODEL_FILE, arrays, describe_run(config, step))
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"exported step {step}")
+
+
+def describe_run(config: Config, step: int) -> Description:
+    """Describes a run's parameters; a run without labels has no classes to name."""
+    domain = benchmark.DOMAINS[config.data.source]
+    taxonomy = benchmark.TAXONOMIES.get(domain.taxonomy or "")
+    return Description(
+        model=dataclasses.replace(config.model, mim=None) if config.model.head else config.model,
+        class_names=taxonomy.classes if taxonomy else (),
+        palette=taxonomy.palette if taxonomy else (),
+        source=f"{config.name}, step {step}",
+        window=config.evaluate.window,
+        stride=config.evaluate.stride,
+        bands=domain.bands,
+        gsd=domain.gsd,
+        trained_on=config.data.source,
+        style_targets=style_targets(config),
+        step=step,
+        selection=config.evaluate.select,
+    )
+
+
+def ensure_exported(workdir: Path, selection: str | None = None) -> Path:
+    """Returns the path of a run's file, after making it from the run's checkpoint if need be.
+
+    That is needed for a run of a version that did not write it, and where another selection is asked for than the
+    file was chosen by.
+
+    Args:
+      workdir: the run's folder.
+      selection: "last" or "best_on_source"; None takes the file as it is.
+
+    Raises:
+      UserError: the folder is not of a run, or the checkpoint that is needed cannot be read.
+    """
+    path = workdir / MODEL_FILE
+    if path.is_file() and selection in (None, read_description(path).selection):
+        return path
+    if not path.is_file() and not (workdir / "config.json").is_file():
+        raise UserError(f"{workdir} holds neither {MODEL_FILE} nor config.json; expected the folder of a run")
+    logging.info("writing %s from the run's checkpoints, as inference reads nothing else", path)
+    config = read_run_config(workdir)
+    if selection is not None:
+        config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, select=selection))
+    # One device holds what inference holds; the mesh of training need not exist here.
+    mesh = parallel.make_mesh(MeshConfig(data=1), jax.local_devices()[:1])
+    run = restore(config, workdir, mesh=mesh)
+    export_model(workdir, config, run.params, int(run.state.step))
+    return path
+
+
+def read_run_config(workdir: Path) -> Config:
+    """Reads the configuration in a run's folder.
+
+    Raises:
+      UserError: there is none, or it is damaged.
+    """
+    path = workdir / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}; expected the folder of a run") from None
+    return from_config_dict(values)

@@ -1,0 +1,74 @@
+"""A run in memory: started afresh, or restored from one of its checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from crossearth_jax.config import Config, UserError
+from crossearth_jax.runtime import parallel
+from crossearth_jax.training.checkpoint import SELECTIONS, Checkpoints
+from crossearth_jax.training.initialise import initial_params, run_identity, style_parts
+from crossearth_jax.training.program import Program, build_program
+from crossearth_jax.training.state import Params, TrainState
+
+
+class Run(NamedTuple):
+    """A run in memory."""
+
+    program: Program
+    state: TrainState
+    frozen: Params
+
+    @property
+    def params(self) -> Params:
+        """All parameters as evaluation uses them, those of the style network (`style/…`) included."""
+        return self.state.evaluated | self.frozen
+
+
+def restore(config: Config, workdir: Path, mesh: Mesh | None = None) -> Run:
+    """Reads the checkpoint of `workdir` that `evaluate.select` names, or the next one where it is damaged.
+
+    Args:
+      config: the run's configuration.
+      workdir: the run's folder.
+      mesh: where the parameters go; None is the mesh of the configuration.
+
+    Raises:
+      UserError: there is none, or it belongs to another configuration.
+    """
+    mesh = mesh or parallel.make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        run, _ = start(config, workdir, mesh, lambda found: found.ranked(config.evaluate.select))
+    return run
+
+
+def start(
+    config: Config,
+    workdir: Path,
+    mesh: Mesh,
+    choose: Callable[[Checkpoints], Sequence[int]] = lambda checkpoints: checkpoints.steps,
+) -> tuple[Run, Checkpoints]:
+    """Builds the program and a state of the run.
+
+    Args:
+      config: the run's configuration.
+      workdir: the run's folder.
+      mesh: where the parameters go.
+      choose: returns the steps whose checkpoints will do, in order of preference; none for a fresh state.
+    """
+    if config.evaluate.select not in SELECTIONS:
+        raise UserError(f"evaluate.select is '{config.evaluate.select}', expected one of {', '.join(SELECTIONS)}")
+    program = build_program(config, mesh, *style_parts(config, parallel.batch_shards(mesh)))
+    trainable, frozen = initial_params(program)
+    identity = run_identity(config, frozen)
+    checkpoints = Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints, identity)
+    if steps := choose(checkpoints):
+        state = checkpoints.restore(program.state, program.state_shardings, steps)
+    else:
+        state = program.create_state(trainable)
+    return Run(program, state, frozen), checkpoints
