@@ -16,15 +16,14 @@ from absl import logging
 
 from crossearth_jax import benchmark
 from crossearth_jax.benchmark import Setting
-from crossearth_jax.config import Config, MeshConfig, UserError
+from crossearth_jax.config import Config, UserError
 from crossearth_jax.inference import metrics
 from crossearth_jax.inference.domains import DomainResult, score_domain, taxonomy_of
 from crossearth_jax.inference.results import row, score
-from crossearth_jax.inference.segmentor import Segmentor, score_on_devices
-from crossearth_jax.inference.windows import SlidingWindows
+from crossearth_jax.inference.segmentor import Segmentor
 from crossearth_jax.models.network import SegmentationModel
-from crossearth_jax.runtime import parallel
 from crossearth_jax.runtime.atomic import write_json
+from crossearth_jax.weights.native import Description
 
 PROTOCOL = "last checkpoint; nothing was chosen on a target"
 HOLDOUTS = ("validation", "val")  # names of splits that a source's checkpoints may be chosen on
@@ -113,15 +112,8 @@ def validate(config: Config, params: Mapping[str, jax.Array]) -> float:
     """
     source = config.data.source
     model = SegmentationModel(dataclasses.replace(config.model, mim=None))
-    mesh = parallel.make_mesh(MeshConfig(), jax.local_devices())
-    windows = SlidingWindows(
-        score=score_on_devices(model, params, mesh),
-        classes=config.model.classes,
-        window=config.evaluate.window,
-        stride=config.evaluate.stride,
-        multiple=config.model.vit.patch_size,
-        batch_size=-(-config.evaluate.batch_size // mesh.size) * mesh.size,
-    )
+    described = Description(model=model.config, window=config.evaluate.window, stride=config.evaluate.stride)
+    windows = Segmentor(model, dict(params), described).sliding_windows(batch_size=config.evaluate.batch_size)
     confusion = score_domain(windows, source, holdout(source), config.data.data_dir).confusion
     names = taxonomy_of(source).classes
     own = [setting.classes for setting in benchmark.settings_from(source) if setting.target == source]

@@ -261,8 +261,9 @@ class SlidingWindows:
         # The reading thread must have ended, whatever ends this, before the caller closes a raster.
         with contextlib.closing(_ahead(self._rows(rasters))) as rows:
             for crop, scores in self._batches(itertools.chain.from_iterable(rows)):
-                total = sums.setdefault(crop.raster, _Sum(crop.plan, self.classes))
-                yield crop, total.add(crop, scores)
+                if crop.raster not in sums:
+                    sums[crop.raster] = _Sum(crop.plan, self.classes)
+                yield crop, sums[crop.raster].add(crop, scores)
                 if crop.last:
                     del sums[crop.raster]
 
