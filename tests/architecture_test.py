@@ -33,9 +33,14 @@ LAYERS = (
 HOMES = {
     "flax": ("crossearth_jax/models/",),
     "optax": ("crossearth_jax/training/", "crossearth_jax/ops/matching.py"),
-    "rasterio": ("crossearth_jax/mapping/", "crossearth_jax/estimate_style.py", "data/"),
-    "pyogrio": ("crossearth_jax/mapping/",),
-    "shapely": ("crossearth_jax/mapping/",),
+    "rasterio": (
+        "crossearth_jax/mapping/",
+        "crossearth_jax/estimate_style.py",
+        "crossearth_jax/runtime/own_files.py",  # sizes of images from their headers
+        "data/",
+    ),
+    "pyogrio": ("crossearth_jax/mapping/", "data/"),
+    "shapely": ("crossearth_jax/mapping/", "data/"),
     "tensorflow_datasets": ("crossearth_jax/inputs/sources.py", "crossearth_jax/prepare.py", "data/"),
     "sklearn": ("crossearth_jax/analysis/baselines.py", "crossearth_jax/reporting/"),
     "matplotlib": ("crossearth_jax/reporting/",),

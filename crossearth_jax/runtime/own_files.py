@@ -1,0 +1,254 @@
+"""The files of a user's own domain: which images there are, which label belongs to which, how large they are."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import glob
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from crossearth_jax.benchmark import domains_file
+from crossearth_jax.benchmark.domains_file import ColourLabels, CvatLabels, NumberLabels, OwnDomain
+from crossearth_jax.config import UserError
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # read by Pillow; every other file is a raster
+_SIDECARS = (".xml", ".txt", ".json", ".csv", ".ovr", ".msk", ".tfw", ".jgw", ".pgw", ".wld", ".prj", ".db")
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF tag, and its values that swap height and width
+_SAMPLED = 512  # images whose headers are read
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """An image and the file of its label."""
+
+    key: str  # what the wildcards of the pattern stand for; tells the image from all others
+    image: Path
+    label: Path | None  # None where the labels are not one file per image
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSizes:
+    """Height and width, in pixels, of the tiles that the images of a domain give."""
+
+    smallest: tuple[int, int]  # of each side on its own
+    typical: tuple[int, int]  # median of each side
+    largest: tuple[int, int]
+
+
+def find_pairs(domain: OwnDomain) -> list[Pair]:
+    """The images of a domain with their labels, in the order of their names.
+
+    An image and a label belong together if the wildcards of their patterns stand for the same text
+    (`a/*_img.png` and `b/*_mask.png`: the part before `_img` and `_mask`), or, if that pairs nothing, if their names
+    without ending are the same. Files that are labels are no images, whatever pattern they fit.
+
+    Raises:
+      UserError: there is no image, an image has no label or a label no image, or two files have the same name.
+    """
+    if domain.pairs is not None:
+        return _listed_pairs(domain, domain.pairs)
+    labels = domain.labels
+    if isinstance(labels, CvatLabels):
+        patterns = (str(Path(labels.folder, "SegmentationClass", "**", "*.png")),)
+    else:
+        patterns = labels.files if isinstance(labels, NumberLabels | ColourLabels) else None
+    if patterns is None:
+        images = _matches(domain, "images", domain.images)
+        return [Pair(key, path, None) for key, path in _by_key(domain, images).items()]
+    found = _matches(domain, "labels", patterns)
+    images = [
+        match for match in _matches(domain, "images", domain.images) if match[1] not in {path for _, path in found}
+    ]
+    if not images:
+        raise UserError(f"{domain.key}: every file that fits images fits labels, too; give them different patterns")
+    by_image, by_label = _by_key(domain, images), _by_key(domain, found)
+    if not by_image.keys() & by_label.keys():
+        by_image, by_label = (_by_key(domain, [(path.stem, path) for _, path in side]) for side in (images, found))
+    _refuse_alone(domain, "no label for image", by_image, by_label)
+    _refuse_alone(domain, "no image for label", by_label, by_image)
+    return [Pair(key, path, by_label[key]) for key, path in by_image.items()]
+
+
+def image_sizes(domain: OwnDomain) -> ImageSizes:
+    """Sizes of the tiles of a domain from the headers of (at most 512 of) its images; no pixel is read.
+
+    Raises:
+      UserError: there is no image, or one cannot be read.
+    """
+    pairs = find_pairs(domain)
+    sizes = [header_size(pair.image) for pair in pairs[:: -(-len(pairs) // _SAMPLED)]]
+    tiles = np.array(
+        [[_parts(side, domain.tile) for side in size] for size in sizes]
+    )  # (images, 2 sides, least and most)
+    smallest, largest = tiles[..., 0].min(axis=0), tiles[..., 1].max(axis=0)
+    typical = np.median(tiles[..., 0], axis=0)
+    return ImageSizes(*((int(side[0]), int(side[1])) for side in (smallest, typical, largest)))
+
+
+def header_size(path: Path) -> tuple[int, int]:
+    """Height and width of an upright picture, or of a raster, from its header.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    if path.suffix.lower() not in PICTURES:
+        return _raster_size(path)
+    try:
+        with Image.open(path) as picture:
+            turned = picture.getexif().get(_ORIENTATION, 1) in _TURNED
+            return (picture.width, picture.height) if turned else (picture.height, picture.width)
+    except (OSError, SyntaxError, UnidentifiedImageError) as error:
+        raise UserError(f"{path} cannot be read as a picture ({error}); replace or remove it") from None
+
+
+def _raster_size(path: Path) -> tuple[int, int]:
+    try:
+        import rasterio
+        from rasterio.errors import NotGeoreferencedWarning, RasterioError
+    except ModuleNotFoundError:
+        raise without_geo(path) from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.open(path) as raster:
+                return raster.height, raster.width
+    except RasterioError as error:
+        raise UserError(f"{path} cannot be read as a raster ({error}); replace or remove it") from None
+
+
+def without_geo(path: Path) -> UserError:
+    """The error where a raster or vector file cannot be read for lack of the extra."""
+    return UserError(
+        f"{path} is read by rasterio, which is not installed; install the extra geo:"
+        " python -m uv pip install --python .venv -c constraints.txt -e '.[geo]'"
+    )
+
+
+def _parts(length: int, tile: int) -> tuple[int, int]:
+    parts = np.diff(domains_file.tile_edges(length, tile))
+    return int(parts.min()), int(parts.max())
+
+
+def _matches(domain: OwnDomain, what: str, patterns: Sequence[str]) -> list[tuple[str, Path]]:
+    """(key, file) of everything that fits."""
+    found = list[tuple[str, Path]]()
+    for pattern in map(_magic, patterns):
+        names = sorted(glob.glob(pattern, recursive=True))
+        files = [Path(name) for name in names if os.path.isfile(name) and not name.lower().endswith(_SIDECARS)]
+        expression = _capturing(pattern)
+        for file in files:
+            match = expression.fullmatch(str(file))
+            parts = [part for part in match.groups() if part] if match else []
+            found.append(("/".join(parts) or file.stem if parts else "", file))
+    if not found:
+        raise UserError(f"{domain.key}: no file fits {what} = '{' '.join(patterns)}'{_nearby(Path(patterns[0]))}")
+    return found
+
+
+def _magic(pattern: str) -> str:
+    """A pattern for `glob` in which folders and files that exist are no wildcards, whatever characters they have."""
+    parts = Path(pattern).parts
+    exist = next((n for n in range(len(parts)) if not Path(*parts[: n + 1]).exists()), len(parts))
+    return str(Path(*map(glob.escape, parts[:exist]), *parts[exist:]))
+
+
+def _nearby(folder: Path) -> str:
+    """What there is where a pattern finds nothing."""
+    while not folder.is_dir():
+        folder = folder.parent
+    names = sorted(entry.name for entry in folder.iterdir())[:3]
+    return (
+        f"; {folder} holds {', '.join(names) + ', …' if names else 'nothing'} (paths start at the folder of the file)"
+    )
+
+
+def _capturing(pattern: str) -> re.Pattern[str]:
+    """A pattern of `glob` as a regular expression with a group for each wildcard; the ending is no part of one."""
+    parts, rest = list[str](), pattern
+    while rest:
+        if rest.startswith(f"**{os.sep}"):
+            parts, rest = [*parts, rf"(?:(.*){re.escape(os.sep)})?"], rest[3:]
+        elif rest[0] == "*":
+            parts, rest = [*parts, rf"([^{re.escape(os.sep)}]*)"], rest[1:]
+        elif rest[0] == "?":
+            parts, rest = [*parts, rf"([^{re.escape(os.sep)}])"], rest[1:]
+        elif match := re.match(r"\[([*?[])\]", rest):
+            parts, rest = [*parts, re.escape(match[1])], rest[3:]
+        elif match := re.match(r"\[(!?)([^\]]+)\]", rest):
+            inverted = "^" if match[1] else ""
+            parts, rest = [*parts, f"([{inverted}{match[2]}])"], rest[match.end() :]
+        else:
+            parts, rest = [*parts, re.escape(rest[0])], rest[1:]
+    open_ended = r"(?:\.[^.]*)?" if pattern.endswith("*") else ""  # `*` alone: the name without its ending
+    if open_ended:
+        parts[-1] = rf"([^{re.escape(os.sep)}]*?)"
+    return re.compile("".join(parts) + open_ended, re.DOTALL)
+
+
+def _by_key(domain: OwnDomain, files: Iterable[tuple[str, Path]]) -> dict[str, Path]:
+    found = dict[str, Path]()
+    for key, file in files:
+        if found.setdefault(key, file) != file:
+            raise UserError(
+                f"{domain.key}: {found[key]} and {file} are both called '{key}'; use wildcards for what tells them"
+                " apart, or rename one"
+            )
+    return found
+
+
+def _refuse_alone(domain: OwnDomain, what: str, own: dict[str, Path], other: dict[str, Path]) -> None:
+    alone = [path for key, path in own.items() if key not in other]
+    if alone:
+        more = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
+        raise UserError(
+            f"{domain.key}: {what} {alone[0]}{more}; a label has the name of its image, apart from the fixed parts of"
+            " the patterns"
+        )
+
+
+def _listed_pairs(domain: OwnDomain, folder: Path) -> list[Pair]:
+    """Pairs of metadata.jsonl and metadata.csv files in the layout of Hugging Face's imagefolder."""
+    tables = sorted([*folder.rglob("metadata.jsonl"), *folder.rglob("metadata.csv")])
+    if not tables:
+        raise UserError(
+            f"{domain.key}: {folder} holds no metadata.jsonl or metadata.csv, which name image and label; for two"
+            " folders of files write images and labels"
+        )
+    pairs = list[Pair]()
+    for table in tables:
+        for row in _rows(table):
+            columns = [name for name in row if name.endswith("file_name")]
+            marked = [name for name in columns if re.search("label|mask|seg|annotation|output|target", name)]
+            if len(columns) != 2 or len(marked) != 1:
+                raise UserError(
+                    f"{domain.key}: {table} has the columns {', '.join(row)}, expected one such as file_name or"
+                    " image_file_name and one such as mask_file_name"
+                )
+            names = row[next(name for name in columns if name not in marked)], row[marked[0]]
+            image, label = (table.parent / name for name in names)
+            for what, path in (("no label for image", label), ("no image for label", image)):
+                if not path.is_file():
+                    raise UserError(f"{domain.key}: {what} {image if path == label else label}: {path} is missing")
+            pairs.append(Pair(str(image.relative_to(folder).with_suffix("")), image, label))
+    return pairs
+
+
+def _rows(table: Path) -> list[dict[str, str]]:
+    try:
+        with table.open(encoding="utf-8", newline="") as lines:
+            rows = (
+                list(csv.DictReader(lines))
+                if table.suffix == ".csv"
+                else [json.loads(line) for line in lines if line.strip()]
+            )
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{table} cannot be read ({error}); expected the metadata of an imagefolder") from None
+    return [{str(key): str(value) for key, value in row.items()} for row in rows]
