@@ -133,6 +133,13 @@ class StyleConfig:
     alpha: float = 0.1  # share of the sampled style in the mixed code
     mask_ratio: float = 0.7  # share of blocks that take the restyled image
     block_size: int = 64  # pixels at crops of 512 and more
+    # What a restyled pixel takes of the image that the style network draws: "network" (all of it, as the reference
+    # does), "low" (only the change of colour, averaged over cells) or "scaled" (all of it, drawn larger and averaged
+    # back). `literal` always takes "network".
+    detail: str = "network"
+    cell_size: int = 16  # side of the cells of "low", in pixels at crops of 512 and more
+    # Side of the images that the network draws for "low" (None: 0.5) and "scaled" (None: 2), relative to the crop's.
+    draw_scale: float | None = None
     literal: bool = False  # the reference's behaviour: one coin per batch, [0, 1] input to the backbone
     # Parts of the (micro-)batch that choose their restyled images on their own, a multiple of the device shards. None
     # takes one per shard, and then another mesh restyles other images; a number makes the mesh irrelevant.

@@ -26,6 +26,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (r"augment\.max_class_share", lambda x: 0.5 < x <= 1, "more than 0.5 and at most 1, which accepts every crop"),
     (r"augment\.(scales|longest)", lambda x: x > 0, "more than 0"),
     (r"(style|mim)\.(probability|alpha|mask_ratio)", lambda x: 0 <= x <= 1, "0 to 1"),
+    (r"style\.draw_scale", lambda x: x > 0, "more than 0"),
     (r"loss\.importance", lambda x: 0 <= x <= 1, "0 to 1"),
     (r"loss\.oversample", lambda x: x >= 1, "1 or more"),
     (r"(loss|mim)\..*_weight", lambda x: x >= 0, "0 or more"),
@@ -45,6 +46,7 @@ _CHOICES = {
     "data.corrupt_records": ("stop", "skip"),
     "model.dtype": ("float32", "bfloat16"),
     "style.backend": ("mobile", "inception"),
+    "style.detail": ("network", "low", "scaled"),
     "train.nonfinite": ("stop", "skip"),
     "evaluate.select": ("last", "best_on_source"),
 }
@@ -67,7 +69,7 @@ def check_config(config: Config) -> None:
         value = getattr(getattr(config, section), field, choices[0])  # `style` may be None
         if value not in choices:
             raise UserError(f"{name} is '{value}', expected one of {', '.join(choices)}")
-    for check in (_check_tasks, _check_model, _check_sizes, _check_schedule, _check_batch, _check_tables):
+    for check in (_check_tasks, _check_model, _check_sizes, _check_style, _check_schedule, _check_batch, _check_tables):
         check(config)
     check_classes(config)
 
@@ -146,6 +148,24 @@ def _check_sizes(config: Config) -> None:
         low, high = getattr(config.augment, name)
         if low > high:
             raise UserError(f"augment.{name} is ({low}, {high}), expected the smaller factor first")
+
+
+def _check_style(config: Config) -> None:
+    style = config.style
+    if style is None:
+        return
+    if style.cell_size > max(config.augment.crop_size, 512):
+        raise UserError(
+            f"style.cell_size is {style.cell_size} pixels, expected at most {max(config.augment.crop_size, 512)}: no "
+            "cell fits into the crop"
+        )
+    if style.draw_scale is not None and style.detail == "network":
+        raise UserError(
+            f"style.draw_scale is {style.draw_scale}, but style.detail=network draws images as large as they are; "
+            "leave it out, or set style.detail to low or scaled"
+        )
+    if style.draw_scale is not None and style.detail == "scaled" and style.draw_scale < 1:
+        raise UserError(f"style.draw_scale is {style.draw_scale}, expected 1 or more for style.detail=scaled")
 
 
 def _check_schedule(config: Config) -> None:

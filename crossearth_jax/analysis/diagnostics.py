@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterable, Mapping
 from typing import cast
@@ -14,7 +15,7 @@ from jaxtyping import UInt8
 
 from crossearth_jax.analysis.style_codes import code_moments
 from crossearth_jax.augment.pipeline import augment
-from crossearth_jax.augment.style_injection import draw_style, mix_codes, sample_codes, style_injection
+from crossearth_jax.augment.style_injection import draw_style, mix_codes, redraw, sample_codes, style_injection
 from crossearth_jax.benchmark import DOMAINS
 from crossearth_jax.config import Config, StyleConfig
 from crossearth_jax.inputs.sources import PreparedSplit, prepared_splits
@@ -74,7 +75,8 @@ def redrawn(images: UInt8[np.ndarray, "n h w 3"], style: StyleConfig, seed: int 
     draws = draw_style(style, statistics, jax.random.key(seed), images.shape[:1], *images.shape[1:3])
     originals = jnp.asarray(images, jnp.float32) / 255
     codes = mix_codes(style.alpha, sample_codes(statistics, draws.noise), _encode(network, params, originals))
-    shown = jnp.where(draws.kept[..., None], originals, _stylize(network, params, originals, codes))
+    drawn = redraw(style, functools.partial(_stylize, network, params), originals, codes)
+    shown = jnp.where(draws.kept[..., None], originals, drawn)
     return _to_uint8(255 * shown)
 
 

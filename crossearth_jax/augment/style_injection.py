@@ -3,6 +3,9 @@
 An image's own style code is mixed with a code drawn from a Gaussian, the image is redrawn in the mixed style, and
 random blocks take the redrawn pixels. The network that reads and draws styles is passed in (`StyleBackend`).
 
+The network blurs what it draws. `StyleConfig.detail` says how much of the drawn image a restyled pixel takes
+(`redraw`).
+
 Only the share of the batch that is restyled goes through that network: every data shard restyles the same number
 of its images, `floor(p s)` or one more by a coin that all shards share. So the expectation is exactly the
 probability p per image, no image changes device, and no shard waits for another.
@@ -11,7 +14,7 @@ probability p per image, no image changes device, and no shard waits for another
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -20,12 +23,16 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Float32, Int, Key
 
-from crossearth_jax.augment.masking import random_block_masks, scaled_block
+from crossearth_jax.augment.masking import grid_shape, random_block_masks, scaled_block
 from crossearth_jax.config import StyleConfig, UserError
 from crossearth_jax.ops.normalization import denormalize, normalize
+from crossearth_jax.ops.resize import resize_area, resize_bilinear
 from crossearth_jax.runtime import parallel
 
 Params = Mapping[str, jax.Array]
+Stylize = Callable[[Float32[Array, "b h w 3"], Float[Array, "b k"]], Float32[Array, "b h w 3"]]  # of images, codes
+
+DRAW_SCALES = {"low": 0.5, "scaled": 2.0}  # of `StyleConfig.detail`, where `StyleConfig.draw_scale` is None
 
 
 @runtime_checkable
@@ -157,7 +164,7 @@ def restyle_some(
     chosen, draws = images[order[:count]], jax.tree.map(lambda x: x[:count], draws)
     if inside is not None:
         chosen = jax.vmap(mirror_into_padding)(chosen, inside[order[:count]])
-    restyled = normalize(255 * restyle(config.alpha, backend, params, statistics, draws, chosen))
+    restyled = normalize(255 * restyle(config, backend, params, statistics, draws, chosen))
     rank = jnp.argsort(order)
     styled = rank < count
     # Gathered, not scattered: image i takes the restyled image rank[i] where there is one.
@@ -202,7 +209,7 @@ def inject_literal(
 
     def styled_batch() -> Float32[Array, "b h w 3"]:
         draws = draw_style(config, statistics, draw_key, images.shape[:1], *images.shape[1:3])
-        return restyle(config.alpha, backend, params, statistics, draws, images)
+        return restyle(config, backend, params, statistics, draws, images)
 
     shown = jax.lax.cond(coin, styled_batch, lambda: images)
     return shown, jnp.full(len(images), coin)
@@ -226,7 +233,7 @@ def draw_style(
 
 
 def restyle(
-    alpha: float,
+    config: StyleConfig,
     backend: StyleBackend,
     params: Params,
     statistics: StyleStatistics,
@@ -238,9 +245,37 @@ def restyle(
     What is kept is the 8-bit image, as in the reference.
     """
     originals = to_eight_bit(images)
-    codes = mix_codes(alpha, sample_codes(statistics, draws.noise), backend.encode(params, originals))
-    redrawn = backend.stylize(params, originals, codes)
+    codes = mix_codes(config.alpha, sample_codes(statistics, draws.noise), backend.encode(params, originals))
+    redrawn = redraw(config, functools.partial(backend.stylize, params), originals, codes)
     return jax.lax.stop_gradient(jnp.where(draws.kept[..., None], originals, redrawn))
+
+
+def redraw(
+    config: StyleConfig,
+    stylize: Stylize,
+    originals: Float32[Array, "b h w 3"],
+    codes: Float[Array, "b k"],
+) -> Float32[Array, "b h w 3"]:
+    """Gives images in [0, 1] the styles of the codes and keeps as much of their detail as `config.detail` says.
+
+    "network" is the drawn image itself. "scaled" draws the image enlarged by `config.draw_scale` and averages it back,
+    so that the network blurs over fewer of the original pixels. "low" keeps every detail: the change (drawn minus
+    original) is averaged over cells of `config.cell_size` pixels, interpolated bilinearly between their centres and
+    added to the original; the sum is clipped to [0, 1]. Since detail is then not needed, the network draws a smaller
+    image, which costs less.
+    """
+    if config.literal or config.detail == "network":
+        return stylize(originals, codes)
+    height, width = originals.shape[1:3]
+    scale = config.draw_scale or DRAW_SCALES[config.detail]
+    drawn_size = max(1, round(scale * height)), max(1, round(scale * width))
+    sources = resize_bilinear(originals, drawn_size) if scale > 1 else resize_area(originals, drawn_size)
+    drawn = stylize(sources, codes)
+    if config.detail == "scaled":
+        return resize_area(drawn, (height, width))
+    cells = grid_shape(height, width, scaled_block(config.cell_size, min(height, width)))
+    change = resize_bilinear(resize_area(drawn - sources, cells), (height, width))
+    return jnp.clip(originals + change, 0, 1)
 
 
 def to_eight_bit(images: Float32[Array, "*b h w 3"]) -> Float32[Array, "*b h w 3"]:

@@ -1,7 +1,7 @@
 """Resizing by dense interpolation matrices, one per axis.
 
-Pixels have their centre at half-integer positions, borders are repeated, and nothing is smoothed when an image
-shrinks. That is PyTorch's `interpolate(align_corners=False, antialias=False)`, which `jax.image.resize` cannot
+Pixels have their centre at half-integer positions, borders are repeated, and interpolation smooths nothing when an
+image shrinks. That is PyTorch's `interpolate(align_corners=False, antialias=False)`, which `jax.image.resize` cannot
 express: it has another cubic kernel, renormalises at the border, and does not take scale factors. The matrices
 are small constants, so that a resize is two matrix products, whose gradient needs no scatter.
 """
@@ -90,6 +90,24 @@ def resize_bilinear(
     height, width = (images.shape[axis] for axis in axes)
     rows, columns = interpolation_matrix(height, size[0]), interpolation_matrix(width, size[1])
     return apply_matrices(images, rows, columns, axes)
+
+
+def area_matrix(size: int, new_size: int) -> Float[np.ndarray, "new_size size"]:
+    """Makes the matrix that averages one axis: output i is the mean of the i-th of `new_size` equal parts.
+
+    Pixels that a border of a part cuts count by their share in it.
+    """
+    borders = np.arange(new_size + 1) * size / new_size
+    starts, ends = borders[:-1, None], borders[1:, None]
+    pixels = np.arange(size)
+    overlap = np.clip(np.minimum(ends, pixels + 1) - np.maximum(starts, pixels), 0, None)
+    return (overlap * new_size / size).astype(np.float32)
+
+
+def resize_area(images: Float[Array, "*old"], size: Sequence[int]) -> Float[Array, "*new"]:
+    """Shrinks images (channels last) to (height, width) `size` by averages over equal parts, which keeps their mean."""
+    height, width = images.shape[-3:-1]
+    return apply_matrices(images, area_matrix(height, size[0]), area_matrix(width, size[1]))
 
 
 def scale_bilinear(images: Float[Array, "*b h w c"], factor: float) -> Float[Array, "*b n m c"]:

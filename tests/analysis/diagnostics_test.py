@@ -28,7 +28,7 @@ def test_equals_what_training_mixes(images):
     style, network = StyleConfig(alpha=0.5, block_size=32), StyleNetwork("mobile")
     statistics = load_statistics(None, "mobile").sampler
     draws = draw_style(style, statistics, jax.random.key(3), (2,), 128, 128)
-    mixed = restyle(style.alpha, network, load_style(network), statistics, draws, normalize(jnp.asarray(images)))
+    mixed = restyle(style, network, load_style(network), statistics, draws, normalize(jnp.asarray(images)))
     found = redrawn(images, style, seed=3)
     assert np.abs(found - 255 * np.asarray(mixed)).max() < 0.51  # rounding to 8 bit
     kept = np.asarray(draws.kept)

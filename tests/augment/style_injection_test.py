@@ -1,5 +1,6 @@
 """Golden numbers (style-augmentation, CrossEarth's step) and properties of the injection."""
 
+import dataclasses
 import functools
 import pathlib
 
@@ -8,12 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from einops import rearrange
+from PIL import Image
 
 from crossearth_jax.augment import style_injection
 from crossearth_jax.config import MeshConfig, StyleConfig, UserError
+from crossearth_jax.models.style_network import StyleNetwork
 from crossearth_jax.ops.normalization import denormalize, normalize
 from crossearth_jax.runtime import parallel
+from crossearth_jax.weights.style_files import load_style
+from crossearth_jax.weights.style_statistics import load_statistics
 
+ROOT = pathlib.Path(__file__).parents[2]
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden/train"
 STATISTICS = style_injection.StyleStatistics(np.full(100, 0.2, np.float32), 0.1 * np.eye(100, dtype=np.float32))
 SIDE = 32
@@ -92,7 +98,7 @@ def test_segmentation_input_equals_the_reference(case):
             return jnp.asarray(redrawn)
 
     draws = style_injection.StyleDraws(jnp.zeros((1, 100)), jnp.asarray(kept[..., 0]))
-    shown = style_injection.restyle(0.1, Stored(), PARAMS, STATISTICS, draws, jnp.asarray(images))
+    shown = style_injection.restyle(StyleConfig(), Stored(), PARAMS, STATISTICS, draws, jnp.asarray(images))
     if case == "normalised":
         shown, expected = denormalize(normalize(255 * shown)) / 255, denormalize(jnp.asarray(expected)) / 255
     kept = kept & np.ones(3, bool)
@@ -164,8 +170,9 @@ def test_deterministic_in_the_key():
     assert np.any(np.asarray(first[0] != other[0]))
 
 
-def test_sharded_batch_gives_the_same_without_moving_images():
-    mesh, config = parallel.make_mesh(MeshConfig()), StyleConfig(probability=0.3)
+@pytest.mark.parametrize("detail", ["network", "low", "scaled"])
+def test_sharded_batch_gives_the_same_without_moving_images(detail):
+    mesh, config = parallel.make_mesh(MeshConfig()), StyleConfig(probability=0.3, detail=detail)
     images = batch(32)
     plain = injection(Tint, config, 8)
     with jax.set_mesh(mesh):
@@ -203,7 +210,7 @@ def test_no_gradient_reaches_the_style_network():
     draws = style_injection.StyleDraws(jnp.ones((2, 100)), jnp.zeros((2, SIDE, SIDE), bool))
 
     def total(params):
-        return style_injection.restyle(0.5, Tint(), params, STATISTICS, draws, batch(2)).sum()
+        return style_injection.restyle(StyleConfig(alpha=0.5), Tint(), params, STATISTICS, draws, batch(2)).sum()
 
     value, gradient = jax.jit(jax.value_and_grad(total))(PARAMS)
     assert value > 0 and gradient["style/gain"] == 0
@@ -225,8 +232,9 @@ def test_padding_is_mirrored_for_the_style_network():
     np.testing.assert_array_equal(found[..., 0], np.tile([1, 1, 2, 3, 3, 2, 1, 1], (2, 1)))
 
 
-def test_padding_changes_no_style_and_stays_as_it_is():
-    config = StyleConfig(probability=1.0, alpha=0.3, mask_ratio=1.0)
+@pytest.mark.parametrize("detail", ["network", "scaled"])
+def test_padding_changes_no_style_and_stays_as_it_is(detail):
+    config = StyleConfig(probability=1.0, alpha=0.3, mask_ratio=1.0, detail=detail)
     inject, small = injection(Tint, config), batch(2, side=SIDE // 2)
     padded = jnp.pad(small, ((0, 0), (0, SIDE // 2), (0, SIDE // 2), (0, 0)))
     inside = jnp.zeros(padded.shape[:3], bool).at[:, : SIDE // 2, : SIDE // 2].set(True)
@@ -235,3 +243,88 @@ def test_padding_changes_no_style_and_stays_as_it_is():
     assert styled.all() and jnp.abs(expected - small).max() > 0.1
     np.testing.assert_allclose(shown[:, : SIDE // 2, : SIDE // 2], expected, atol=1e-5)
     np.testing.assert_array_equal(jnp.where(inside[..., None], 0, shown), 0)
+
+
+def test_low_adds_the_change_of_cells_interpolated_between_their_centres():
+    # The network makes the left half brighter by 0.2, and draws noise that no cell's mean sees.
+    noise = jnp.where((jnp.arange(32)[:, None] + jnp.arange(32)) % 2 == 0, 0.3, -0.3)
+    change = jnp.where(jnp.arange(32) < 16, 0.2, 0.0)[None, :, None]
+    images = jnp.full((1, 32, 32, 3), 0.4).at[0, 5, 3].set(0.95)
+    config = StyleConfig(detail="low", cell_size=256, draw_scale=1.0)  # cells of 16 pixels
+    found = style_injection.redraw(config, lambda x, codes: x + change + noise[..., None], images, jnp.zeros((1, 100)))
+    # Centres of cells are at 7.5 and 23.5; in between the change falls by 0.2 / 16 a pixel.
+    expected = np.clip(0.2 * (1 - (np.arange(32) - 7.5) / 16), 0, 0.2)
+    np.testing.assert_allclose(found[0, 0], np.tile(0.4 + expected[:, None], 3), atol=1e-6)
+    np.testing.assert_allclose(found[0, 5, 3], 1.0, atol=1e-6)  # clipped
+
+
+def test_low_lets_the_network_draw_a_smaller_image():
+    seen = []
+
+    def stylize(images, codes):
+        seen.append(images)
+        return images + 0.1
+
+    images = jnp.asarray(np.random.default_rng(0).uniform(0, 0.5, (2, 32, 48, 3)), jnp.float32)
+    found = style_injection.redraw(StyleConfig(detail="low"), stylize, images, jnp.zeros((2, 100)))
+    np.testing.assert_allclose(found, images + 0.1, atol=1e-6)
+    np.testing.assert_allclose(seen[0], rearrange(images, "b (h p) (w q) c -> b h w c (p q)", p=2, q=2).mean(-1))
+
+
+@functools.cache
+def restyled_forest(detail):
+    """An aerial photograph in three sampled styles: originals and what each form makes of them, in [0, 1]."""
+    network, statistics = StyleNetwork("mobile"), load_statistics(None, "mobile").sampler
+    params = load_style(network)
+    with Image.open(ROOT / "data" / "scenes" / "neon_osbs_029.tif") as picture:
+        image = np.asarray(picture)[:256, :256].astype(np.float32) / 255
+    images = jnp.tile(image, (3, 1, 1, 1))
+    noise = jax.random.normal(jax.random.key(0), (3, 100))
+    codes = jax.jit(network.encode)(params, images)
+    codes = style_injection.mix_codes(0.5, style_injection.sample_codes(statistics, noise), codes)
+    draw = jax.jit(functools.partial(network.stylize, params))
+    return image, np.asarray(style_injection.redraw(StyleConfig(detail=detail), draw, images, codes))
+
+
+def gradients_kept(image, restyled):
+    """Correlation of the differences between neighbouring pixels."""
+    pairs = [[np.diff(x, axis=axis).ravel() for axis in (0, 1)] for x in (image, restyled)]
+    return np.corrcoef(*map(np.concatenate, pairs))[0, 1]
+
+
+def test_low_keeps_the_detail_that_the_network_blurs():
+    kept = {}
+    for detail in ("network", "scaled", "low"):
+        image, restyled = restyled_forest(detail)
+        kept[detail] = min(gradients_kept(image, one) for one in restyled)
+        assert restyled.min() >= 0 and restyled.max() <= 1
+    assert kept["low"] > 0.9 > kept["scaled"] > kept["network"] + 0.05
+
+
+@pytest.mark.parametrize("detail", ["low", "scaled"])
+def test_mean_colour_moves_as_far_as_with_the_whole_drawn_image(detail):
+    image, whole = restyled_forest("network")
+    expected = whole.mean((1, 2)) - image.mean((0, 1))
+    found = restyled_forest(detail)[1].mean((1, 2)) - image.mean((0, 1))
+    assert np.all(np.linalg.norm(expected, axis=-1) > 0.05)
+    assert np.all(np.linalg.norm(found - expected, axis=-1) < 0.1 * np.linalg.norm(expected, axis=-1))
+
+
+def test_literal_mode_always_shows_the_whole_drawn_image():
+    images = batch(4)
+    expected = injection(Tint, StyleConfig(probability=1.0, literal=True))(PARAMS, jax.random.key(0), images)[0]
+    found = injection(Tint, StyleConfig(probability=1.0, literal=True, detail="low"))(PARAMS, jax.random.key(0), images)
+    np.testing.assert_array_equal(found[0], expected)
+
+
+def test_padding_stays_as_it_is_and_reaches_no_cell_when_low_frequencies_change():
+    config = StyleConfig(probability=1.0, alpha=0.3, mask_ratio=1.0, detail="low", cell_size=128)  # cells of 8 pixels
+    inside = jnp.zeros((2, SIDE, SIDE), bool).at[:, : SIDE // 2, : SIDE // 2].set(True)
+    images = jnp.where(inside[..., None], batch(2), 0.0)
+    shown, _ = injection(Tint, config)(PARAMS, jax.random.key(1), images, inside)
+    np.testing.assert_array_equal(jnp.where(inside[..., None], 0, shown), 0)
+    # The image without padding, in cells of the same size; beyond the last centre of a cell nothing is interpolated.
+    alone = injection(Tint, dataclasses.replace(config, cell_size=256))
+    expected, _ = alone(PARAMS, jax.random.key(1), images[:, : SIDE // 2, : SIDE // 2])
+    np.testing.assert_allclose(shown[:, :12, :12], expected[:, :12, :12], atol=1e-5)
+    assert jnp.abs(shown - images)[:, :12, :12].mean() > 0.1

@@ -62,3 +62,17 @@ def test_doubling_by_hand():
 
 def test_low_precision_is_kept():
     assert resize.scale_bilinear(jnp.ones((1, 2, 2, 1), jnp.bfloat16), 2.0).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(("size", "new_size"), [(6, 3), (5, 3), (7, 4), (4, 4), (3, 5)])
+def test_area_averages_equal_parts(size, new_size):
+    row = np.random.default_rng(2).standard_normal(size)
+    # Every pixel repeated so often that each part is a whole number of repetitions.
+    expected = np.repeat(row, new_size).reshape(new_size, size).mean(1)
+    np.testing.assert_allclose(resize.area_matrix(size, new_size) @ row, expected, atol=1e-6)
+
+
+def test_area_resize_keeps_the_mean_and_leaves_channels_apart():
+    image = jnp.arange(2 * 4 * 3, dtype=jnp.float32).reshape(1, 2, 4, 3)
+    found = resize.resize_area(image, (1, 2))
+    np.testing.assert_allclose(found, [[[[7.5, 8.5, 9.5], [13.5, 14.5, 15.5]]]])
