@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
         "steps": config.train.steps,
     }
     for name, folder in folders.items():
-        ours = score_domain(windows, SOURCE, "validation", folder).confusion
+        ours = score_domain(windows, DOMAINS[SOURCE], "validation", folder).confusion
         colour = np.zeros_like(ours)
         for pixels, labels in baselines.labelled_pixels(SOURCE, "validation", folder):
             colour += metrics.confusion(labels, classify(pixels), len(CLASSES))

@@ -18,7 +18,7 @@ configurations suggest. Styles come from the small network of the package; the p
 
 from ml_collections import ConfigDict
 
-from crossearth_jax.benchmark import DOMAINS, SETTINGS, TAXONOMIES, TRAININGS, Training, training_of
+from crossearth_jax.benchmark import DOMAINS, SETTINGS, TRAININGS, Training, training_of
 from crossearth_jax.config import (
     AugmentConfig,
     Config,
@@ -47,13 +47,12 @@ STRIDES = {512: 341, 1024: 683}
 
 def experiment(training: Training, name: str, settings: tuple[str, ...] = ()) -> Config:
     """The typed configuration of one training, scored on `settings` (all of its source if there are none)."""
-    crop = training.crop
-    classes = TAXONOMIES[str(DOMAINS[training.source].taxonomy)].classes
+    crop, classes = training.crop, len(DOMAINS[training.source].classes)
     return Config(
         name=f"crossearth-{name}",
         seed=42,
         data=DataConfig(source=training.source, batch_size=4),
-        model=ModelConfig(classes=len(classes), vit=ViTConfig(image_size=crop), mim=MimConfig()),
+        model=ModelConfig(classes=classes, vit=ViTConfig(image_size=crop), mim=MimConfig()),
         augment=AugmentConfig(crop_size=crop),
         style=StyleConfig(probability=0.1, alpha=0.1, mask_ratio=0.7, block_size=64),
         mim=MimTaskConfig(mask_ratio=0.1, block_size=64),

@@ -95,7 +95,7 @@ class ModelConfig:
 class DataConfig:
     """What is read and how."""
 
-    source: str = "blue_marble/temperate_green"  # training domain, a key of `benchmark.DOMAINS`
+    source: str = "blue_marble/temperate_green"  # training domain; several are joined by "+"
     data_dir: str = "~/.cache/crossearth_jax"  # prepared datasets (array_record)
     batch_size: int = 4  # global, over all devices and processes
     workers: int = 0  # grain worker processes; 0 reads in the main process

@@ -13,7 +13,7 @@ from typing import Any
 
 from absl import logging
 
-from crossearth_jax import benchmark
+from crossearth_jax.benchmark.registry import is_known, source_domains
 from crossearth_jax.config import Config, HeadConfig, UserError, ViTConfig
 
 # Field -> the numbers it may have. The first full match counts, and no numeric field is left over.
@@ -216,10 +216,12 @@ def _check_tables(config: Config) -> None:
 
 def check_classes(config: Config) -> None:
     """Raises a UserError if the model does not have the classes of the source's labels."""
-    domain = benchmark.DOMAINS.get(config.data.source)  # an unknown one is refused where it is looked for
-    taxonomy = benchmark.TAXONOMIES.get(domain.taxonomy or "") if domain else None
-    if taxonomy and config.model.head and config.model.classes != len(taxonomy.classes):
+    source, data_dir = config.data.source, config.data.data_dir
+    if not all(is_known(name, data_dir) for name in source.split("+")):
+        return  # refused where it is looked for
+    classes = source_domains(source, data_dir)[0].classes
+    if classes and config.model.head and config.model.classes != len(classes):
         raise UserError(
-            f"model.classes is {config.model.classes}, but {config.data.source} has {len(taxonomy.classes)} classes "
-            f"({', '.join(taxonomy.classes)}); set --config.model.classes={len(taxonomy.classes)}"
+            f"model.classes is {config.model.classes}, but {source} has {len(classes)} classes "
+            f"({', '.join(classes)}); set --config.model.classes={len(classes)}"
         )

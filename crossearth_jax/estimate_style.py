@@ -27,9 +27,9 @@ from absl import logging
 from jaxtyping import UInt8
 
 from crossearth_jax.analysis.style_codes import code_moments
-from crossearth_jax.benchmark import DOMAINS
+from crossearth_jax.benchmark.registry import is_known, known_domains, source_domains
 from crossearth_jax.config import DataConfig, UserError
-from crossearth_jax.inputs.sources import PreparedSplit, find_domain
+from crossearth_jax.inputs.sources import PreparedSplit
 from crossearth_jax.models.style_network import StyleNetwork
 from crossearth_jax.ops.moments import Moments, effective_dimension
 from crossearth_jax.runtime import command, picture_files
@@ -69,8 +69,8 @@ def main(argv: list[str]) -> None:
     arguments = _parser().parse_args(argv)
     if Path(arguments.out).suffix != ".npz":
         raise UserError(f"--out={arguments.out} is no .npz; name such a file, so that no image is ever replaced")
-    domains = tuple(path for path in arguments.paths if path in DOMAINS)
-    allowed = allowed_targets(domains, arguments.source, arguments.allow_target)
+    domains = tuple(path for path in arguments.paths if is_known(path, arguments.data_dir))
+    allowed = allowed_targets(domains, arguments.source, arguments.allow_target, arguments.data_dir)
     tiling = Tiling(tuple(arguments.tile_size), arguments.overlap)
     corpora = [corpus for path in arguments.paths for corpus in open_images(path, tiling, arguments.data_dir)]
     network = StyleNetwork(arguments.backend)
@@ -109,20 +109,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def allowed_targets(domains: Sequence[str], source: str | None, allow: bool) -> tuple[str, ...]:
+def allowed_targets(domains: Sequence[str], source: str | None, allow: bool, data_dir: str) -> tuple[str, ...]:
     """Targets of `source` among `domains`, if they are allowed.
 
     Raises:
       UserError: they are not, or it is unknown what the targets are.
     """
     if source is not None:
-        find_domain(source)
+        source_domains(source, data_dir)
     elif domains:
         raise UserError(
-            f"{domains[0]} is a benchmark domain; say which domain the model will be trained on, e.g. "
+            f"{domains[0]} is a prepared domain; say which domain the model will be trained on, e.g. "
             f"--source={domains[0]}, so that no style of a domain it is scored on gets into its training"
         )
-    targets = targets_among(domains, source) if source else ()
+    targets = targets_among(domains, source, data_dir) if source else ()
     if targets and not allow:
         raise UserError(
             f"a model trained on {source} is scored on {', '.join(targets)} or images of it; leave it out, or give "
@@ -228,7 +228,7 @@ class Photos:
 
 @dataclasses.dataclass(frozen=True)
 class Domain:
-    """The train split of a prepared benchmark domain."""
+    """The train split of a prepared domain."""
 
     name: str
     data_dir: str
@@ -279,11 +279,12 @@ def open_images(path: str, tiling: Tiling, data_dir: str) -> Sequence[Images]:
     Raises:
       UserError: nothing is there, or nothing that could be read.
     """
-    if path in DOMAINS:
+    if is_known(path, data_dir):
         return [Domain(path, data_dir)]
     file, bands = (path, None) if Path(path).exists() or ":" not in path else path.rsplit(":", 1)
     if not Path(file).exists():
-        raise UserError(f"{path} does not exist; expected an image, a folder, a raster or one of {', '.join(DOMAINS)}")
+        known = ", ".join(known_domains(data_dir))
+        raise UserError(f"{path} does not exist; expected an image, a folder, a raster or one of {known}")
     if Path(file).is_file():
         return [Photos(path, (Path(file),))] if file.lower().endswith(PHOTOS) else [Tiles(path, file, bands, tiling)]
     found = sorted(entry for entry in Path(file).rglob("*") if entry.is_file())

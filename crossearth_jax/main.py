@@ -13,7 +13,7 @@ import jax
 from absl import flags, logging
 from ml_collections import config_flags
 
-from crossearth_jax import benchmark
+from crossearth_jax.benchmark.registry import settings_of
 from crossearth_jax.config import Config, UserError, from_config_dict
 from crossearth_jax.config_check import check_config
 from crossearth_jax.runtime import command, parallel
@@ -104,12 +104,13 @@ def _run(config: Config, workdir: Path) -> int:
     from crossearth_jax.training.loop import train
     from crossearth_jax.training.stop import Stopped
 
-    targets = [setting.target for setting in benchmark.settings_of(config.data.source, config.evaluate.settings)]
+    data = config.data
+    targets = [setting.target for setting in settings_of(data.source, config.evaluate.settings, data.data_dir)]
     if _MODE.value == "train":
         targets = []
     # One process prepares, the others find it done; where they have disks of their own, each does it for itself.
     with _first_process_first():
-        prepare_domains(dict.fromkeys([config.data.source, *targets]), config.data.data_dir)
+        prepare_domains(dict.fromkeys([*data.source.split("+"), *targets]), data.data_dir)
     if _MODE.value != "evaluate":
         try:
             train(config, workdir, validate)

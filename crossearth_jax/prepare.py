@@ -23,9 +23,10 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from crossearth_jax.benchmark import DOMAINS, Domain
+from crossearth_jax.benchmark.registry import DOMAIN_FILE, find_domain, known_domains, read_domain, write_domain
 from crossearth_jax.config import DataConfig, UserError
 from crossearth_jax.inputs.inspection import SplitReport, check_split
-from crossearth_jax.inputs.sources import PreparedSplit, dataset_directory, find_domain, prepared_splits, quiet_tfds
+from crossearth_jax.inputs.sources import PreparedSplit, dataset_directory, prepared_splits, quiet_tfds
 from crossearth_jax.runtime import command
 
 try:
@@ -37,8 +38,8 @@ except ImportError:  # the system has no such locks
 def main(argv: list[str]) -> int:
     """Prepares or checks what the command line names; returns the exit code."""
     arguments = _parser().parse_args(argv)
-    domains = domains_named(arguments.name)
-    options = _options(arguments.option, {DOMAINS[name].dataset for name in domains})
+    domains = domains_named(arguments.name, arguments.data_dir)
+    options = _options(arguments.option, {name.split("/")[0] for name in domains})
     if arguments.check:
         _check(domains, arguments, options)
     else:
@@ -83,14 +84,14 @@ def _options(given: Iterable[str], datasets: set[str]) -> dict[str, str]:
     return options
 
 
-def domains_named(name: str) -> list[str]:
-    """The domains that "dataset" or "dataset/config" stands for.
+def domains_named(name: str, data_dir: str | Path) -> list[str]:
+    """The domains that "dataset" or "dataset/config" stands for: the benchmark's, and others that are prepared.
 
     Raises:
       UserError: there is none.
     """
-    domains = [domain.name for domain in DOMAINS.values() if domain.dataset == name]
-    return domains or [find_domain(name).name]
+    domains = [known for known in known_domains(data_dir) if known.split("/")[0] == name]
+    return domains or [find_domain(name, data_dir).name]
 
 
 def prepare_domains(
@@ -114,12 +115,12 @@ def prepare(
     *,
     strict: bool = False,
 ) -> Path:
-    """Prepares one domain unless it is there already, verifies it and returns its folder.
+    """Prepares one domain unless it is there already, verifies it, writes its facts beside it and returns its folder.
 
     Several processes may prepare the same domain at once; the first to finish provides it for all.
 
     Args:
-      name: "dataset/config", a key of `benchmark.DOMAINS`.
+      name: "dataset/config", a key of `benchmark.DOMAINS`, or another domain that is prepared already.
       data_dir: folder of all prepared datasets; `~` is expanded.
       manual_dir: folder of the archives, for datasets that cannot be distributed.
       options: open choices of the dataset, see its builder's `OPTIONS`.
@@ -129,7 +130,11 @@ def prepare(
       UserError: the domain or an option is unknown, its source files are missing or damaged, the folder cannot be
         written, or what is prepared there is not whole or was prepared with other options.
     """
-    domain = find_domain(name)
+    if name not in DOMAINS:
+        domain, directory = find_domain(name, data_dir), dataset_directory(name, data_dir)
+        _verify(domain, data_dir, directory, strict)
+        return directory
+    domain = DOMAINS[name]
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()  # its carriage returns fill a log file
     if manual_dir is not None and not (manual_dir := Path(manual_dir).expanduser()).is_dir():
@@ -147,6 +152,7 @@ def prepare(
             f"{name} cannot be prepared in {data_dir}: {error}; free the space or choose another --data_dir"
         ) from error
     counts = _verify(domain, data_dir, Path(builder.data_dir), strict)
+    _refresh_facts(domain, Path(builder.data_dir))
     logging.info("%s is prepared in %s: %s", name, builder.data_dir, counts)
     return Path(builder.data_dir)
 
@@ -209,6 +215,12 @@ def _without_leftovers(directory: Path) -> Iterator[None]:
         yield
 
 
+def _refresh_facts(domain: Domain, directory: Path) -> None:
+    """Writes the benchmark's facts beside the data of one of its domains, unless they are there and the same."""
+    if not (directory / DOMAIN_FILE).exists() or read_domain(directory) != domain:
+        write_domain(directory, domain)
+
+
 def _verify(domain: Domain, data_dir: str | Path, directory: Path, strict: bool) -> dict[str, int]:
     """Numbers of images by split, after reading both ends of every split; warns if they are not the benchmark's."""
     if not (directory / "dataset_info.json").exists():
@@ -223,7 +235,7 @@ def _verify(domain: Domain, data_dir: str | Path, directory: Path, strict: bool)
             source[index]
     for split, expected in domain.counts.items():
         if counts[split] != expected:
-            message = f"{directory}: split {split} has {counts[split]} images, the benchmark's has {expected}"
+            message = f"{directory}: split {split} has {counts[split]} images, expected {expected}"
             if strict:
                 raise UserError(f"{message}; delete the folder and prepare it from complete archives")
             logging.warning("%s: scores on it are not comparable with published ones", message)
@@ -241,7 +253,7 @@ def _check(domains: Iterable[str], arguments: argparse.Namespace, options: Mappi
         for report in reports:
             print(report, flush=True)
             if report.faults or (arguments.strict and report.warnings):
-                faulty.append(f"{report.domain} {report.split}")
+                faulty.append(f"{report.domain.name} {report.split}")
     if faulty:
         remedy = "delete the folder of the domain and prepare it again" if arguments.manual_dir is None else "see above"
         raise UserError(f"not as expected: {', '.join(faulty)}; {remedy}")
@@ -254,8 +266,9 @@ def _prepared_reports(name: str, data_dir: str | Path) -> Iterator[SplitReport]:
         made = json.loads(recorded.read_text("utf-8"))
         how = [f"{key} {value}" for part in ("options", "choices") for key, value in made.get(part, {}).items()]
         print(f"{name} was prepared with {', '.join(how)}")
-    for split in DOMAINS[name].counts:
-        yield check_split(name, split, data_dir, owners) if split in present else SplitReport.absent(name, split)
+    domain = find_domain(name, data_dir)
+    for split in domain.counts:
+        yield check_split(domain, split, data_dir, owners) if split in present else SplitReport.absent(domain, split)
 
 
 def _archive_reports(
@@ -269,10 +282,9 @@ def _archive_reports(
         print(f"{name}: {note}")
     for found in builder.inspect(manual_dir):
         yield SplitReport(
-            domain=name,
+            domain=DOMAINS[name],
             split=found.split,
             images=found.sizes.total(),
-            expected=DOMAINS[name].counts[found.split],
             sizes=found.sizes,
             histogram=found.histogram,
             scenes=found.scenes,

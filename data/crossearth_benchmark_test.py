@@ -7,7 +7,7 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import registered
 
-from crossearth_jax.benchmark import DOMAINS, SETTINGS, TAXONOMIES, TRAININGS, training_of
+from crossearth_jax.benchmark import DOMAINS, SETTINGS, TRAININGS, training_of
 
 ROWS = [setting for setting in SETTINGS.values() if training_of(setting.name) is not None]
 
@@ -30,7 +30,7 @@ def test_row_resolves(references, tmp_path, setting, role):
     builder: Any = tfds.builder(reference.tfds_name(), data_dir=tmp_path)
     assert (builder.name, builder.builder_config.name) == (domain.dataset, domain.config)
     assert str(builder.version) == reference.version
-    classes = TAXONOMIES[str(domain.taxonomy)].classes
+    classes = domain.classes
     assert setting.classes == classes
     assert {"image", "label", "id"} <= set(builder.info.features)
     names = getattr(builder.info.features["label"], "names", None)

@@ -16,8 +16,8 @@ ROOT = Path(__file__).parent.parent
 # own layer or one above.
 LAYERS = (
     ("config",),
-    ("benchmark",),
     ("runtime",),
+    ("benchmark",),
     ("config_check",),
     ("ops",),
     ("inputs", "augment", "models", "losses"),

@@ -19,9 +19,10 @@ import orbax.checkpoint as ocp
 import pytest
 
 from benchmarks.kill_and_resume import complete_saves
+from crossearth_jax.benchmark import DOMAINS
 from crossearth_jax.config import MeshConfig
 from crossearth_jax.inference import evaluate
-from crossearth_jax.inference.domains import score_domain, taxonomy_of
+from crossearth_jax.inference.domains import score_domain
 from crossearth_jax.inference.segmentor import load
 from crossearth_jax.runtime import parallel
 from crossearth_jax.runtime.atomic import write_json
@@ -137,12 +138,12 @@ def test_two_processes_score_as_one_does(config, one_process, two_processes):
     row = json.loads((two_processes[0] / "results.json").read_text())[SETTING]
     assert row["checkpoint_step"] == step
     assert row["protocol"].startswith("best checkpoint on the validation split of the source blue_marble/temp")
-    names = taxonomy_of(row["source"]).classes
+    source, target = DOMAINS[row["source"]], DOMAINS[row["target"]]
     windows = load(two_processes[0]).sliding_windows(batch_size=config.evaluate.batch_size)
-    alone = score_domain(windows, row["target"], "test", config.data.data_dir, examples=config.evaluate.examples)
-    seen = score_domain(windows, row["source"], "validation", config.data.data_dir).confusion
+    alone = score_domain(windows, target, "test", config.data.data_dir, examples=config.evaluate.examples)
+    seen = score_domain(windows, source, "validation", config.data.data_dir).confusion
     iou = np.diag(seen) / np.maximum(seen.sum(0) + seen.sum(1) - np.diag(seen), 1)
-    assert found[step] == pytest.approx(100 * iou[[names.index(name) for name in SCORED]].mean(), abs=0.05)
+    assert found[step] == pytest.approx(100 * iou[[source.classes.index(name) for name in SCORED]].mean(), abs=0.05)
     written = np.load(two_processes[0] / "evaluation" / f"{SETTING}.npz")
     assert np.abs(written["confusion"] - alone.confusion).sum() <= 0.001 * alone.confusion.sum()
     np.testing.assert_array_equal(written["images"], alone.images)

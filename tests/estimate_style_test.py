@@ -128,15 +128,15 @@ def test_reads_the_train_split_of_a_domain(monkeypatch):
 
 
 def test_targets_need_an_explicit_flag():
-    assert allowed_targets((), None, False) == ()
-    assert allowed_targets((SOURCE,), SOURCE, False) == ()
-    assert allowed_targets((SOURCE, TARGET), SOURCE, True) == (TARGET,)
+    assert allowed_targets((), None, False, "") == ()
+    assert allowed_targets((SOURCE,), SOURCE, False, "") == ()
+    assert allowed_targets((SOURCE, TARGET), SOURCE, True, "") == (TARGET,)
     with pytest.raises(UserError, match="say which domain the model will be trained on"):
-        allowed_targets((SOURCE,), None, True)
+        allowed_targets((SOURCE,), None, True, "")
     with pytest.raises(UserError, match=f"trained on {SOURCE} is scored on {TARGET} .* --allow_target"):
-        allowed_targets((SOURCE, TARGET), SOURCE, False)
+        allowed_targets((SOURCE, TARGET), SOURCE, False, "")
     with pytest.raises(UserError, match="unknown domain"):
-        allowed_targets((), "blue_marble/temperate", False)
+        allowed_targets((), "blue_marble/temperate", False, "")
 
 
 def test_tiles_cover_in_order():

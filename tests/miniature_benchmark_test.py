@@ -14,6 +14,7 @@ from miniatures import write_all
 
 from crossearth_jax import benchmark
 from crossearth_jax.benchmark import DOMAINS, SETTINGS, TRAININGS
+from crossearth_jax.benchmark.registry import prepared_directory, write_domain
 from crossearth_jax.config import LossConfig, MimConfig, StyleConfig
 from crossearth_jax.inference import benchmark_table
 from crossearth_jax.prepare import prepare_domains
@@ -57,11 +58,12 @@ def shrunk(config, tiny, data_dir):
     )
 
 
-def test_fourteen_trainings_fill_the_table(experiments, tiny_config, data_dir, tmp_path, monkeypatch):
+def test_fourteen_trainings_fill_the_table(experiments, tiny_config, data_dir, tmp_path):
     for name in ROWS:
         target = DOMAINS[SETTINGS[name].target]
         box = dataclasses.replace(target.resize, box=(16, 16))
-        monkeypatch.setitem(DOMAINS, target.name, dataclasses.replace(target, resize=box))
+        facts = dataclasses.replace(target, resize=box)
+        write_domain(prepared_directory(target.name, data_dir), facts)
     runs = tmp_path / "runs"
     for training in TRAININGS.values():
         config = shrunk(experiments.experiment(training, training.name), tiny_config, data_dir)

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from crossearth_jax import benchmark
 from crossearth_jax.analysis import baselines
 from crossearth_jax.analysis.class_features import class_features
 from crossearth_jax.analysis.diagnostics import style_distances, style_examples
 from crossearth_jax.benchmark import Setting
+from crossearth_jax.benchmark.registry import find_domain, settings_of, source_domains
 from crossearth_jax.config import Config
-from crossearth_jax.inference.domains import DomainResult, taxonomy_of
+from crossearth_jax.inference.domains import DomainResult
 from crossearth_jax.inference.results import score
 from crossearth_jax.inference.segmentor import Segmentor
 from crossearth_jax.runtime.atomic import replacing, write_json
@@ -38,10 +38,12 @@ def add_to_results(config: Config, workdir: Path, segmentor: Segmentor, found: M
       segmentor: the run's model.
       found: what was found for each target.
     """
+    source, data_dir = config.data.source, config.data.data_dir
+    settings = {setting.name: setting for setting in settings_of(source, config.evaluate.settings, data_dir)}
     targets = list(found)
     with _addition("confusion matrices and examples of images"):
-        for setting in benchmark.settings_of(config.data.source, config.evaluate.settings):
-            _write_domain(workdir, setting, found[setting.target])
+        for setting in settings.values():
+            _write_domain(workdir, setting, data_dir, found[setting.target])
     if config.style is not None:
         with _addition("style distances"):
             distances = style_distances(config, targets)
@@ -50,18 +52,19 @@ def add_to_results(config: Config, workdir: Path, segmentor: Segmentor, found: M
             images, restyled = style_examples(config)
             _write_arrays(workdir / "evaluation" / "style_examples.npz", images=images, restyled=restyled)
     with _addition("baselines"):
-        reference = baselines.confusions(config.data.source, targets, config.data.data_dir)
+        classes = source_domains(source, data_dir)[0].classes
+        reference = baselines.confusions(source, targets, data_dir)
         _extend(
             workdir,
             lambda row: {
                 "baselines": {
-                    name: score(benchmark.SETTINGS[row["setting"]], matrices[row["target"]])
+                    name: score(settings[row["setting"]], classes, matrices[row["target"]])
                     for name, matrices in reference.items()
                 }
             },
         )
     with _addition("features of the classes"):
-        arrays = class_features(segmentor, config.data.source, targets, config.data.data_dir)
+        arrays = class_features(segmentor, source, targets, data_dir)
         _write_arrays(workdir / "evaluation" / "class_features.npz", **arrays)
 
 
@@ -82,14 +85,14 @@ def _extend(workdir: Path, values_of: Callable[[dict[str, Any]], dict[str, Any]]
     write_json(path, {name: row | values_of({**row, "setting": name}) for name, row in rows.items()})
 
 
-def _write_domain(workdir: Path, setting: Setting, result: DomainResult) -> None:
+def _write_domain(workdir: Path, setting: Setting, data_dir: str, result: DomainResult) -> None:
     """Writes a setting's confusion matrix and examples."""
-    facts = taxonomy_of(setting.target)
+    target = find_domain(setting.target, data_dir)
     _write_arrays(
         workdir / "evaluation" / f"{setting.name}.npz",
         **vars(result),
-        classes=np.asarray(facts.classes),
-        palette=np.asarray(facts.palette, np.uint8),
+        classes=np.asarray(target.classes),
+        palette=np.asarray(target.palette, np.uint8),
     )
 
 

@@ -15,9 +15,10 @@ from jaxtyping import Int, UInt8
 from sklearn.ensemble import HistGradientBoostingClassifier
 from threadpoolctl import threadpool_limits
 
-from crossearth_jax import benchmark
+from crossearth_jax.benchmark import IGNORE
+from crossearth_jax.benchmark.registry import find_domain, source_domains
 from crossearth_jax.inference import metrics
-from crossearth_jax.inputs.sources import PreparedSplit, find_domain
+from crossearth_jax.inputs.sources import PreparedSplit
 
 # Fitted pixels: practically all of blue_marble/temperate_green. The mean over its unseen climates moves by a point
 # or two with the draw, and by up to seven with 50,000 pixels: colours the source lacks (snow) are decided by few.
@@ -34,7 +35,7 @@ def confusions(
     """Confusion matrices (rows are the truth, ignored pixels left out) of the baselines of `source`.
 
     Args:
-      source: domain whose train split the baselines learn from.
+      source: domain, or domains joined by "+", whose train split the baselines learn from.
       targets: domains whose evaluation split is scored.
       data_dir: folder of the prepared datasets.
 
@@ -44,14 +45,16 @@ def confusions(
     Raises:
       UserError: a domain is unknown or not prepared.
     """
-    classes = len(benchmark.TAXONOMIES[str(find_domain(source).taxonomy)].classes)
-    pixels, labels = sampled_pixels(source, "train", data_dir)
+    domains = source_domains(source, data_dir)
+    classes = len(domains[0].classes)
+    sampled = [sampled_pixels(domain.name, "train", data_dir, SAMPLED // len(domains)) for domain in domains]
+    pixels, labels = (np.concatenate(column) for column in zip(*sampled, strict=True))
     classifiers = {"majority": fit_majority(labels), "colour": fit_colour(pixels, labels)}
     results: dict[str, dict[str, np.ndarray]] = {name: {} for name in classifiers}
     for target in targets:
         for name in classifiers:
             results[name][target] = np.zeros((classes, classes), np.int64)
-        for pixels, labels in labelled_pixels(target, find_domain(target).eval_split, data_dir):
+        for pixels, labels in labelled_pixels(target, find_domain(target, data_dir).eval_split, data_dir):
             for name, classifier in classifiers.items():
                 results[name][target] += metrics.confusion(labels, classifier(pixels), classes)
     return results
@@ -64,17 +67,17 @@ def labelled_pixels(
     source = PreparedSplit(domain, split, data_dir)
     for index in range(len(source)):
         example = source[index]
-        kept = example["label"] != benchmark.IGNORE
+        kept = example["label"] != IGNORE
         yield example["image"][kept], example["label"][kept]
 
 
 def sampled_pixels(
-    domain: str, split: str, data_dir: str | Path
+    domain: str, split: str, data_dir: str | Path, most: int = SAMPLED
 ) -> tuple[UInt8[np.ndarray, "n 3"], UInt8[np.ndarray, " n"]]:
-    """The labelled pixels of a split; of more than `SAMPLED` in all, an equal share of every image, at random."""
+    """The labelled pixels of a split; of more than `most` in all, an equal share of every image, at random."""
     source = PreparedSplit(domain, split, data_dir)
     height, width = source.size(0)
-    share = SAMPLED // len(source) if len(source) * height * width > SAMPLED else None
+    share = most // len(source) if len(source) * height * width > most else None
     generator = np.random.default_rng(SEED)
     chosen: list[tuple[np.ndarray, np.ndarray]] = []
     for pixels, labels in labelled_pixels(domain, split, data_dir):
@@ -100,11 +103,11 @@ def fit_colour(pixels: UInt8[np.ndarray, "n 3"], labels: UInt8[np.ndarray, " n"]
         trees.fit(pixels[chosen], labels[chosen])
 
     # Every colour is classified once, when it first occurs, and then looked up.
-    table = np.full(1 << 24, benchmark.IGNORE, np.uint8)
+    table = np.full(1 << 24, IGNORE, np.uint8)
 
     def classify(pixels: UInt8[np.ndarray, "n 3"]) -> UInt8[np.ndarray, " n"]:
         packed = np.einsum("nc,c->n", pixels, np.array([1 << 16, 1 << 8, 1]), dtype=np.int64)
-        new = np.unique(packed[table[packed] == benchmark.IGNORE])
+        new = np.unique(packed[table[packed] == IGNORE])
         if len(new):
             with threadpool_limits(limits=1):
                 colours = np.stack([new >> 16, new >> 8 & 255, new & 255], axis=-1)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from crossearth_jax import benchmark
 from crossearth_jax.benchmark import Resize
-from crossearth_jax.inference.domains import taxonomy_of
+from crossearth_jax.benchmark.registry import find_domain, source_domains
 from crossearth_jax.inference.resizing import fitted_size
 from crossearth_jax.inference.segmentor import Segmentor
 from crossearth_jax.inputs.sources import Example, PreparedSplit
@@ -59,7 +59,7 @@ def class_features(segmentor: Segmentor, source: str, targets: Iterable[str], da
 
     Args:
       segmentor: the model.
-      source: domain whose classes it has.
+      source: what it was trained on, whose classes it has.
       targets: domains to look at.
       data_dir: folder of the prepared datasets.
 
@@ -81,7 +81,7 @@ def class_features(segmentor: Segmentor, source: str, targets: Iterable[str], da
         "features": np.concatenate(features),
         "classes": np.concatenate(classes),
         "domains": np.concatenate(origins),
-        "class_names": np.asarray(taxonomy_of(source).classes),
+        "class_names": np.asarray(source_domains(source, data_dir)[0].classes),
         "domain_names": np.asarray(names),
     }
 
@@ -90,7 +90,7 @@ def _batches(
     domain: str, data_dir: str, side: int
 ) -> Iterator[tuple[UInt8[np.ndarray, "_ _ _ 3"], UInt8[np.ndarray, "_ _ _"]]]:
     """Middle windows in batches of one size; the last batch is filled up with windows without labels."""
-    facts = benchmark.DOMAINS[domain]
+    facts = find_domain(domain, data_dir)
     split = PreparedSplit(domain, facts.eval_split, data_dir)
     for group in itertools.batched(range(min(IMAGES, len(split))), BATCH):
         images = np.zeros((BATCH, side, side, 3), np.uint8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
 import jax
@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from crossearth_jax.analysis.style_codes import code_moments
 from crossearth_jax.augment.pipeline import augment
 from crossearth_jax.augment.style_injection import draw_style, mix_codes, redraw, sample_codes, style_injection
-from crossearth_jax.benchmark import DOMAINS
+from crossearth_jax.benchmark.registry import find_domain
 from crossearth_jax.config import Config, StyleConfig
 from crossearth_jax.inputs.sources import PreparedSplit, prepared_splits
 from crossearth_jax.inputs.transforms import window
@@ -36,7 +36,8 @@ def style_distances(config: Config, targets: Iterable[str]) -> dict[str, float]:
     """Fréchet distances between the style codes of the source and of each target.
 
     Codes of the first `DISTANCE_IMAGES` training images of a domain (of its scored images if it has no others) make
-    one Gaussian. This only describes the domains; nothing of a target reaches training.
+    one Gaussian; several sources share that number. This only describes the domains; nothing of a target reaches
+    training.
 
     Args:
       config: names the source and the style network.
@@ -44,19 +45,26 @@ def style_distances(config: Config, targets: Iterable[str]) -> dict[str, float]:
     """
     network, params = _network(config)
 
-    def moments(domain: str) -> Moments:
-        trained = "train" in prepared_splits(domain, config.data.data_dir)
-        split = PreparedSplit(domain, "train" if trained else DOMAINS[domain].eval_split, config.data.data_dir)
-        images = (split[index]["image"] for index in range(min(DISTANCE_IMAGES, len(split))))
+    def moments(domains: Sequence[str]) -> Moments:
+        images = (
+            image for domain in domains for image in _first_images(domain, config, DISTANCE_IMAGES // len(domains))
+        )
         return list(code_moments(network, params, images))[-1]
 
-    source = moments(config.data.source)
-    found = {domain: moments(domain) for domain in targets if domain != config.data.source}
+    source = moments(config.data.source.split("+"))
+    found = {domain: moments([domain]) for domain in targets if domain != config.data.source}
     distances = {
         name: frechet_distance(source.mean, source.covariance, other.mean, other.covariance)
         for name, other in found.items()
     }
     return {config.data.source: 0.0} | distances
+
+
+def _first_images(domain: str, config: Config, count: int) -> Iterator[UInt8[np.ndarray, "_ _ 3"]]:
+    trained = "train" in prepared_splits(domain, config.data.data_dir)
+    scored = find_domain(domain, config.data.data_dir).eval_split
+    split = PreparedSplit(domain, "train" if trained else scored, config.data.data_dir)
+    return (split[index]["image"] for index in range(min(count, len(split))))
 
 
 # The network is a fixed argument: one compilation serves every style and seed.
@@ -85,8 +93,9 @@ def style_examples(
 ) -> tuple[UInt8[np.ndarray, "n s s 3"], UInt8[np.ndarray, "n s s 3"]]:
     """A few augmented training images, as they are and restyled as in training (but each of them)."""
     assert config.style is not None
-    split = PreparedSplit(config.data.source, "train", config.data.data_dir)
-    chosen = list(itertools.islice((split[i] for i in range(len(split))), EXAMPLES))
+    splits = [PreparedSplit(name, "train", config.data.data_dir) for name in config.data.source.split("+")]
+    in_turn = (split[i] for i in range(EXAMPLES) for split in splits if i < len(split))
+    chosen = list(itertools.islice(in_turn, EXAMPLES))
     height, width = np.min([example["label"].shape for example in chosen], axis=0).tolist()
     # The middle of each, at the size that all of them have.
     pairs = [window(example["image"], example["label"], (height, width), (0.5, 0.5)) for example in chosen]

@@ -20,9 +20,9 @@ from jax.sharding import Mesh
 from crossearth_jax.aot import chips, collectives, hlo
 from crossearth_jax.aot.compile_table import compile_table, step_line
 from crossearth_jax.aot.origins import NOTHING, Origin, shared_sizes
+from crossearth_jax.benchmark.registry import find_domain
 from crossearth_jax.config import Config, UserError
 from crossearth_jax.inference.segmentor import jit_window_scores
-from crossearth_jax.inputs.sources import find_domain
 from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.runtime import parallel
 from crossearth_jax.runtime.atomic import replacing, write_json
@@ -86,7 +86,7 @@ class Traced(NamedTuple):
 def trace_training(config: Config, mesh: Mesh) -> Traced:
     """Traces the training step for `mesh`."""
     program = build_program(config, mesh, *style_parts(config, parallel.batch_shards(mesh)))
-    size = find_domain(config.data.source).sizes["train"]
+    size = find_domain(config.data.source, config.data.data_dir).sizes["train"]
     state = _placed(program.state, program.state_shardings)
     frozen = _placed(program.frozen, program.frozen_shardings)
     batch = _batch(mesh, config.data.batch_size, size, size=((2,), jnp.int32), index=((), jnp.int32))

@@ -6,12 +6,10 @@ import itertools
 
 from crossearth_jax.benchmark.facts import Domain, Setting, Taxonomy
 
-TAXONOMIES = (
-    Taxonomy(
-        name="blue_marble",
-        classes=("water", "forest", "shrub_grass", "cropland", "bare_snow"),
-        palette=((38, 102, 178), (20, 97, 45), (166, 196, 92), (236, 184, 64), (214, 206, 198)),
-    ),
+TAXONOMY = Taxonomy(
+    name="blue_marble",
+    classes=("water", "forest", "shrub_grass", "cropland", "bare_snow"),
+    palette=((38, 102, 178), (20, 97, 45), (166, 196, 92), (236, 184, 64), (214, 206, 198)),
 )
 
 CLIMATES = ("tropical", "arid", "temperate", "cold")
@@ -48,7 +46,7 @@ def _domain(climate: str, season: str) -> Domain:
         dataset="blue_marble",
         config=config,
         description=f"Blue Marble tiles of the {climate} climate in the {_SEASONS[season]}",
-        taxonomy="blue_marble",
+        taxonomy=TAXONOMY,
         gsd=_GSD[season],
         eval_split="test",
         counts=dict(zip(_SIZES, _COUNTS[config], strict=True)),
@@ -81,7 +79,7 @@ def _setting(source: tuple[str, str], target: tuple[str, str]) -> Setting:
         source=f"blue_marble/{source_name}",
         target=f"blue_marble/{target_name}",
         gap=tuple(g for g, a, b in zip(("climate", "season"), source, target, strict=True) if a != b),
-        classes=tuple(name for name in TAXONOMIES[0].classes if name in shared),
+        classes=tuple(name for name in TAXONOMY.classes if name in shared),
     )
 
 

@@ -41,6 +41,7 @@ TAXONOMIES = (
     ),
 )
 
+_TAXONOMIES = {taxonomy.name: taxonomy for taxonomy in TAXONOMIES}
 OBJECTS = {"building": "building", "road": "road"}  # taxonomy -> class that two-class settings are about
 
 
@@ -60,7 +61,7 @@ def _domain(
         dataset=dataset,
         config=config,
         description=description,
-        taxonomy=taxonomy,
+        taxonomy=_TAXONOMIES[taxonomy],
         gsd=gsd,
         eval_split=list(counts)[-1] if eval_split is None else eval_split,
         counts=counts,
@@ -198,14 +199,14 @@ OPEN_ROWS = (
 
 def _setting(name: str, source: str, target: str, gap: tuple[str, ...]) -> Setting:
     taxonomy = next(domain.taxonomy for domain in DOMAINS if domain.name == target)
-    classes = next(facts.classes for facts in TAXONOMIES if facts.name == taxonomy)
+    assert taxonomy is not None
     return Setting(
         name=name,
         source=source,
         target=target,
         gap=gap,
-        classes=classes,
-        object=OBJECTS.get(str(taxonomy)),
+        classes=taxonomy.classes,
+        object=OBJECTS.get(taxonomy.name),
         published=PUBLISHED.get(name),
     )
 

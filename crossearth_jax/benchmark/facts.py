@@ -32,18 +32,29 @@ class Domain:
     dataset: str
     config: str
     description: str
-    taxonomy: str | None  # key of TAXONOMIES; None for images without labels
+    taxonomy: Taxonomy | None  # None for images without labels
     gsd: float | None  # ground sampling distance in metres (plate carrée grids: at the equator); None if it varies
     eval_split: str  # split scored when the domain is a target; "" if it never is one
     counts: Mapping[str, int]  # images per split
     sizes: Mapping[str, tuple[int, int]]  # height and width of the largest images per split, in pixels
     resize: Resize | None = None  # of evaluation; None leaves images as they are
     bands: tuple[str, str, str] = ("red", "green", "blue")  # what the three channels are
+    pixels: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)  # per split and class, if counted
 
     @property
     def name(self) -> str:
-        """Key in `DOMAINS`, also the TFDS name: "<dataset>/<config>"."""
+        """The TFDS name: "<dataset>/<config>"."""
         return f"{self.dataset}/{self.config}"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the train ids; none for images without labels."""
+        return self.taxonomy.classes if self.taxonomy else ()
+
+    @property
+    def palette(self) -> tuple[tuple[int, int, int], ...]:
+        """RGB of each class."""
+        return self.taxonomy.palette if self.taxonomy else ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,8 +71,8 @@ class Setting:
     """One row of a results table: train on `source`, score on `target`."""
 
     name: str
-    source: str  # key of DOMAINS
-    target: str  # key of DOMAINS
+    source: str  # name of the domain, or names joined by "+"
+    target: str  # name of the domain
     gap: tuple[str, ...]  # what differs between the two; () in an in-domain row
     classes: tuple[str, ...]  # scored classes, in the order of the taxonomy
     object: str | None = None  # class whose IoU is the headline of a two-class setting, beside the two-class mean
@@ -78,7 +89,7 @@ class Training:
     """A model that serves every setting of its source."""
 
     name: str
-    source: str  # key of DOMAINS
+    source: str  # name of the domain
     crop: int  # side of crops and windows, in pixels
     weights: str | None  # published file of this training; None if none was published
 

@@ -21,7 +21,8 @@ import jax
 from absl import logging
 
 from crossearth_jax import benchmark
-from crossearth_jax.benchmark import DOMAINS, Setting
+from crossearth_jax.benchmark import Setting
+from crossearth_jax.benchmark.registry import find_domain, settings_from
 from crossearth_jax.config import Config, UserError
 from crossearth_jax.inference.candidates import Candidate, find_candidates
 from crossearth_jax.inference.domains import score_domain
@@ -63,10 +64,12 @@ def fill_table(config: Config, workdir: Path, checkpoints: Path) -> Path:
       UserError: there is nothing to score with; the report says what is missing.
     """
     names = config.evaluate.settings
-    unknown = [name for name in names if name not in benchmark.SETTINGS]
+    of_source = settings_from(config.data.source, config.data.data_dir)
+    known = benchmark.SETTINGS | {setting.name: setting for setting in of_source}
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise UserError(f"unknown settings: {', '.join(unknown)}; known: {', '.join(benchmark.SETTINGS)}")
-    settings = [benchmark.SETTINGS[name] for name in names] or benchmark.settings_from(config.data.source)
+        raise UserError(f"unknown settings: {', '.join(unknown)}; known: {', '.join(known)}")
+    settings = [known[name] for name in names] or of_source
     plan = make_plan(settings, config.data.data_dir, workdir, checkpoints)
     for name, reasons in plan.missing.items():
         for reason in reasons:
@@ -75,12 +78,12 @@ def fill_table(config: Config, workdir: Path, checkpoints: Path) -> Path:
     logging.info(
         "%d cells: %d to score, %d scored before", len(plan.cells), len(pending), len(plan.cells) - len(pending)
     )
-    report = write_table(settings, plan, workdir, checkpoints)
+    report = write_table(settings, plan, config.data.data_dir, workdir, checkpoints)
     for candidate, cells in _by_candidate(pending):
         for cell in score_cells(config, candidate, cells, plan.missing):
-            report = write_table(settings, plan, workdir, checkpoints)
+            report = write_table(settings, plan, config.data.data_dir, workdir, checkpoints)
             logging.info("%s by %s: done, see %s", cell.setting.name, candidate.label, report)
-    report = write_table(settings, plan, workdir, checkpoints)
+    report = write_table(settings, plan, config.data.data_dir, workdir, checkpoints)
     if all(read_cell(cell) is None for cell in plan.cells):
         raise UserError(f"not one of {len(settings)} settings can be scored; {report} says what each of them lacks")
     return report
@@ -125,10 +128,11 @@ def lacking_checkpoint(setting: Setting, checkpoints: Path) -> str:
 
 def lacking_data(target: str, data_dir: str) -> str | None:
     """How to prepare a target that is not prepared; None if it is."""
-    split = DOMAINS[target].eval_split
+    domain = find_domain(target, data_dir)
+    split = domain.eval_split
     prepare = f"python -m crossearth_jax.prepare {target} --data_dir={data_dir}"
-    if DOMAINS[target].dataset != "blue_marble":
-        prepare += f" --manual_dir=FOLDER (data/{DOMAINS[target].dataset}/README.md says where to get its archives)"
+    if domain.dataset != "blue_marble":
+        prepare += f" --manual_dir=FOLDER (data/{domain.dataset}/README.md says where to get its archives)"
     try:
         present = prepared_splits(target, data_dir)
     except UserError:
@@ -146,7 +150,7 @@ def _identity(setting: Setting, candidate: Candidate, data_dir: str) -> dict[str
         "checkpoint": candidate.label,
         "checkpoint_state": candidate.fingerprint(),
         "data": hashlib.sha256(info.read_bytes()).hexdigest(),
-        "resize": repr(DOMAINS[setting.target].resize),
+        "resize": repr(find_domain(setting.target, data_dir).resize),
     }
 
 
@@ -193,9 +197,9 @@ def score_cells(
 
 def score_cell(windows: SlidingWindows, cell: Cell, data_dir: str) -> dict[str, Any]:
     """The content of a cell's file."""
-    domain = DOMAINS[cell.setting.target]
-    found = score_domain(windows, domain.name, domain.eval_split, data_dir)
-    return row(cell.setting, found.confusion, cell.candidate.step) | {
+    domain = find_domain(cell.setting.target, data_dir)
+    found = score_domain(windows, domain, domain.eval_split, data_dir)
+    return row(cell.setting, domain.classes, found.confusion, cell.candidate.step) | {
         "checkpoint": cell.candidate.label,
         "kind": cell.candidate.kind,
         "images": len(PreparedSplit(domain.name, domain.eval_split, data_dir)),
@@ -204,18 +208,19 @@ def score_cell(windows: SlidingWindows, cell: Cell, data_dir: str) -> dict[str, 
     }
 
 
-def write_table(settings: Sequence[Setting], plan: Plan, workdir: Path, checkpoints: Path) -> Path:
+def write_table(settings: Sequence[Setting], plan: Plan, data_dir: str, workdir: Path, checkpoints: Path) -> Path:
     """Writes `results.json`, `report.md` and `report.html` of the cells that are finished; returns the page's path."""
     rows, results = [], {}
     for setting in settings:
+        target = find_domain(setting.target, data_dir)
         cells = [cell for cell in plan.cells if cell.setting is setting]
         scored = [result for cell in cells if (result := read_cell(cell)) is not None]
         for result in scored:
             key = setting.name if len(cells) == 1 else f"{setting.name} by {result['checkpoint']}"
             results[key] = {name: value for name, value in result.items() if name != "confusion"}
-        rows += [Row(setting, result, ()) for result in scored]
+        rows += [Row(setting, target, result, ()) for result in scored]
         if len(scored) < max(len(cells), 1):
-            rows.append(Row(setting, None, plan.missing.get(setting.name, ("not scored yet",))))
+            rows.append(Row(setting, target, None, plan.missing.get(setting.name, ("not scored yet",))))
     page = workdir / "report.html"
     if jax.process_index() == 0:
         write_json(workdir / "results.json", results)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from absl import logging
 
-from crossearth_jax.benchmark import DOMAINS, TAXONOMIES, TRAININGS, Training
+from crossearth_jax.benchmark import DOMAINS, TRAININGS, Training
 from crossearth_jax.config import UserError
 from crossearth_jax.inference.segmentor import Segmentor, load
 from crossearth_jax.training.export import MODEL_FILE, ensure_exported
@@ -20,7 +20,7 @@ class Candidate:
     """One checkpoint of one training."""
 
     path: Path
-    source: str  # key of DOMAINS: what it was trained on
+    source: str  # what it was trained on
     kind: str  # "run", "published" or "converted"
     step: int | None  # of a run's newest checkpoint
 
@@ -42,8 +42,8 @@ class Candidate:
         """
         if self.kind == "run":
             return load(self.path)
-        taxonomy = TAXONOMIES[str(DOMAINS[self.source].taxonomy)]
-        return load(self.path, num_classes=len(taxonomy.classes), class_names=taxonomy.name)
+        domain = DOMAINS[self.source]  # published files are the benchmark's
+        return load(self.path, num_classes=len(domain.classes), class_names=domain.classes, palette=domain.palette)
 
 
 def find_candidates(folder: Path) -> dict[str, list[Candidate]]:

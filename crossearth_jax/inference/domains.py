@@ -9,8 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from crossearth_jax import benchmark
-from crossearth_jax.benchmark import Domain, Taxonomy
+from crossearth_jax.benchmark import Domain
 from crossearth_jax.config import UserError
 from crossearth_jax.inference import metrics, resizing
 from crossearth_jax.inference.windows import SlidingWindows
@@ -32,19 +31,14 @@ class DomainResult:
     predictions: UInt8[np.ndarray, "n h w"]
 
 
-def taxonomy_of(domain: str) -> Taxonomy:
-    """The classes of a labelled domain."""
-    return benchmark.TAXONOMIES[str(benchmark.DOMAINS[domain].taxonomy)]
-
-
-def score_domain(windows: SlidingWindows, name: str, split: str, data_dir: str, examples: int = 0) -> DomainResult:
+def score_domain(windows: SlidingWindows, domain: Domain, split: str, data_dir: str, examples: int = 0) -> DomainResult:
     """Scores every image of one split of one domain; all processes of a run call it together.
 
     Each process scores its share of the images on its own devices; the confusion matrices are summed at the end.
 
     Args:
       windows: applies the model.
-      name: key of `benchmark.DOMAINS`.
+      domain: its facts.
       split: name of the split.
       data_dir: folder of the prepared datasets.
       examples: images to keep.
@@ -52,17 +46,17 @@ def score_domain(windows: SlidingWindows, name: str, split: str, data_dir: str, 
     Raises:
       UserError: the domain is not prepared, or a record is corrupt: a score over a part of the images is no score.
     """
-    domain, classes = benchmark.DOMAINS[name], taxonomy_of(name).classes
-    source = PreparedSplit(name, split, data_dir)
+    classes = len(domain.classes)
+    source = PreparedSplit(domain.name, split, data_dir)
     first, past = (len(source) * part // jax.process_count() for part in (jax.process_index(), jax.process_index() + 1))
     share = range(first, past)
     progress = Progress(len(share), "images")
-    confusion = np.zeros((len(classes), len(classes)), np.int64)
+    confusion = np.zeros((classes, classes), np.int64)
     kept = Examples(examples)
     for example, predicted in _predictions(windows, source, share, domain, split):
-        confusion += metrics.confusion(example["label"], predicted, len(classes))
+        confusion += metrics.confusion(example["label"], predicted, classes)
         kept.add(example, predicted)
-        progress.advance(note=name)
+        progress.advance(note=domain.name)
     return DomainResult(parallel.sum_over_processes(confusion), *kept.arrays())
 
 
@@ -73,7 +67,7 @@ def _predictions(
 
     The image is resized, windows are slid over it, and the scores are resized back: labels keep their size.
     """
-    classes, largest = len(taxonomy_of(domain.name).classes), domain.sizes[split]
+    classes, largest = len(domain.classes), domain.sizes[split]
     waiting: dict[int, Example] = {}
 
     def images() -> Iterator[UInt8[np.ndarray, "_ _ 3"]]:

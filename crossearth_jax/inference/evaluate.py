@@ -14,11 +14,11 @@ import jax
 import numpy as np
 from absl import logging
 
-from crossearth_jax import benchmark
-from crossearth_jax.benchmark import Setting
+from crossearth_jax.benchmark import Domain, Setting
+from crossearth_jax.benchmark.registry import find_domain, settings_from, settings_of, source_domains
 from crossearth_jax.config import Config, UserError
 from crossearth_jax.inference import metrics
-from crossearth_jax.inference.domains import DomainResult, score_domain, taxonomy_of
+from crossearth_jax.inference.domains import DomainResult, score_domain
 from crossearth_jax.inference.results import row, score
 from crossearth_jax.inference.segmentor import Segmentor
 from crossearth_jax.models.network import SegmentationModel
@@ -52,19 +52,19 @@ def evaluate(config: Config, workdir: Path, segmentor: Segmentor) -> dict[str, D
             f"the model in {workdir} was trained on {described.trained_on or 'an unknown domain'}, the configuration's "
             f"source is {source}; use another --workdir, or the configuration that the run was started with"
         )
-    settings = benchmark.settings_of(source, config.evaluate.settings)
+    settings = settings_of(source, config.evaluate.settings, data_dir)
+    targets = {setting.target: find_domain(setting.target, data_dir) for setting in settings}
     windows = segmentor.sliding_windows(batch_size=config.evaluate.batch_size)
     found = {
-        target: score_domain(
-            windows, target, benchmark.DOMAINS[target].eval_split, data_dir, examples=config.evaluate.examples
-        )
-        for target in dict.fromkeys(setting.target for setting in settings)
+        name: score_domain(windows, target, target.eval_split, data_dir, examples=config.evaluate.examples)
+        for name, target in targets.items()
     }
     if jax.process_index() == 0:
         rows = {}
         for setting in settings:
             protocol = protocol_text(described.style_targets, selection(config, setting))
-            rows[setting.name] = row(setting, found[setting.target].confusion, described.step) | {"protocol": protocol}
+            names, confusion = targets[setting.target].classes, found[setting.target].confusion
+            rows[setting.name] = row(setting, names, confusion, described.step) | {"protocol": protocol}
         for earlier in (workdir / "evaluation").glob("*.npz"):  # additions to scores that are replaced now
             earlier.unlink()
         write_json(workdir / "results.json", rows)
@@ -90,48 +90,51 @@ def evaluate_model(
     Raises:
       UserError: the target is not prepared, or the model has another number of classes.
     """
-    names = taxonomy_of(setting.target).classes
+    target = find_domain(setting.target, data_dir)
+    names = target.classes
     if segmentor.classes != len(names):
         raise UserError(
             f"the model has {segmentor.classes} classes, {setting.target} has {len(names)}: {', '.join(names)}"
         )
     windows = segmentor.sliding_windows(batch_size=batch_size)
-    split = benchmark.DOMAINS[setting.target].eval_split
-    result = score_domain(windows, setting.target, split, data_dir, examples=4)
-    return score(setting, result.confusion), result
+    result = score_domain(windows, target, target.eval_split, data_dir, examples=4)
+    return score(setting, names, result.confusion), result
 
 
 def validate(config: Config, params: Mapping[str, jax.Array]) -> float:
     """Scores parameters in training on the validation split of the source; all processes call it together.
 
+    The confusion matrices of several sources are added up.
+
     Returns:
-      mIoU in percent, over the classes of the source's in-domain setting if it has one, else over all.
+      mIoU in percent, over the classes of the source's in-domain settings if it has any, else over all.
 
     Raises:
       UserError: the source has no such split.
     """
-    source = config.data.source
+    source, data_dir = config.data.source, config.data.data_dir
+    domains = source_domains(source, data_dir)
     model = SegmentationModel(dataclasses.replace(config.model, mim=None))
     described = Description(model=model.config, window=config.evaluate.window, stride=config.evaluate.stride)
     windows = Segmentor(model, dict(params), described).sliding_windows(batch_size=config.evaluate.batch_size)
-    confusion = score_domain(windows, source, holdout(source), config.data.data_dir).confusion
-    names = taxonomy_of(source).classes
-    own = [setting.classes for setting in benchmark.settings_from(source) if setting.target == source]
-    iou = metrics.iou(confusion)[[names.index(name) for name in (own[0] if own else names)]]
+    matrices = [score_domain(windows, domain, holdout(domain), data_dir).confusion for domain in domains]
+    own = [setting.classes for setting in settings_from(source, data_dir) if not setting.cross_domain]
+    scored = {name for classes in own or [domains[0].classes] for name in classes}
+    iou = metrics.iou(np.sum(matrices, axis=0))[[name in scored for name in domains[0].classes]]
     return float(np.nanmean(iou) * 100) if np.isfinite(iou).any() else 0.0
 
 
-def holdout(source: str) -> str:
-    """The split of a source that its checkpoints may be chosen on.
+def holdout(domain: Domain) -> str:
+    """The split of a source domain that its checkpoints may be chosen on.
 
     Raises:
       UserError: it has none.
     """
-    splits = benchmark.DOMAINS[source].counts
+    splits = domain.counts
     found = [split for split in HOLDOUTS if split in splits]
     if not found:
         raise UserError(
-            f"{source} has the splits {', '.join(splits)}, but none to choose a checkpoint on; "
+            f"{domain.name} has the splits {', '.join(splits)}, but none to choose a checkpoint on; "
             "score the last one (evaluate.select=last)"
         )
     return found[0]
@@ -141,9 +144,11 @@ def selection(config: Config, setting: Setting) -> str:
     """How the scored checkpoint was chosen, in words for the report."""
     if config.evaluate.select == "last":
         return PROTOCOL
-    source, split = config.data.source, holdout(config.data.source)
-    seen = setting.target == source and benchmark.DOMAINS[source].eval_split == split
-    chosen = f"best checkpoint on the {split} split of the source {source}"
+    domains = source_domains(config.data.source, config.data.data_dir)
+    splits = {domain.name: holdout(domain) for domain in domains}
+    seen = any(setting.target == domain.name and domain.eval_split == splits[domain.name] for domain in domains)
+    chosen = " and ".join(f"the {split} split of the source {name}" for name, split in splits.items())
+    chosen = f"best checkpoint on {chosen}"
     return f"{chosen}, which this row scores too" if seen else f"{chosen}; nothing was chosen on a target"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,16 +11,19 @@ from jaxtyping import Int
 
 from crossearth_jax.benchmark import Setting
 from crossearth_jax.inference import metrics
-from crossearth_jax.inference.domains import taxonomy_of
 from crossearth_jax.reporting.run import SCHEMA_VERSION
 
 
-def score(setting: Setting, confusion: Int[np.ndarray, "k k"]) -> dict[str, Any]:
+def score(setting: Setting, names: Sequence[str], confusion: Int[np.ndarray, "k k"]) -> dict[str, Any]:
     """mIoU over the setting's scored classes and IoU per class, in percent; predictions of any class count.
 
     A two-class setting also has `object` and `object_iou`, its headline; its mIoU is the two-class mean.
+
+    Args:
+      setting: says which classes are scored.
+      names: of the target's classes, in the order of the matrix.
+      confusion: rows are the truth.
     """
-    names = taxonomy_of(setting.target).classes
     iou = metrics.iou(confusion) * 100
     scored = [iou[names.index(name)] for name in setting.classes]
     of_object: dict[str, Any] = {}
@@ -32,10 +36,12 @@ def score(setting: Setting, confusion: Int[np.ndarray, "k k"]) -> dict[str, Any]
     }
 
 
-def row(setting: Setting, confusion: Int[np.ndarray, "k k"], step: int | None) -> dict[str, Any]:
+def row(setting: Setting, names: Sequence[str], confusion: Int[np.ndarray, "k k"], step: int | None) -> dict[str, Any]:
     """What every entry of `results.json` holds.
 
     Args:
+      setting: source, target and the classes that are scored.
+      names: of the target's classes, in the order of the matrix.
       confusion: rows are the truth.
       step: of the checkpoint, where one is known.
     """
@@ -45,7 +51,7 @@ def row(setting: Setting, confusion: Int[np.ndarray, "k k"], step: int | None) -
         "target": setting.target,
         "gap": list(setting.gap),
         "cross_domain": setting.cross_domain,
-        **score(setting, confusion),
+        **score(setting, names, confusion),
         "classes": list(setting.classes),
         "accuracy": _number(metrics.accuracy(confusion) * 100),
         "pixels": int(confusion.sum()),

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from crossearth_jax.benchmark import DOMAINS, IGNORE, TAXONOMIES
+from crossearth_jax.benchmark import IGNORE, Domain
 from crossearth_jax.inputs.sources import CorruptRecordError, PreparedSplit
 from crossearth_jax.runtime.progress import Progress
 
@@ -22,10 +22,9 @@ _FAULTS_SHOWN = 20
 class SplitReport:
     """What reading one split found; `str` gives the lines that `prepare --check` prints."""
 
-    domain: str
+    domain: Domain
     split: str
     images: int
-    expected: int
     sizes: Counter[tuple[int, int]]  # (height, width) -> images
     histogram: Int[np.ndarray, 256]  # pixels per label value
     scenes: int | None = None  # images before tiling; None if that is not known
@@ -33,33 +32,26 @@ class SplitReport:
     damaged: Sequence[str] = ()  # what could not be read or belongs elsewhere, by file
 
     @classmethod
-    def absent(cls, domain: str, split: str) -> SplitReport:
+    def absent(cls, domain: Domain, split: str) -> SplitReport:
         """Of a split that was not prepared."""
-        expected = DOMAINS[domain].counts[split]
-        nothing = np.zeros(256, np.int64)
-        return cls(domain=domain, split=split, images=0, expected=expected, sizes=Counter(), histogram=nothing)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the train ids; none for an unlabelled domain."""
-        taxonomy = DOMAINS[self.domain].taxonomy
-        return TAXONOMIES[taxonomy].classes if taxonomy else ()
+        return cls(domain=domain, split=split, images=0, sizes=Counter(), histogram=np.zeros(256, np.int64))
 
     @property
     def unknown(self) -> list[int]:
         """Label values that are neither a train id nor IGNORE."""
         values = np.flatnonzero(self.histogram).tolist()
-        return [value for value in values if value >= len(self.classes) and value != IGNORE]
+        return [value for value in values if value >= len(self.domain.classes) and value != IGNORE]
 
     @property
     def warnings(self) -> list[str]:
         """What makes scores incomparable with published ones, but may be intended: a subset."""
-        return [f"{self.expected} images expected"] if self.images != self.expected else []
+        expected = self.domain.counts[self.split]
+        return [f"{expected} images expected"] if self.images != expected else []
 
     @property
     def faults(self) -> list[str]:
         """What must be repaired; empty if all is well."""
-        largest = DOMAINS[self.domain].sizes[self.split]
+        largest = self.domain.sizes[self.split]
         too_large = [size for size in self.sizes if size[0] > largest[0] or size[1] > largest[1]]
         return [
             *([f"unknown label values {self.unknown}"] if self.unknown else []),
@@ -68,13 +60,13 @@ class SplitReport:
         ]
 
     def __str__(self) -> str:
-        labelled = max(int(self.histogram[: len(self.classes)].sum()), 1)
-        shares = [f"{name} {self.histogram[i] / labelled:.1%}" for i, name in enumerate(self.classes)]
+        labelled = max(int(self.histogram[: len(self.domain.classes)].sum()), 1)
+        shares = [f"{name} {self.histogram[i] / labelled:.1%}" for i, name in enumerate(self.domain.classes)]
         ignored = f"ignored {self.histogram[IGNORE] / max(int(self.histogram.sum()), 1):.1%}"
         sizes = ", ".join(f"{height}x{width}: {count}" for (height, width), count in sorted(self.sizes.items()))
         scenes = "" if self.scenes is None else f" of {self.scenes} scenes"
         status = "" if self.faults or self.warnings or self.notes else " ok"
-        lines = [f"{self.domain} {self.split}: {self.images} images{scenes} ({sizes}){status}"]
+        lines = [f"{self.domain.name} {self.split}: {self.images} images{scenes} ({sizes}){status}"]
         lines += [f"  warning: {warning}" for warning in (*self.warnings, *self.notes)]
         lines += [f"  fault: {fault}" for fault in self.faults[:_FAULTS_SHOWN]]
         if len(self.faults) > _FAULTS_SHOWN:
@@ -90,12 +82,12 @@ def image_digest(image: UInt8[np.ndarray, "h w 3"]) -> str | None:
 
 
 def check_split(
-    name: str, split: str, data_dir: str | Path, owners: dict[str, tuple[str, str]] | None = None
+    domain: Domain, split: str, data_dir: str | Path, owners: dict[str, tuple[str, str]] | None = None
 ) -> SplitReport:
-    """Reads every record of one split of the prepared domain `name`.
+    """Reads every record of one split of a prepared domain.
 
     Args:
-      name: of the domain.
+      domain: its facts.
       split: which is read.
       data_dir: folder of all prepared datasets.
       owners: digests of the images of the splits read before, each with its split and id; extended by this one's.
@@ -103,12 +95,11 @@ def check_split(
     Raises:
       UserError: the domain is not prepared or has no such split.
     """
-    source = PreparedSplit(name, split, data_dir)
+    source = PreparedSplit(domain.name, split, data_dir)
     histogram, sizes, damaged = np.zeros(256, np.int64), Counter[tuple[int, int]](), list[str]()
     owners, progress, unlabelled = {} if owners is None else owners, Progress(len(source), "images"), 0
-    labelled = DOMAINS[name].taxonomy is not None
     for index in range(len(source)):
-        progress.advance(note=f"{name} {split}")
+        progress.advance(note=f"{domain.name} {split}")
         try:
             example = source[index]
         except CorruptRecordError as error:
@@ -123,12 +114,11 @@ def check_split(
         histogram += np.bincount(label.ravel(), minlength=256)
         sizes[label.shape[0], label.shape[1]] += 1
     return SplitReport(
-        domain=name,
+        domain=domain,
         split=split,
         images=len(source),
-        expected=DOMAINS[name].counts[split],
         sizes=sizes,
         histogram=histogram,
-        notes=[f"{unlabelled} of {len(source)} images have no label at all"] if labelled and unlabelled else [],
+        notes=[f"{unlabelled} of {len(source)} images have no label at all"] if domain.taxonomy and unlabelled else [],
         damaged=damaged,
     )

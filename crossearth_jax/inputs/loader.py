@@ -19,6 +19,7 @@ from absl import logging
 from jaxtyping import Bool, Int32, UInt8
 
 from crossearth_jax import benchmark
+from crossearth_jax.benchmark.registry import find_domain
 from crossearth_jax.config import DataConfig, UserError
 from crossearth_jax.inputs import sources, transforms
 from crossearth_jax.inputs.watch import WatchedBatches
@@ -59,7 +60,7 @@ def train_iterator(
     Raises:
       UserError: the domain is unknown or not prepared, the batch does not divide, or a label is unknown.
     """
-    domain = sources.find_domain(config.source)
+    domain = find_domain(config.source, config.data_dir)
     rows = _local_rows(config.batch_size, process_index, process_count)
     source = _train_source(domain, config)
     in_memory = isinstance(source, sources.MemorySource)
@@ -153,7 +154,7 @@ class _Reader:
         size = np.zeros((len(indices), 2), np.int32)
         replaced = np.zeros(len(indices), bool)
         for row, record in enumerate(indices):
-            example = transforms.check_labels(self.source[record], self._classes)
+            example = transforms.check_labels(self.source[record], len(self.domain.classes))
             size[row] = np.minimum(example["label"].shape, self.size)
             image[row], label[row] = transforms.window(
                 example["image"], example["label"], self.size, tuple(places[row])
@@ -161,8 +162,3 @@ class _Reader:
             index[row] = example["index"]
             replaced[row] = example["index"] != record
         return Batch(image=image, label=label, size=size, index=index, replaced=replaced)
-
-    @property
-    def _classes(self) -> int:
-        taxonomy = self.domain.taxonomy
-        return len(benchmark.TAXONOMIES[taxonomy].classes) if taxonomy else 0

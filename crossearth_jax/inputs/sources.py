@@ -8,7 +8,6 @@ train ids).
 from __future__ import annotations
 
 import contextlib
-import difflib
 import io
 import logging as python_logging
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +20,8 @@ from absl import logging
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
-from crossearth_jax.benchmark import DOMAINS, IGNORE, Domain
+from crossearth_jax.benchmark import IGNORE
+from crossearth_jax.benchmark.registry import prepared_directory
 from crossearth_jax.config import UserError
 
 
@@ -52,33 +52,19 @@ class CorruptRecordError(UserError):
     """A record of a prepared dataset cannot be read."""
 
 
-def find_domain(name: str) -> Domain:
-    """Facts of the domain `name`.
-
-    Raises:
-      UserError: there is no such domain.
-    """
-    if name not in DOMAINS:
-        near = difflib.get_close_matches(name, DOMAINS, n=3)
-        known = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(DOMAINS)}"
-        raise UserError(f"unknown domain '{name}'; {known}")
-    return DOMAINS[name]
-
-
 def dataset_directory(domain: str, data_dir: str | Path) -> Path:
     """Folder of the newest prepared version of `domain`.
 
     Raises:
       UserError: nothing is prepared there.
     """
-    root = Path(data_dir).expanduser() / domain
-    versions = [path.parent for path in root.glob("*/dataset_info.json") if path.parent.name[0].isdigit()]
-    if not versions:
+    directory = prepared_directory(domain, data_dir)
+    if directory is None:
         raise UserError(
-            f"{domain} is not prepared in {root.parent.parent}; run"
+            f"{domain} is not prepared in {Path(data_dir).expanduser()}; run"
             f" 'python -m crossearth_jax.prepare {domain} --data_dir={data_dir}'"
         )
-    return max(versions, key=lambda path: tuple(int(part) for part in path.name.split(".")))
+    return directory
 
 
 @contextlib.contextmanager

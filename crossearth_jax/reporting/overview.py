@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from crossearth_jax.benchmark import DOMAINS, TAXONOMIES, OpenRow, Setting
+from crossearth_jax.benchmark import Domain, OpenRow, Setting, Taxonomy
 from crossearth_jax.reporting import rendering
 from crossearth_jax.reporting.score_tables import NOTHING, Block, Entry, Table, number
 from crossearth_jax.reporting.table_files import as_markdown
@@ -28,6 +28,7 @@ class Row(NamedTuple):
     """One line: a setting by one checkpoint, or a setting that could not be scored."""
 
     setting: Setting
+    target: Domain
     result: Mapping[str, Any] | None  # as in results.json
     missing: tuple[str, ...]  # why there is no result
 
@@ -184,12 +185,11 @@ def model_table(rows: Sequence[Row]) -> Table:
 
 def class_tables(rows: Sequence[Row]) -> Iterator[Table]:
     """IoU by class, one table for the settings of each taxonomy."""
-    by_taxonomy: dict[str, list[Row]] = {}
+    by_taxonomy: dict[Taxonomy, list[Row]] = {}
     for row in rows:
-        if row.result is not None:
-            by_taxonomy.setdefault(str(DOMAINS[row.setting.target].taxonomy), []).append(row)
-    for name, members in by_taxonomy.items():
-        taxonomy = TAXONOMIES[name]
+        if row.result is not None and row.target.taxonomy is not None:
+            by_taxonomy.setdefault(row.target.taxonomy, []).append(row)
+    for taxonomy, members in by_taxonomy.items():
         colours = zip(taxonomy.classes, taxonomy.palette, strict=True)
         heads = [Entry(text=title, swatch=colour) for title, colour in colours]
         lines = []
@@ -198,7 +198,7 @@ def class_tables(rows: Sequence[Row]) -> Iterator[Table]:
             entries = (number(iou.get(title), heat=(iou.get(title) or 0) / 100) for title in taxonomy.classes)
             lines.append((Entry(text=row.setting.name, note=(row.result or {})["checkpoint"]), *entries))
         yield Table(
-            caption=f"{name} classes: IoU in percent.",
+            caption=f"{taxonomy.name} classes: IoU in percent.",
             head=(Entry(text="Setting"), *heads),
             blocks=(Block(title="", rows=tuple(lines)),),
         )

@@ -15,7 +15,7 @@ import jax
 from absl import logging
 from jax.experimental import multihost_utils
 
-from crossearth_jax import benchmark
+from crossearth_jax.benchmark.registry import source_domains
 from crossearth_jax.config import Config, MeshConfig, UserError, from_config_dict
 from crossearth_jax.runtime import parallel
 from crossearth_jax.training.initialise import style_targets
@@ -49,17 +49,17 @@ def export_model(workdir: Path, config: Config, params: Params, step: int) -> No
 
 def describe_run(config: Config, step: int) -> Description:
     """Describes a run's parameters; a run without labels has no classes to name."""
-    domain = benchmark.DOMAINS[config.data.source]
-    taxonomy = benchmark.TAXONOMIES.get(domain.taxonomy or "")
+    domains = source_domains(config.data.source, config.data.data_dir)
+    bands, gsd = {domain.bands for domain in domains}, {domain.gsd for domain in domains}
     return Description(
         model=dataclasses.replace(config.model, mim=None) if config.model.head else config.model,
-        class_names=taxonomy.classes if taxonomy else (),
-        palette=taxonomy.palette if taxonomy else (),
+        class_names=domains[0].classes,
+        palette=domains[0].palette,
         source=f"{config.name}, step {step}",
         window=config.evaluate.window,
         stride=config.evaluate.stride,
-        bands=domain.bands,
-        gsd=domain.gsd,
+        bands=bands.pop() if len(bands) == 1 else (),  # several sources may differ
+        gsd=gsd.pop() if len(gsd) == 1 else None,
         trained_on=config.data.source,
         style_targets=style_targets(config),
         step=step,

@@ -41,7 +41,7 @@ def style_parts(config: Config, shards: int) -> tuple[Shapes, Injection]:
         raise UserError(f"style.groups is {groups}, expected a multiple of the {shards} device shards of the batch")
     network = style_network(config)
     statistics = load_statistics(config.style.statistics, network.kind)
-    statistics.check_targets(config.data.source)
+    statistics.check_targets(config.data.source, config.data.data_dir)
     return network.shapes(), style_injection(config.style, network, statistics.sampler, groups)
 
 
@@ -54,7 +54,7 @@ def style_targets(config: Config) -> tuple[str, ...]:
     if config.style is None:
         return ()
     statistics = load_statistics(config.style.statistics, style_network(config).kind)
-    return statistics.check_targets(config.data.source)
+    return statistics.check_targets(config.data.source, config.data.data_dir)
 
 
 def style_network(config: Config) -> StyleNetwork:

@@ -22,7 +22,8 @@ from absl import logging
 from jaxtyping import Float
 
 from crossearth_jax.augment.style_injection import StyleStatistics
-from crossearth_jax.benchmark import DOMAINS, settings_from
+from crossearth_jax.benchmark import DOMAINS
+from crossearth_jax.benchmark.registry import settings_from
 from crossearth_jax.config import UserError
 from crossearth_jax.models.style_network import StyleKind
 from crossearth_jax.ops.moments import covariance_factor
@@ -78,8 +79,12 @@ class CodeStatistics:
         if not known:
             logging.warning("the style statistics do not say which weights they belong to; nothing could be checked")
 
-    def check_targets(self, source: str) -> tuple[str, ...]:
-        """Makes sure that a run trained on the domain `source` learns no styles of the domains it is scored on.
+    def check_targets(self, source: str, data_dir: str) -> tuple[str, ...]:
+        """Makes sure that a run trained on `source` learns no styles of the domains it is scored on.
+
+        Args:
+          source: the domain, or domains joined by "+".
+          data_dir: folder of the prepared datasets.
 
         Returns:
           Targets among the sources that were allowed on request when the file was made: the run must record them.
@@ -87,7 +92,7 @@ class CodeStatistics:
         Raises:
           UserError: a target is among the sources and was not allowed.
         """
-        targets = targets_among(self.provenance.domains, source)
+        targets = targets_among(self.provenance.domains, source, data_dir)
         refused = [target for target in targets if target not in self.provenance.allowed_targets]
         if refused:
             raise UserError(
@@ -99,13 +104,13 @@ class CodeStatistics:
         return targets
 
 
-def targets_among(domains: Iterable[str], source: str) -> tuple[str, ...]:
+def targets_among(domains: Iterable[str], source: str, data_dir: str) -> tuple[str, ...]:
     """Those of `domains` that hold images of a target of `source`, in their order.
 
     An unlabelled domain may hold images of every domain of its dataset.
     """
-    targets = {setting.target for setting in settings_from(source) if setting.cross_domain}
-    datasets = {DOMAINS[target].dataset for target in targets}
+    targets = {setting.target for setting in settings_from(source, data_dir) if setting.cross_domain}
+    datasets = {target.split("/")[0] for target in targets}
     unlabelled = {domain.name for domain in DOMAINS.values() if domain.taxonomy is None and domain.dataset in datasets}
     return tuple(name for name in domains if name in targets | unlabelled)
 

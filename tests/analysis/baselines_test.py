@@ -46,10 +46,9 @@ def test_labelled_pixels_leave_ignored_ones_out(data_dir):
     np.testing.assert_array_equal(np.column_stack([pixels, labels]), expected)
 
 
-def test_of_many_pixels_every_image_gives_an_equal_share(data_dir, monkeypatch):
+def test_of_many_pixels_every_image_gives_an_equal_share(data_dir):
     whole = list(baselines.labelled_pixels(SOURCE, "test", data_dir))
-    monkeypatch.setattr(baselines, "SAMPLED", 19 * 50)
-    pixels, labels = baselines.sampled_pixels(SOURCE, "test", data_dir)
+    pixels, labels = baselines.sampled_pixels(SOURCE, "test", data_dir, most=19 * 50)
     start = 0
     for image, truth in whole:
         count = min(50, len(truth))

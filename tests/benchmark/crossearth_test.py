@@ -8,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from crossearth_jax import benchmark
-from crossearth_jax.benchmark import DOMAINS, OTHER_WEIGHTS, SETTINGS, TAXONOMIES, TRAININGS, used_splits
+from crossearth_jax.benchmark import DOMAINS, OTHER_WEIGHTS, SETTINGS, TRAININGS, used_splits
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "benchmark.json").read_text())
 NAMES = {  # of a dataset in the golden file -> domain
@@ -46,9 +46,8 @@ def test_domain(name):
     assert domain.gsd == facts.get("gsd_m")
     if "image_size" in facts and name != "rescuenet_5class":  # whose photographs have more than one size
         assert set(domain.sizes.values()) == {tuple(reversed(facts["image_size"]))}
-    taxonomy = TAXONOMIES[str(domain.taxonomy)]
-    assert taxonomy.classes == tuple(facts["classes"])
-    assert taxonomy.palette == tuple(map(tuple, facts["palette"]))
+    assert domain.classes == tuple(facts["classes"])
+    assert domain.palette == tuple(map(tuple, facts["palette"]))
     if "eval_resize" in facts:
         assert domain.resize is not None
         assert domain.resize.box == tuple(reversed(facts["eval_resize"]["size"]))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from crossearth_jax.benchmark import DOMAINS, SETTINGS, TAXONOMIES, TRAININGS, training_of
+from crossearth_jax.benchmark import DOMAINS, SETTINGS, TRAININGS, training_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmark.md"
 
@@ -49,7 +49,7 @@ def domains():
         if domain.resize is not None:
             box = " x ".join(map(str, domain.resize.box)) + ("" if domain.resize.keep_ratio else ", stretched")
         gsd = "varies" if domain.gsd is None else f"{domain.gsd:g} m"
-        classes = ", ".join(TAXONOMIES[str(domain.taxonomy)].classes)
+        classes = ", ".join(domain.classes)
         rows.append([f"`{domain.name}`", splits, gsd, box, classes])
     return table(["Domain", "Images", "Pixel", "Box", "Classes"], rows)
 

@@ -82,12 +82,12 @@ def scored(monkeypatch):
     """Targets whose images went through a model, in order; an interrupt comes where the list says so."""
     targets = []
 
-    def domain(windows, name, split, data_dir):
+    def domain(windows, target, split, data_dir):
         assert (windows.classes, windows.window) == (5, 32)
         if targets and targets[-1] == "interrupt":
             targets.pop()
             raise KeyboardInterrupt
-        targets.append(name)
+        targets.append(target.name)
         # 9 of 10 pixels of every class are right, the others are taken for water.
         return DomainResult(np.diag([10, 9, 9, 9, 9]) + WRONG, *Examples(0).arrays())
 
@@ -163,7 +163,7 @@ def row(name, kind="run", **values):
         "checkpoint": "a", "kind": kind, "checkpoint_step": 3, "images": 49, "images_of_benchmark": 49,
         "miou": 70.0, "iou": dict.fromkeys(setting.classes, 70.0), **values,
     }  # fmt: skip
-    return benchmark_table.Row(setting, result, ())
+    return benchmark_table.Row(setting, benchmark.DOMAINS[setting.target], result, ())
 
 
 def test_two_class_rows_show_both_numbers_and_means_are_unweighted():
@@ -184,7 +184,8 @@ def test_two_class_rows_show_both_numbers_and_means_are_unweighted():
 
 
 def test_a_gap_that_is_not_complete_has_no_mean():
-    rows = [row("P(i)2V"), benchmark_table.Row(SETTINGS["V2P(i)"], None, ("no checkpoint",))]
+    unscored = benchmark_table.Row(SETTINGS["V2P(i)"], benchmark.DOMAINS["potsdam/irrg"], None, ("no checkpoint",))
+    rows = [row("P(i)2V"), unscored]
     (block,) = benchmark_table.overview.main_table(rows).blocks
     assert (
         block.rows[-1][3].text == benchmark_table.overview.NOTHING

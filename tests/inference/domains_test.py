@@ -36,23 +36,21 @@ def test_a_domain_of_mixed_sizes_equals_a_loop_over_its_images(model, mixed_size
     model, params = model
     resize = Resize(box=(16, 16))  # 24 x 32 becomes 12 x 16: a window that is not square
     facts = dataclasses.replace(DOMAINS[DOMAIN], resize=resize, sizes={"test": (32, 32)})
-    monkeypatch.setitem(DOMAINS, DOMAIN, facts)
     monkeypatch.setattr(domains, "PreparedSplit", lambda *_: mixed_sizes)
     expected = sum(confusion_of_one(model, params, resize, example) for example in mixed_sizes)
     assert (expected.sum(axis=0) > 0).sum() > 1  # more than one class is predicted
     segmentor = Segmentor(model, params, Description(model=model.config, window=16, stride=11))
-    result = domains.score_domain(segmentor.sliding_windows(batch_size=4), DOMAIN, "test", "", examples=2)
+    result = domains.score_domain(segmentor.sliding_windows(batch_size=4), facts, "test", "", examples=2)
     np.testing.assert_array_equal(result.confusion, expected)
     assert result.images.shape == (2, 24, 32, 3)  # examples are of one size
 
 
 def test_images_above_the_stated_size_are_refused(model, mixed_sizes, monkeypatch):
     facts = dataclasses.replace(DOMAINS[DOMAIN], sizes={"test": (24, 24)})
-    monkeypatch.setitem(DOMAINS, DOMAIN, facts)
     monkeypatch.setattr(domains, "PreparedSplit", lambda *_: mixed_sizes)
     segmentor = Segmentor(*model, Description(model=model[0].config, window=16, stride=11))
     with pytest.raises(UserError, match=r"record 0 has size \(24, 32\), expected at most \(24, 24\)"):
-        domains.score_domain(segmentor.sliding_windows(), DOMAIN, "test", "")
+        domains.score_domain(segmentor.sliding_windows(), facts, "test", "")
 
 
 def confusion_of_one(model, params, resize, example):

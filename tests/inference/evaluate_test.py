@@ -9,7 +9,7 @@ import pytest
 
 from crossearth_jax import report
 from crossearth_jax.analysis import additions, baselines
-from crossearth_jax.benchmark import SETTINGS
+from crossearth_jax.benchmark import DOMAINS, SETTINGS
 from crossearth_jax.config import UserError, to_config_dict
 from crossearth_jax.inference import evaluate
 from crossearth_jax.inference.domains import DomainResult
@@ -106,7 +106,7 @@ def test_scores_are_written_before_anything_is_added(run, tmp_path, monkeypatch)
 def test_the_report_reads_the_versions_it_knows(run, tmp_path, monkeypatch, version, fault):
     config, _ = run
     write_json(tmp_path / "config.json", json.loads(to_config_dict(config).to_json()))
-    entry = row(SETTING, np.diag([4, 3, 2, 1, 1]), 3)
+    entry = row(SETTING, DOMAINS[SETTING.target].classes, np.diag([4, 3, 2, 1, 1]), 3)
     entry["schema_version"] = version
     write_json(tmp_path / "results.json", {SETTING.name: {k: v for k, v in entry.items() if v is not None}})
     if fault is None:

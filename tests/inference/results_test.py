@@ -8,10 +8,10 @@ import pytest
 
 from crossearth_jax import benchmark
 from crossearth_jax.inference import results
-from crossearth_jax.inference.domains import taxonomy_of
 
 PAGE = (Path(__file__).parents[2] / "docs" / "results.md").read_text("utf-8")
 SETTING = benchmark.SETTINGS["temperate_green2temperate_brown"]
+NAMES = benchmark.DOMAINS[SETTING.target].classes
 
 
 def documented(heading):
@@ -23,7 +23,7 @@ def documented(heading):
 @pytest.fixture
 def confusion():
     """Water: 6 of 10 pixels right, 4 seen as forest. Forest: all of 5. Shrub: the only one seen as cropland."""
-    names = taxonomy_of(SETTING.target).classes
+    names = NAMES
     matrix = np.zeros((len(names), len(names)), np.int64)
     water, forest, shrub, cropland = (names.index(name) for name in ("water", "forest", "shrub_grass", "cropland"))
     matrix[water, water], matrix[water, forest], matrix[forest, forest], matrix[shrub, cropland] = 6, 4, 5, 1
@@ -31,7 +31,7 @@ def confusion():
 
 
 def test_scores_counted_by_hand(confusion):
-    entry = results.row(SETTING, confusion, 7)
+    entry = results.row(SETTING, NAMES, confusion, 7)
     iou = {"water": 60.0, "forest": 55.5556, "shrub_grass": 0.0, "cropland": 0.0}  # 6 of 10, 5 of 9, 0 of 1, 0 of 1
     assert entry["iou"] == {name: iou.get(name) for name in SETTING.classes}
     assert entry["miou"] == pytest.approx((60 + 500 / 9) / 4, abs=1e-4)
@@ -40,9 +40,10 @@ def test_scores_counted_by_hand(confusion):
 
 
 def test_the_page_describes_every_field(confusion):
-    entry = results.row(SETTING, confusion, None)
+    entry = results.row(SETTING, NAMES, confusion, None)
     assert sorted(entry) == sorted(name for names in documented("Every entry holds:") for name in names)
     more = {name for names in documented("Some entries hold more:") for name in names}
     roads = next(setting for setting in benchmark.SETTINGS.values() if setting.object)
-    assert results.row(roads, np.eye(2, dtype=np.int64), None).keys() - entry.keys() == {"object", "object_iou"} <= more
+    of_object = results.row(roads, roads.classes, np.eye(2, dtype=np.int64), None).keys() - entry.keys()
+    assert of_object == {"object", "object_iou"} <= more
     assert {"protocol", "style_distance", "baselines", "checkpoint", "kind", "images", "images_of_benchmark"} <= more

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from absl import flags
 
-from crossearth_jax.benchmark import IGNORE
+from crossearth_jax.benchmark import DOMAINS, IGNORE
 from crossearth_jax.config import DataConfig, UserError
 from crossearth_jax.inputs import loader
 from crossearth_jax.inputs.loader import train_iterator
-from crossearth_jax.inputs.sources import PreparedSplit, find_domain
+from crossearth_jax.inputs.sources import PreparedSplit
 
 DOMAIN, IMAGES = "blue_marble/temperate_brown", 62  # in the train split
 
@@ -131,9 +131,9 @@ def test_corrupt_records_stop_or_are_replaced(config, monkeypatch):
 
 
 def test_larger_training_images_are_cut_at_random(data_dir, config, monkeypatch):
-    facts = loader.sources.DOMAINS[DOMAIN]
+    facts = DOMAINS[DOMAIN]
     smaller = dataclasses.replace(facts, sizes={**facts.sizes, "train": (48, 80)})
-    monkeypatch.setitem(loader.sources.DOMAINS, DOMAIN, smaller)
+    monkeypatch.setattr(loader, "find_domain", lambda *_: smaller)
     batches = take(train_iterator(config, seed=9), 16)  # as wide as the files, which are narrower than stated
     split = PreparedSplit(DOMAIN, "train", data_dir)
     starts = set()
@@ -156,7 +156,7 @@ def test_mistakes_are_explained(config):
 
 
 def test_a_small_image_comes_with_its_size(random_split):
-    reader = loader._Reader(random_split(DOMAIN, [(64, 64), (40, 70)]), (64, 64), find_domain(DOMAIN))
+    reader = loader._Reader(random_split(DOMAIN, [(64, 64), (40, 70)]), (64, 64), DOMAINS[DOMAIN])
     batch = reader.read([0, 1], np.zeros((2, 2)))
     np.testing.assert_array_equal(batch["size"], [[64, 64], [40, 64]])
     assert (batch["label"][1, 40:] == IGNORE).all()

@@ -14,7 +14,6 @@ from crossearth_jax.inputs.sources import (
     PreparedSplit,
     SkippingSource,
     dataset_directory,
-    find_domain,
 )
 
 NOISE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
@@ -98,8 +97,6 @@ def test_memory_holds_the_same_examples(split):
 
 
 def test_mistakes_are_explained(data_dir, tmp_path):
-    with pytest.raises(UserError, match=r"did you mean.*blue_marble/temperate_green"):
-        find_domain("blue_marble/temperat_green")
     with pytest.raises(UserError, match=r"not prepared in .*crossearth_jax\.prepare blue_marble/cold_green --data_dir"):
         PreparedSplit("blue_marble/cold_green", "train", data_dir)
     with pytest.raises(UserError, match="has no split 'eval'; it has train, validation, test"):

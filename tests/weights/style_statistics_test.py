@@ -85,24 +85,24 @@ def test_refuses_statistics_of_another_network(tmp_path):
 
 
 def test_targets_are_refused_unless_their_maker_allowed_them():
-    assert statistics(domains=(TEMPERATE,)).check_targets(TEMPERATE) == ()
+    assert statistics(domains=(TEMPERATE,)).check_targets(TEMPERATE, "") == ()
     with pytest.raises(UserError, match=rf"estimated from {ARID}, which a run trained on {TEMPERATE} is scored on"):
-        statistics(domains=(TEMPERATE, ARID)).check_targets(TEMPERATE)
+        statistics(domains=(TEMPERATE, ARID)).check_targets(TEMPERATE, "")
     with pytest.raises(UserError, match=TEMPERATE):
-        statistics(domains=(TEMPERATE, ARID), allowed_targets=(ARID,)).check_targets("blue_marble/cold_green")
+        statistics(domains=(TEMPERATE, ARID), allowed_targets=(ARID,)).check_targets("blue_marble/cold_green", "")
     allowed = statistics(domains=(TEMPERATE, ARID), allowed_targets=(ARID,))
-    assert allowed.check_targets(TEMPERATE) == (ARID,)
+    assert allowed.check_targets(TEMPERATE, "") == (ARID,)
 
 
 def test_unlabelled_images_may_hold_every_target_of_their_dataset():
-    assert targets_among(["blue_marble/unlabelled", TEMPERATE], TEMPERATE) == ("blue_marble/unlabelled",)
+    assert targets_among(["blue_marble/unlabelled", TEMPERATE], TEMPERATE, "") == ("blue_marble/unlabelled",)
 
 
 def test_shipped_statistics_belong_to_the_shipped_network_and_leak_no_target():
     shipped = load_statistics(None, "mobile")
     shipped.check_network(load_style(StyleNetwork("mobile")))
     for setting in SETTINGS.values():
-        assert shipped.check_targets(setting.source) == ()
+        assert shipped.check_targets(setting.source, "") == ()
     assert shipped.provenance.domains == ()
     root = pathlib.Path(__file__).parents[2]
     files = {source.split(":")[0] for source in shipped.provenance.sources}
