@@ -146,10 +146,13 @@ def test_memory_does_not_grow_with_the_scene(rule, write_scene, tmp_path):
     """numpy's memory; the process as a whole is measured by hand on larger scenes."""
     rule.window = 96
     peaks = []
-    for height, width in ((600, 600), (600, 600), (1200, 1500)):  # the first one warms caches up; all exceed a tile
-        path = write_scene(speckled(height, width))
+    for height in (600, 600, 3000):  # the first one warms caches up; all exceed a tile
+        path = write_scene(speckled(height, 600))
         peaks.append(peak_of(rule, path, tmp_path / "map.tif"))
-    assert peaks[2] < peaks[1] * 1.15
+    # The smallest layer of a map is its classes, a byte per pixel. Threads that read and write ahead move the peak by
+    # some 100 kB from run to run.
+    smallest_layer = (3000 - 600) * 600
+    assert peaks[2] - peaks[1] < 0.6 * smallest_layer
 
 
 def break_after(rule, batches, error):
