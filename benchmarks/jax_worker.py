@@ -18,8 +18,8 @@ from benchmarks.sizes import SIZES, Size
 from crossearth_jax.config import Config, DataConfig, LossConfig, MeshConfig, MimTaskConfig, StyleConfig
 from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.runtime import parallel
-from crossearth_jax.training.initialise import style_network, style_parts
 from crossearth_jax.training.program import build_program
+from crossearth_jax.training.styles import style_network
 from crossearth_jax.weights.load import load_weights
 from crossearth_jax.weights.style_files import load_style
 
@@ -91,7 +91,7 @@ def training_step(name: str, size: Size, params: Params, data: Mapping[str, np.n
     config = dataclasses.replace(config, augment=dataclasses.replace(config.augment, crop_size=size.image))
     mesh = parallel.make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh):
-        program = build_program(config, mesh, *style_parts(config, 1))
+        program = build_program(config, mesh)
         style = load_style(style_network(config)) if config.style else {}
         frozen = {name: (params | style)[name] for name in program.frozen}
         state = program.create_state({name: params[name] for name in program.trainable})

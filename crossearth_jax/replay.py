@@ -78,14 +78,14 @@ def advance(run: Run, step: int) -> Run:
 def diagnose(run: Run, batch: Mapping[str, jax.Array]) -> list[str]:
     """What is not finite in one step: parameters, loss terms, gradients, else the update; empty if all is finite."""
     program, state, frozen = run
-    gradients, terms = program.gradients(state, frozen, batch)
-    values = {name: float(value) for name, value in terms.items()}
+    gradients, metrics = program.gradients(state, frozen, batch)
+    values = {name: float(value) for name, value in metrics.items() if name.startswith("loss")}
     lines = [
         *_lines("parameters", state.trainable | frozen),
         *(f"{name} is {value}" for name, value in values.items() if not np.isfinite(value)),
         *_lines("gradients", gradients),
     ]
-    if not lines and bool(program.step(state, frozen, batch)[1]["nonfinite"]):
+    if not lines and bool(metrics["nonfinite"]):
         lines = ["loss and gradients are finite; the norm of the gradient or of the update overflows"]
     if lines:
         lines.append("finite: " + (", ".join(f"{n} {v:.6g}" for n, v in values.items() if np.isfinite(v)) or "no loss"))

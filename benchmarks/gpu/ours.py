@@ -30,9 +30,9 @@ from crossearth_jax.inference.segmentor import Segmentor, default_stride
 from crossearth_jax.models.network import Params, SegmentationModel
 from crossearth_jax.ops.normalization import normalize
 from crossearth_jax.runtime import command, parallel
-from crossearth_jax.training.initialise import style_network, style_parts
 from crossearth_jax.training.program import Program, build_program
 from crossearth_jax.training.state import TrainState
+from crossearth_jax.training.styles import style_network
 from crossearth_jax.weights.load import load_weights
 from crossearth_jax.weights.native import Description
 from crossearth_jax.weights.style_files import load_style
@@ -218,7 +218,7 @@ def config_of_step(bench: Bench, case: Case, batch: int) -> Config:
 def start_of_training(bench: Bench, config: Config, side: int) -> tuple[Program, TrainState, tuple[Params, Any]]:
     """The program on the active mesh, the state before the first step, and what else the step is given."""
     mesh = parallel.make_mesh(MeshConfig(), jax.devices()[:1])
-    program = build_program(config, mesh, *style_parts(config, 1))
+    program = build_program(config, mesh)
     style = load_style(style_network(config)) if config.style else {}
     frozen = {name: jnp.asarray((bench.params | style)[name]) for name in program.frozen}
     state = program.create_state({name: bench.params[name] for name in program.trainable})
@@ -231,7 +231,7 @@ def step_flops(config: Config, state: TrainState, arguments: Any) -> int:
     vit = dataclasses.replace(config.model.vit, remat=False)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vit=vit))
     mesh = parallel.make_mesh(MeshConfig(), jax.devices()[:1])
-    program = build_program(config, mesh, *style_parts(config, 1))
+    program = build_program(config, mesh)
     return count_flops(program.step.trace(state, *arguments).jaxpr)
 
 

@@ -24,7 +24,7 @@ from crossearth_jax.models.style_network import StyleKind, StyleNetwork
 from crossearth_jax.ops.frechet import frechet_distance
 from crossearth_jax.ops.moments import Moments
 from crossearth_jax.ops.normalization import denormalize, normalize
-from crossearth_jax.training.initialise import style_network
+from crossearth_jax.training.styles import style_network
 from crossearth_jax.weights.style_files import load_style
 from crossearth_jax.weights.style_statistics import load_statistics
 

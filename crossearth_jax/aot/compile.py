@@ -26,7 +26,6 @@ from crossearth_jax.inference.segmentor import jit_window_scores
 from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.runtime import parallel
 from crossearth_jax.runtime.atomic import replacing, write_json
-from crossearth_jax.training.initialise import style_parts
 from crossearth_jax.training.program import build_program
 
 
@@ -85,7 +84,7 @@ class Traced(NamedTuple):
 
 def trace_training(config: Config, mesh: Mesh) -> Traced:
     """Traces the training step for `mesh`."""
-    program = build_program(config, mesh, *style_parts(config, parallel.batch_shards(mesh)))
+    program = build_program(config, mesh)
     size = find_domain(config.data.source, config.data.data_dir).sizes["train"]
     state = _placed(program.state, program.state_shardings)
     frozen = _placed(program.frozen, program.frozen_shardings)

@@ -61,9 +61,20 @@ def random_block_masks(
 
 
 def content_mask(
-    config: MimTaskConfig, key: Key[Array, ""], images: Float[Array, "b h w 3"], token: Float[Array, "t t 3"]
+    config: MimTaskConfig,
+    key: Key[Array, ""],
+    images: Float[Array, "b h w 3"],
+    token: Float[Array, "t t 3"],
+    inside: Bool[Array, "b h w"] | None = None,
 ) -> Float[Array, "b h w 3"]:
     """Replaces random blocks of normalised images by the learnable pixel token, cropped to the image.
+
+    Args:
+      config: share and size of the blocks.
+      key: of this step.
+      images: normalised.
+      token: at least as large as the images.
+      inside: pixels that are not padding; padding stays as it is. None: all.
 
     Raises:
       UserError: the images are larger than the token.
@@ -75,4 +86,6 @@ def content_mask(
         )
     block = scaled_block(config.block_size, min(height, width))
     kept = random_block_masks(key, config.mask_ratio, block, tuple(batch), height, width)
+    if inside is not None:
+        kept |= ~inside
     return jnp.where(kept[..., None], images, token[:height, :width])

@@ -18,9 +18,9 @@ from jax.experimental import multihost_utils
 from crossearth_jax.benchmark.registry import source_domains
 from crossearth_jax.config import Config, MeshConfig, UserError, from_config_dict
 from crossearth_jax.runtime import parallel
-from crossearth_jax.training.initialise import style_targets
 from crossearth_jax.training.start import restore
 from crossearth_jax.training.state import Params
+from crossearth_jax.training.styles import style_targets
 from crossearth_jax.weights.native import Description, read_description, save_native
 
 MODEL_FILE = "model.safetensors"

@@ -4,69 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
 
-from crossearth_jax.augment.style_injection import Injection, style_injection
-from crossearth_jax.config import Config, UserError
-from crossearth_jax.models.style_network import StyleKind, StyleNetwork
+from crossearth_jax.config import Config
 from crossearth_jax.runtime import parallel
 from crossearth_jax.training.checkpoint import RunIdentity
 from crossearth_jax.training.program import Program
-from crossearth_jax.training.state import Params, Shapes
-from crossearth_jax.training.step import no_injection
+from crossearth_jax.training.state import Params
+from crossearth_jax.training.styles import style_network
 from crossearth_jax.weights.native import digest
 from crossearth_jax.weights.starting import starting_weights
 from crossearth_jax.weights.style_files import load_style
 from crossearth_jax.weights.style_statistics import load_statistics
-
-
-def style_parts(config: Config, shards: int) -> tuple[Shapes, Injection]:
-    """Shapes of the style network's parameters and the injection that reads them from the frozen ones.
-
-    Args:
-      shards: pieces the batch is cut into.
-
-    Raises:
-      UserError: the statistics are missing, damaged, of another network, or hold a domain the run is scored on; or
-        `style.groups` is no multiple of the shards.
-    """
-    if config.style is None:
-        return {}, no_injection
-    groups = config.style.groups or shards
-    if groups % shards:
-        raise UserError(f"style.groups is {groups}, expected a multiple of the {shards} device shards of the batch")
-    network = style_network(config)
-    statistics = load_statistics(config.style.statistics, network.kind)
-    statistics.check_targets(config.data.source, config.data.data_dir)
-    return network.shapes(), style_injection(config.style, network, statistics.sampler, groups)
-
-
-def style_targets(config: Config) -> tuple[str, ...]:
-    """Domains the run is scored on whose images its style statistics were made from, as their maker allowed.
-
-    Raises:
-      UserError: see `style_parts`.
-    """
-    if config.style is None:
-        return ()
-    statistics = load_statistics(config.style.statistics, style_network(config).kind)
-    return statistics.check_targets(config.data.source, config.data.data_dir)
-
-
-def style_network(config: Config) -> StyleNetwork:
-    """The style network that the config names.
-
-    Raises:
-      UserError: there is none of that name.
-    """
-    assert config.style is not None
-    if config.style.backend not in get_args(StyleKind):
-        raise UserError(f"style.backend is '{config.style.backend}', expected one of {', '.join(get_args(StyleKind))}")
-    return StyleNetwork(cast(StyleKind, config.style.backend), config.model.dtype)
 
 
 def initial_params(program: Program) -> tuple[Params, Params]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
@@ -61,7 +60,13 @@ def _scale_each(multipliers: Mapping[str, float]) -> optax.GradientTransformatio
     return optax.stateless(scale)
 
 
-def average(decay: float, step: Any, old: Any, new: Any) -> Any:
-    """Exponential moving average; the decay ramps up so that the first steps do not weigh for ever."""
+def average(decay: float | None, step: Any, old: Any, new: Any) -> Any:
+    """Exponential moving average of parameters; None without a decay.
+
+    The decay ramps up so that the first steps do not weigh for ever, which `optax.ema` (it corrects the bias instead)
+    does not offer.
+    """
+    if decay is None:
+        return None
     keep = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda a, b: keep * a + (1 - keep) * b, old, new)
+    return optax.incremental_update(new, old, 1 - keep)

@@ -10,7 +10,6 @@ import jax
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from crossearth_jax.augment.style_injection import Injection
 from crossearth_jax.config import Config, UserError
 from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.runtime import parallel
@@ -24,7 +23,8 @@ from crossearth_jax.training.state import (
     split_names,
     state_shardings,
 )
-from crossearth_jax.training.step import make_gradients, make_loss, make_train_step, no_injection
+from crossearth_jax.training.step import Batch, Terms, train_step
+from crossearth_jax.training.styles import build_styles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Program:
     state_shardings: TrainState
     frozen_shardings: dict[str, NamedSharding]
     step: Any  # jitted (state, frozen, batch) -> (state, metrics)
-    gradients: Any  # jitted (state, frozen, batch) -> (gradients, loss terms), for looking into a step
+    gradients: Any  # jitted (state, frozen, batch) -> (gradients, metrics), for looking into a step
 
     def create_state(self, trainable: Params) -> TrainState:
         """The state before the first step, made in place on the mesh."""
@@ -52,43 +52,39 @@ def _create(config: Config, optimizer: optax.GradientTransformation) -> Any:
     return functools.partial(create_state, optimizer=optimizer, averaged=config.optimizer.ema is not None)
 
 
-def build_program(
-    config: Config, mesh: Mesh, style_shapes: Shapes | None = None, inject: Injection = no_injection
-) -> Program:
-    """Resolves the config's tables and builds the jitted training step.
-
-    Args:
-      style_shapes: shapes of the parameters that `inject` reads; they are frozen.
-      inject: Earth-Style Injection.
+def build_program(config: Config, mesh: Mesh) -> Program:
+    """Decides all that the config decides about training, and builds the jitted step.
 
     Raises:
-      UserError: a table leaves a parameter over, or the batch does not divide over the mesh.
+      UserError: a table leaves a parameter over, the batch does not divide over the mesh, or the style statistics do
+        not fit (`styles.build_styles`).
     """
     check_batch(config, mesh)
+    styles = build_styles(config, parallel.batch_shards(mesh))
     model = SegmentationModel(config.model)
     shapes = model.shapes()
     trainable_names, frozen_names = split_names(config.train.frozen, shapes)
     trainable = {name: shapes[name] for name in trainable_names}
-    frozen = {name: shapes[name] for name in frozen_names} | (style_shapes or {})
+    frozen = {name: shapes[name] for name in frozen_names} | styles.shapes
     optimizer = make_optimizer(config.optimizer, config.horizon, trainable)
     state = jax.eval_shape(_create(config, optimizer), trainable)
     shardings = state_shardings(mesh, state, parallel.param_shardings(mesh, trainable))
     frozen_shardings = parallel.param_shardings(mesh, frozen)
     log_memory(mesh, state, shardings, "training state")
     log_memory(mesh, frozen, frozen_shardings, "frozen parameters")
-    loss = make_loss(config, model, parallel.batch_shards(mesh))
-    inputs = (shardings, frozen_shardings, parallel.batch_sharding(mesh))
-    step = jax.jit(
-        make_train_step(config, model, optimizer, loss, inject),
-        in_shardings=inputs,
-        out_shardings=(shardings, parallel.replicated(mesh)),
-        donate_argnums=0,
-    )
-    gradients = jax.jit(
-        make_gradients(config, loss, inject),
-        in_shardings=inputs,
-        out_shardings=(shardings.trainable, parallel.replicated(mesh)),
-    )
+    take = functools.partial(train_step, config, model, optimizer, styles.inject, styles.groups)
+
+    inputs, whole = (shardings, frozen_shardings, parallel.batch_sharding(mesh)), parallel.replicated(mesh)
+
+    @functools.partial(jax.jit, in_shardings=inputs, out_shardings=(shardings, whole), donate_argnums=0)
+    def step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, Terms]:
+        return take(state, frozen, batch)[:2]
+
+    @functools.partial(jax.jit, in_shardings=inputs, out_shardings=(shardings.trainable, whole))
+    def gradients(state: TrainState, frozen: Params, batch: Batch) -> tuple[Params, Terms]:
+        _, metrics, gradients = take(state, frozen, batch)
+        return gradients, metrics
+
     return Program(
         config, mesh, model, optimizer, trainable, frozen, state, shardings, frozen_shardings, step, gradients
     )

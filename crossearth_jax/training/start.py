@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from crossearth_jax.config import Config, UserError
 from crossearth_jax.runtime import parallel
 from crossearth_jax.training.checkpoint import SELECTIONS, Checkpoints
-from crossearth_jax.training.initialise import initial_params, run_identity, style_parts
+from crossearth_jax.training.initialise import initial_params, run_identity
 from crossearth_jax.training.program import Program, build_program
 from crossearth_jax.training.state import Params, TrainState
 
@@ -63,7 +63,7 @@ def start(
     """
     if config.evaluate.select not in SELECTIONS:
         raise UserError(f"evaluate.select is '{config.evaluate.select}', expected one of {', '.join(SELECTIONS)}")
-    program = build_program(config, mesh, *style_parts(config, parallel.batch_shards(mesh)))
+    program = build_program(config, mesh)
     trainable, frozen = initial_params(program)
     identity = run_identity(config, frozen)
     checkpoints = Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints, identity)

@@ -54,6 +54,14 @@ def test_block_larger_than_the_image_is_refused():
         masking.grid_shape(32, 64, 64)
 
 
+def test_content_mask_hides_nothing_of_the_padding():
+    images, inside = jnp.ones((1, 16, 16, 3)), jnp.zeros((1, 16, 16), bool).at[:, :8].set(True)
+    token = jnp.full((16, 16, 3), 7.0)
+    masked = masking.content_mask(MimTaskConfig(mask_ratio=1.0), jax.random.key(0), images, token, inside)
+    np.testing.assert_array_equal(masked[0, :8], 7)
+    np.testing.assert_array_equal(masked[0, 8:], 1)
+
+
 def test_content_mask_shows_the_token_in_dropped_blocks_only():
     images, token = jnp.zeros((50, 32, 32, 3)), jnp.arange(64 * 64 * 3.0).reshape(64, 64, 3) + 1
 

@@ -12,7 +12,7 @@ from crossearth_jax.inference.evaluate import PROTOCOL, evaluate_model, protocol
 from crossearth_jax.inference.segmentor import Segmentor
 from crossearth_jax.inputs.sources import PreparedSplit
 from crossearth_jax.models.network import SegmentationModel
-from crossearth_jax.training.initialise import style_targets
+from crossearth_jax.training.styles import style_targets
 from crossearth_jax.weights.native import Description
 from crossearth_jax.weights.style_statistics import Provenance, from_moments, save_statistics
 

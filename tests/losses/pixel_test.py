@@ -1,6 +1,4 @@
-"""The cross-entropy of the pixels' scores against NumPy in float64, and when a step has it."""
-
-import dataclasses
+"""The cross-entropy of the pixels' scores against NumPy in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +7,6 @@ import pytest
 
 from crossearth_jax.config import LossConfig
 from crossearth_jax.losses.pixel import FLOOR, pixel_loss
-from crossearth_jax.training.step import make_criterion
 
 CONFIG = LossConfig(points=16, pixel_weight=3.0)
 PREDICTIONS, BATCH, QUERIES, CLASSES, SIZE = 3, 2, 7, 4, 8
@@ -85,12 +82,3 @@ def test_masks_are_enlarged_to_the_labels(logits, labels):
     np.testing.assert_allclose(
         loss(CONFIG, logits[0], flat, labels)["pixel"], loss(CONFIG, logits[0], large, labels)["pixel"], rtol=1e-6
     )
-
-
-def test_a_step_has_the_term_only_if_the_config_weighs_it(logits, labels):
-    key = jax.random.key(0)
-    without = dataclasses.replace(CONFIG, pixel_weight=0.0)
-    plain, both = (jax.jit(make_criterion(config))(key, *logits, labels) for config in (without, CONFIG))
-    assert set(both) - set(plain) == {"pixel"}
-    np.testing.assert_allclose(both["class/last"], plain["class/last"], rtol=1e-6)
-    np.testing.assert_allclose(both["pixel"], loss(CONFIG, *logits, labels)["pixel"], rtol=1e-5)

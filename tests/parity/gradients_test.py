@@ -8,10 +8,12 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from einops import rearrange, repeat
 
@@ -25,8 +27,10 @@ from crossearth_jax.config import (
     from_config_dict,
 )
 from crossearth_jax.losses import mask_set
+from crossearth_jax.losses.mim import reconstruction_loss
 from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.training import step
+from crossearth_jax.training.state import TrainState
 from crossearth_jax.weights import reference_names
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -51,24 +55,35 @@ def tiny_config():
 
 @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 def terms_and_gradients(trainable, frozen, example, points, kept, mim):
-    """Terms of the training code's loss and the gradient of their sum, with the random choices given.
+    """Terms of a training step's loss and the gradient of their sum, with the random choices given.
 
     `mim` is the weight of the reconstruction terms. One compilation serves all tests; it takes longer than
     everything else, hence the compiler option.
     """
     config = tiny_config()
-
-    def total(trainable):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                step, "mask_set_loss", lambda config, key, *rest: mask_set.loss_from_points(config, points, *rest)
-            )
-            patch.setattr(step, "content_mask", lambda config, key, images, token: jnp.where(kept, images, token))
-            loss = step.make_loss(config, SegmentationModel(config.model))
-            terms = loss(trainable, frozen, example, jax.random.key(0))
-        return sum(value * (mim if name.startswith("mim/") else 1) for name, value in terms.items()), terms
-
-    gradients, terms = jax.grad(total, has_aux=True)(trainable)
+    config = dataclasses.replace(
+        config, mim=MimTaskConfig(masked_weight=mim, styled_weight=mim, consistency_weight=mim)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            step, "augment", lambda config, key, image, label, size: (image, label, jnp.ones(label.shape, bool))
+        )
+        patch.setattr(step, "normalize", lambda images: images)
+        patch.setattr(
+            step, "mask_set_loss", lambda config, key, *rest: mask_set.loss_from_points(config, points, *rest)
+        )
+        patch.setattr(
+            step,
+            "reconstruction_loss",
+            lambda *args: {name: mim * term for name, term in reconstruction_loss(*args).items()},
+        )
+        patch.setattr(step, "content_mask", lambda config, key, images, token, inside: jnp.where(kept, images, token))
+        state = TrainState(jnp.int32(0), trainable, optax.EmptyState(), None)
+        _, metrics, gradients = step.train_step(
+            config, SegmentationModel(config.model), optax.identity(), lambda *_: (example.shown, example.styled), 1,
+            state, frozen, {"image": example.clean, "label": example.labels},
+        )  # fmt: skip
+    terms = {name.removeprefix("loss/"): value for name, value in metrics.items() if name.startswith("loss/")}
     return terms, gradients
 
 
@@ -81,6 +96,15 @@ def params():
     names = SegmentationModel(tiny_config().model).shapes()
     trainable = {name: ours[name] for name in names if not name.startswith("backbone/")}
     return trainable, {name: ours[name] for name in names if name.startswith("backbone/")}
+
+
+class Example(NamedTuple):
+    """Normalised images of a step with their labels, and the restyled ones."""
+
+    clean: jax.Array
+    shown: jax.Array
+    styled: jax.Array
+    labels: jax.Array
 
 
 def channels_last(array):
@@ -128,10 +152,11 @@ def test_segmentation_alone_on_two_images(params):
     golden = np.load(GOLDEN / "tiny" / "loss.npz")
     images = channels_last(golden["input"])
     targets = {name: [golden[f"{name}.img{i}.query_targets"] for i in range(2)] for name in PREDICTIONS}
-    example = step.Example(images, images, jnp.zeros(2, bool), jnp.asarray(golden["gt"]))
+    example = Example(images, images, jnp.zeros(2, bool), jnp.asarray(golden["gt"]))
     kept = jnp.ones((2, 64, 64, 1), bool)
     terms, gradients = terms_and_gradients(*params, example, given_points(golden, targets), kept, 0.0)
     assert_terms(terms, golden, "")
+    assert "pixel" not in terms  # the reference has no such term, and the config gives it no weight
     found = reference_names.to_reference(jax.tree.map(np.asarray, gradients))
     expected = np.load(GOLDEN / "tiny" / "grads.npz")
     assert set(expected) == {name for name in found if not name.startswith(("task_head", "mask_token"))}
@@ -145,7 +170,7 @@ def test_both_tasks(case, params):
     golden = np.load(GOLDEN / "train" / f"train_step_{case}.npz")
     summary = json.loads((GOLDEN / "train" / "train_step_summary.json").read_text())[case]
     noise = {name: float(value) for name, value in summary["grad_rel_noise"].items()}
-    example = step.Example(
+    example = Example(
         clean=channels_last(inputs["input"]),
         shown=channels_last(golden["segmentation_input"]),
         styled=jnp.array([case != "clean"]),

@@ -20,7 +20,7 @@ from crossearth_jax.runtime import command
 from crossearth_jax.runtime.parallel import make_mesh
 from crossearth_jax.training import loop, start
 from crossearth_jax.training.export import ensure_exported
-from crossearth_jax.training.initialise import style_parts
+from crossearth_jax.training.styles import build_styles
 
 POISONED = "backbone/patch_embed/bias"
 
@@ -290,7 +290,7 @@ def test_mesh_is_made_of_all_devices():
 def test_style_groups_that_do_not_divide_over_the_shards_are_refused(tiny_config):
     style = dataclasses.replace(tiny_config.style, groups=12)
     with pytest.raises(UserError, match=r"style\.groups is 12, expected a multiple of the 8 device shards"):
-        style_parts(dataclasses.replace(tiny_config, style=style), 8)
+        build_styles(dataclasses.replace(tiny_config, style=style), 8)
 
 
 @pytest.mark.parametrize(

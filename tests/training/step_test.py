@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from crossearth_jax.benchmark import IGNORE
-from crossearth_jax.config import AugmentConfig, LossConfig, MimTaskConfig
+from crossearth_jax.config import AugmentConfig, LossConfig, MeshConfig, MimTaskConfig
 from crossearth_jax.losses import mask_set
-from crossearth_jax.models.network import SegmentationModel
-from crossearth_jax.training import step
-from crossearth_jax.training.state import TrainState
+from crossearth_jax.runtime import parallel
+from crossearth_jax.training.initialise import initial_params
+from crossearth_jax.training.program import build_program
 
 PLAIN = AugmentConfig(crop_size=16, scales=(1.0,), max_class_share=1.0, flip=False, photometric=False)
 
@@ -50,28 +50,20 @@ def test_micro_batches_together_are_one_batch(tiny_config, batch, monkeypatch):
         mim=MimTaskConfig(mask_ratio=0.0),
         loss=LossConfig(points=64, oversample=1.0, importance=1.0, pixel_weight=1.0),
     )
-    model = SegmentationModel(config.model)
-    params = jax.jit(model.init)(jax.random.key(0))
-    frozen = {name: value for name, value in params.items() if name.startswith("backbone/")}
-    state = TrainState(jnp.int32(0), {n: v for n, v in params.items() if n not in frozen}, None, None)
+    mesh = parallel.make_mesh(MeshConfig(), jax.devices()[:1])
 
     def gradients(accumulate):
         optimizer = dataclasses.replace(config.optimizer, accumulate=accumulate)
-        cut = dataclasses.replace(config, optimizer=optimizer)
-        return jax.jit(step.make_gradients(cut, step.make_loss(cut, model), step.no_injection))(state, frozen, batch)
+        with jax.set_mesh(mesh):
+            program = build_program(dataclasses.replace(config, optimizer=optimizer), mesh)
+            trainable, frozen = initial_params(program)
+            return program.gradients(program.create_state(trainable), frozen, batch)
 
-    (wanted, wanted_terms), (found, found_terms) = gradients(1), gradients(2)
-    assert {name.split("/")[1] for name in wanted_terms if "/" in name} == {"class", "mask", "dice", "pixel", "mim"}
-    for name, term in wanted_terms.items():
-        np.testing.assert_allclose(found_terms[name], term, rtol=1e-5, atol=1e-6, err_msg=name)
+    (wanted, wanted_metrics), (found, found_metrics) = gradients(1), gradients(2)
+    terms = {name: value for name, value in wanted_metrics.items() if name.startswith("loss")}
+    assert {name.split("/")[1] for name in terms if "/" in name} == {"class", "mask", "dice", "pixel", "mim"}
+    for name, term in terms.items():
+        np.testing.assert_allclose(found_metrics[name], term, rtol=1e-5, atol=1e-6, err_msg=name)
     scale = max(float(jnp.abs(value).max()) for value in wanted.values())
     for name, gradient in wanted.items():
         np.testing.assert_allclose(found[name], gradient, rtol=1e-4, atol=1e-6 * scale, err_msg=name)
-
-
-def test_content_masks_hide_nothing_of_the_padding():
-    images, inside = jnp.ones((1, 16, 16, 3)), jnp.zeros((1, 16, 16), bool).at[:, :8].set(True)
-    token = jnp.full((16, 16, 3), 7.0)
-    masked = step._content_masked(MimTaskConfig(mask_ratio=1.0), jax.random.key(0), images, inside, token)
-    np.testing.assert_array_equal(masked[0, :8], 7)
-    np.testing.assert_array_equal(masked[0, 8:], 1)
