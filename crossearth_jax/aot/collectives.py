@@ -1,4 +1,4 @@
-"""Which collectives a compiled program contains, over which mesh axes, and why the sharding tables cause them."""
+"""Which collectives a compiled program contains, over which mesh axes, and why the shardings cause them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from crossearth_jax.runtime.parallel import BATCH_AXES, slice_count
 BETWEEN_SLICES = "all-reduce between slices"  # the part of a sum that crosses the data-centre network
 SMALL = 4096  # elements up to which a sum over the batch is one of losses, metrics or norms
 
-# Reasons, in the words of the sharding tables of `crossearth_jax.runtime.parallel`.
+# Reasons, in the words of the mesh's axes (`crossearth_jax.runtime.parallel`).
 GRADIENTS = "gradients of trainable parameters and of what depends on nothing else, summed over the batch axes"
 SUMS = "losses, metrics and norms, summed over the batch axes or over split parameters"
 PARAMETERS = "parameters whose `embed` dimension is split over fsdp, gathered for use"
@@ -173,7 +173,7 @@ def explain(
     trainable: Iterable[str],
     shared: Iterable[int] = (),
 ) -> list[Collective]:
-    """Gives every collective the reason that the sharding tables offer, or none.
+    """Gives every collective the reason that the shardings offer, or none.
 
     Args:
       found: of `find`.

@@ -45,7 +45,7 @@ def compile_steps(
 
     Raises:
       UserError: a slice is unknown, the compiler is missing, a step does not fit into memory, or it contains a
-        collective that the sharding tables do not explain. Results are written all the same.
+        collective that the shardings do not explain. Results are written all the same.
     """
     slices = {topology: chips.slice_devices(topology) for topology in topologies}
     records: list[dict[str, Any]] = []
@@ -183,9 +183,10 @@ def describe(compiled: Any, config: Config, mesh: Mesh, chip: chips.Chip, traced
 
 
 def explained(program: hlo.Program, config: Config, mesh: Mesh, traced: Traced) -> list[collectives.Collective]:
-    """All collectives of a compiled step with the reasons that the sharding tables give them."""
-    shapes = SegmentationModel(config.model).shapes()
-    shardings = parallel.param_shardings(mesh, shapes)
+    """All collectives of a compiled step with the reasons that the shardings give them."""
+    model = SegmentationModel(config.model)
+    shapes = model.shapes()
+    shardings = parallel.param_shardings(mesh, shapes, model.axes())
     return collectives.explain(collectives.find(program, mesh), shardings, shapes, traced.trainable, traced.shared)
 
 
@@ -206,7 +207,6 @@ def _refuse_surprises(records: list[dict[str, Any]]) -> None:
     surprises = [f"{r['topology']} {r['step']}: {text}" for r in records for text in r["unexplained"]]
     if surprises:
         raise UserError(
-            f"{len(surprises)} collectives are not explained by the sharding tables of "
-            f"crossearth_jax/runtime/parallel.py: {'; '.join(surprises)}; give the arrays they move a sharding, or "
-            "extend the tables"
+            f"{len(surprises)} collectives are not explained by the shardings of the parameters: "
+            f"{'; '.join(surprises)}; give the arrays they move a sharding, or the parameters other logical axes"
         )

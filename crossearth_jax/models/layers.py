@@ -15,15 +15,35 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from crossearth_jax.models.parameters import ONES, ZEROS, Distribution, add_layer_axis, described, xavier_normal
+from crossearth_jax.models.torch_names import LINEAR, SAME, Rule, affine, rule
 from crossearth_jax.ops.attention import attention
+from crossearth_jax.runtime.parallel import LogicalAxes
 
-# What a fresh module holds does not matter: `initial_values` draws parameters by their names.
-_ZEROS = nnx.initializers.zeros_init()
+_ZEROS = nnx.initializers.zeros_init()  # in place of the initial values, which `parameters` draws
 
 
-def linear(inputs: int, outputs: int, dtype: jnp.dtype, *, rngs: nnx.Rngs) -> nnx.Linear:
-    """A linear layer."""
-    return nnx.Linear(inputs, outputs, kernel_init=_ZEROS, dtype=dtype, rngs=rngs)
+def linear(
+    inputs: int,
+    outputs: int,
+    dtype: jnp.dtype,
+    *,
+    kernel: Distribution | None = None,
+    bias: Distribution | None = None,
+    axes: LogicalAxes = (),
+    rngs: nnx.Rngs,
+) -> nnx.Linear:
+    """A linear layer; initial values are PyTorch's unless others are given, `axes` are the kernel's."""
+    default = Distribution("uniform", inputs**-0.5)
+    return nnx.Linear(
+        inputs,
+        outputs,
+        kernel_init=_ZEROS,
+        kernel_metadata=described(kernel or default, axes),
+        bias_metadata=described(bias or default),
+        dtype=dtype,
+        rngs=rngs,
+    )
 
 
 def conv(
@@ -35,9 +55,16 @@ def conv(
     stride: int = 1,
     dilation: int = 1,
     use_bias: bool = True,
+    initial: Distribution | None = None,
+    bias: Distribution | None = None,
+    axes: LogicalAxes = ("window", "window", "embed", None),
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """A convolution: padded to keep the size, or without padding where it has a stride."""
+    """A convolution: padded to keep the size, or without padding where it has a stride.
+
+    Initial values of kernel and bias are PyTorch's unless others are given, `axes` are the kernel's.
+    """
+    default = Distribution("uniform", (kernel**2 * inputs) ** -0.5)
     return nnx.Conv(
         inputs,
         outputs,
@@ -47,35 +74,43 @@ def conv(
         kernel_dilation=dilation,
         use_bias=use_bias,
         kernel_init=_ZEROS,
+        kernel_metadata=described(initial or default, axes),
+        bias_metadata=described(bias or default),
         dtype=dtype,
         rngs=rngs,
     )
 
 
+_NORM = {"scale_metadata": described(ONES), "bias_metadata": described(ZEROS)}
+
+
 def layer_norm(width: int, epsilon: float, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """Layer norm in float32; the variance is the mean of squared deviations, as PyTorch's."""
-    return nnx.LayerNorm(width, epsilon=epsilon, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
+    return nnx.LayerNorm(width, epsilon=epsilon, dtype=jnp.float32, use_fast_variance=False, **_NORM, rngs=rngs)
 
 
 def group_norm(width: int, groups: int, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
     """Group norm (epsilon 1e-5) in float32."""
-    return nnx.GroupNorm(width, groups, epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
+    return nnx.GroupNorm(width, groups, epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False, **_NORM, rngs=rngs)
 
 
-def stack[T](build: Callable[[nnx.Rngs], T], count: int, *, rngs: nnx.Rngs) -> T:
+def stack[T: nnx.Module](build: Callable[[nnx.Rngs], T], count: int, *, rngs: nnx.Rngs) -> T:
     """Builds a module whose parameters are those of `count` such modules, stacked on a leading axis.
 
     `jax.lax.scan` over the result hands out one layer after another.
     """
-    return jax.vmap(lambda key: build(nnx.Rngs(key)))(jax.random.split(rngs.params(), count))
+    stacked = jax.vmap(lambda key: build(nnx.Rngs(key)))(jax.random.split(rngs.params(), count))
+    add_layer_axis(stacked)
+    return stacked
 
 
 class Mlp(nnx.Module):
     """Two linear layers with ReLU between."""
 
     def __init__(self, width: int, hidden: int, dtype: jnp.dtype, *, rngs: nnx.Rngs):
-        self.fc1 = linear(width, hidden, dtype, rngs=rngs)
-        self.fc2 = linear(hidden, width, dtype, rngs=rngs)
+        kernel = xavier_normal(width, hidden)
+        self.fc1 = linear(width, hidden, dtype, kernel=kernel, axes=("embed", "mlp"), rngs=rngs)
+        self.fc2 = linear(hidden, width, dtype, kernel=kernel, axes=("mlp", "embed"), rngs=rngs)
 
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
         """Transforms every token by itself."""
@@ -87,7 +122,13 @@ class MultiHeadAttention(nnx.Module):
 
     def __init__(self, width: int, heads: int, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         self.heads = heads
-        self.query, self.key, self.value, self.out = (linear(width, width, dtype, rngs=rngs) for _ in range(4))
+        # PyTorch draws the projections of queries, keys and values as one matrix of three times the outputs.
+        packed = xavier_normal(width, 3 * width)
+        self.query, self.key, self.value = (
+            linear(width, width, dtype, kernel=packed, bias=ZEROS, axes=("embed", "heads"), rngs=rngs) for _ in range(3)
+        )
+        out = xavier_normal(width, width)
+        self.out = linear(width, width, dtype, kernel=out, bias=ZEROS, axes=("heads", "embed"), rngs=rngs)
 
     def __call__(
         self,
@@ -100,3 +141,13 @@ class MultiHeadAttention(nnx.Module):
         projected = self.query(query), self.key(key), self.value(value)
         query, key, value = (rearrange(x, "b t (n d) -> b t n d", n=self.heads) for x in projected)
         return self.out(rearrange(attention(query, key, value, mask), "b q n d -> b q (n d)"))
+
+
+def attention_names(reference: str, ours: str) -> list[Rule]:
+    """Names of a `MultiHeadAttention`: the reference packs the projections of queries, keys and values into one."""
+    parts = ("query", "key", "value")
+    return [
+        rule(f"{reference}.in_proj_weight", tuple(f"{ours}/{part}/kernel" for part in parts), LINEAR),
+        rule(f"{reference}.in_proj_bias", tuple(f"{ours}/{part}/bias" for part in parts), SAME),
+        *affine(f"{reference}.out_proj", f"{ours}/out", LINEAR),
+    ]

@@ -11,8 +11,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from crossearth_jax.config import HeadConfig
-from crossearth_jax.models.layers import Mlp, MultiHeadAttention, layer_norm, linear
-from crossearth_jax.models.pixel_decoder import LEVELS, PixelFeatures
+from crossearth_jax.models.layers import Mlp, MultiHeadAttention, attention_names, layer_norm, linear
+from crossearth_jax.models.parameters import parameter
+from crossearth_jax.models.pixel_decoder import EMBEDDING, LEVELS, PixelFeatures
+from crossearth_jax.models.torch_names import LINEAR, SAME, affine, rule
 from crossearth_jax.ops.resize import resize_bilinear
 from crossearth_jax.ops.sine_encoding import sine_encoding
 
@@ -55,13 +57,13 @@ class MaskDecoder(nnx.Module):
     def __init__(self, config: HeadConfig, classes: int, learnt_queries: bool, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         width = config.width
         self.layers = nnx.List([DecoderLayer(config, dtype, rngs=rngs) for _ in range(config.decoder_layers)])
-        self.level_embed = nnx.Param(jnp.zeros((LEVELS, width)))
+        self.level_embed = parameter((LEVELS, width), EMBEDDING)
         self.query_projection = linear(width, width, dtype, rngs=rngs)
         self.norm = layer_norm(width, 1e-5, rngs=rngs)
         self.class_head = linear(width, classes + 1, dtype, rngs=rngs)
         self.mask_head = nnx.List([linear(width, width, dtype, rngs=rngs) for _ in range(3)])
         if learnt_queries:
-            self.queries = nnx.Param(jnp.zeros((config.queries, width)))
+            self.queries = parameter((config.queries, width), EMBEDDING)
 
     def states(self, pixels: PixelFeatures, queries: Float[Array, "q d"]) -> list[Float[Array, "b q d"]]:
         """Runs the layers; returns the queries' states before the first layer and after each."""
@@ -103,3 +105,23 @@ def mask_logits(embeddings: Float[Array, "b q d"], features: Float[Array, "b h w
 def open_if_empty(allowed: Bool[Array, "b q n"]) -> Bool[Array, "b q n"]:
     """Lets a query with an empty mask look everywhere."""
     return allowed | ~jnp.any(allowed, axis=-1, keepdims=True)
+
+
+_REFERENCE, _OURS = "decode_head.transformer_decoder", "head/mask_decoder"
+_LAYER, _OUR_LAYER = f"{_REFERENCE}.layers.{{i}}", f"{_OURS}/layers/{{i}}"
+TORCH_NAMES = (
+    *attention_names(f"{_LAYER}.cross_attn.attn", f"{_OUR_LAYER}/cross_attention"),
+    *affine(f"{_LAYER}.norms.0", f"{_OUR_LAYER}/norm1"),
+    *attention_names(f"{_LAYER}.self_attn.attn", f"{_OUR_LAYER}/self_attention"),
+    *affine(f"{_LAYER}.norms.1", f"{_OUR_LAYER}/norm2"),
+    *affine(f"{_LAYER}.ffn.layers.0.0", f"{_OUR_LAYER}/mlp/fc1", LINEAR),
+    *affine(f"{_LAYER}.ffn.layers.1", f"{_OUR_LAYER}/mlp/fc2", LINEAR),
+    *affine(f"{_LAYER}.norms.2", f"{_OUR_LAYER}/norm3"),
+    *affine(f"{_REFERENCE}.post_norm", f"{_OURS}/norm"),
+    rule("decode_head.level_embed.weight", f"{_OURS}/level_embed", SAME),
+    *affine("decode_head.querys2feat", f"{_OURS}/query_projection", LINEAR),
+    *affine("decode_head.cls_embed", f"{_OURS}/class_head", LINEAR),
+    *affine("decode_head.mask_embed.0", f"{_OURS}/mask_head/0", LINEAR),
+    *affine("decode_head.mask_embed.2", f"{_OURS}/mask_head/1", LINEAR),
+    *affine("decode_head.mask_embed.4", f"{_OURS}/mask_head/2", LINEAR),
+)

@@ -13,6 +13,8 @@ from jaxtyping import Array, Float
 
 from crossearth_jax.config import MimConfig, ViTConfig
 from crossearth_jax.models.layers import conv
+from crossearth_jax.models.parameters import ZEROS, parameter
+from crossearth_jax.models.torch_names import CONV, PIXELS, affine, rule
 from crossearth_jax.ops.resize import resize_bilinear, scale_bilinear
 
 
@@ -22,12 +24,12 @@ class MimHead(nnx.Module):
     def __init__(self, config: MimConfig, backbone: ViTConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         self.config, self.pyramid_factors = config, backbone.pyramid
         width, inputs = config.width, backbone.width
-        self.mask_token = nnx.Param(jnp.zeros((config.token_size, config.token_size, 3)))
+        self.mask_token = parameter((config.token_size, config.token_size, 3), ZEROS)
         self.input_conv = conv(inputs, width, 1, dtype, rngs=rngs)
         self.dilated = nnx.List([conv(width, width, 3, dtype, dilation=d, rngs=rngs) for d in config.dilations])
         self.merge_conv = conv(len(config.dilations) * width, width, 1, dtype, rngs=rngs)
         self.refine = conv(len(backbone.pyramid) * width, width, 1, dtype, rngs=rngs)
-        self.output_conv = conv(width, 3, 1, dtype, rngs=rngs)
+        self.output_conv = conv(width, 3, 1, dtype, axes=(), rngs=rngs)
 
     def __call__(self, levels: tuple[Float[Array, "b h w c"], ...]) -> Float[Array, "b s s 3"]:
         """Reconstructs the normalised image at `image_size`, in float32.
@@ -63,3 +65,13 @@ class MimHead(nnx.Module):
             "bhwc,cd->bhwd", nnx.relu(total), kernel.astype(total.dtype), preferred_element_type=jnp.float32
         )
         return pixels + bias[...]
+
+
+TORCH_NAMES = (
+    rule("mask_token", "mim/mask_token", PIXELS),
+    *affine("task_head.aspp_head.conv_1x1", "mim/input_conv", CONV),
+    *affine("task_head.aspp_head.Convs.{i}", "mim/dilated/{i}", CONV),
+    *affine("task_head.aspp_head.conv_1x1_2", "mim/merge_conv", CONV),
+    *affine("task_head.feature_refine_256.0", "mim/refine", CONV),
+    *affine("task_head.final_conv", "mim/output_conv", CONV),
+)

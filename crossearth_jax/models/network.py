@@ -18,9 +18,9 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from crossearth_jax.config import ModelConfig, UserError
-from crossearth_jax.models.initial_values import initial_values
 from crossearth_jax.models.mask_decoder import MaskDecoder, Predictions
 from crossearth_jax.models.mim_head import MimHead
+from crossearth_jax.models.parameters import initial_values
 from crossearth_jax.models.pixel_decoder import PixelDecoder
 from crossearth_jax.models.rein import Rein
 from crossearth_jax.models.vit import VisionTransformer
@@ -72,12 +72,19 @@ class SegmentationModel:
 
     def init(self, key: PRNGKeyArray) -> Params:
         """Draws the reference's initial values; jit it, with `out_shardings` for a sharded model."""
-        return initial_values(self.config, self.shapes(), key)
+        _, leaves = _abstract_network(self.config)
+        distributions = {_name(path): leaf.get_metadata("initial") for path, leaf in leaves}
+        return initial_values(distributions, self.shapes(), key)
 
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Names, shapes and types of the parameters."""
         _, leaves = _abstract_network(self.config)
         return {_name(path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves}
+
+    def axes(self) -> dict[str, parallel.LogicalAxes]:
+        """Logical axes of every parameter, see `parallel.MESH_AXES`."""
+        _, leaves = _abstract_network(self.config)
+        return {_name(path): leaf.get_metadata("axes") for path, leaf in leaves}
 
     def network(self, params: Mapping[str, jax.Array]) -> Network:
         """The modules with these parameters in place, for a look inside."""
@@ -88,7 +95,7 @@ class SegmentationModel:
                 f"{len(missing)} of the model's {len(leaves)} parameters are missing, e.g. {', '.join(missing[:3])}; "
                 "load a checkpoint that matches the model's config"
             )
-        whole = parallel.whole_for_use({_name(path): params[_name(path)] for path, _ in leaves})
+        whole = parallel.whole_for_use({_name(path): params[_name(path)] for path, _ in leaves}, self.axes())
         state = nnx.from_flat_state([(path, leaf.replace(whole[_name(path)])) for path, leaf in leaves])
         return nnx.merge(graph, state)
 

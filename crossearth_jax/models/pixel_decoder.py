@@ -6,6 +6,7 @@ low to high resolution: strides 32, 16, 8. Stride 4 joins only after the encoder
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,15 +19,23 @@ from jaxtyping import Array, Float
 
 from crossearth_jax.config import HeadConfig, ViTConfig
 from crossearth_jax.models.layers import Mlp, conv, group_norm, layer_norm, linear, stack
+from crossearth_jax.models.parameters import ZEROS, Distribution, parameter, xavier_uniform
+from crossearth_jax.models.torch_names import CONV, LINEAR, SAME, affine, rule
 from crossearth_jax.ops.deformable_attention import deformable_attention
 from crossearth_jax.ops.resize import resize_bilinear, scale_bilinear
 from crossearth_jax.ops.sine_encoding import sine_encoding
 from crossearth_jax.runtime import parallel
 
 LEVELS = 3
+EMBEDDING = Distribution("normal", 1.0)  # initial values of the levels' and queries' vectors
 
 # (height, width) of every level.
 Sizes = Sequence[Sequence[int]]
+
+
+def caffe(inputs: int) -> Distribution:
+    """Caffe's "Xavier" filler, which Mask2Former's convolutions start from."""
+    return Distribution("uniform", math.sqrt(3 / inputs))
 
 
 class PixelFeatures(NamedTuple):
@@ -39,7 +48,7 @@ class PixelFeatures(NamedTuple):
 class ConvNorm(nnx.Module):
     """Convolution and group norm, which the pixel decoder calls apart."""
 
-    def __init__(self, convolution: nnx.Conv, config: HeadConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+    def __init__(self, convolution: nnx.Conv, config: HeadConfig, *, rngs: nnx.Rngs):
         self.conv = convolution
         self.norm = group_norm(config.width, config.groups, rngs=rngs)
 
@@ -50,10 +59,14 @@ class DeformableAttention(nnx.Module):
     def __init__(self, config: HeadConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         self.heads, self.points = config.heads, config.points
         width, samples = config.width, config.heads * LEVELS * config.points
-        self.sampling_offsets = linear(width, 2 * samples, dtype, rngs=rngs)
-        self.attention_weights = linear(width, samples, dtype, rngs=rngs)
-        self.value_proj = linear(width, width, dtype, rngs=rngs)
-        self.output_proj = linear(width, width, dtype, rngs=rngs)
+        axes = ("embed", None)
+        rays = Distribution("constant", ray_offsets(config.heads, config.points))
+        self.sampling_offsets = linear(width, 2 * samples, dtype, kernel=ZEROS, bias=rays, axes=axes, rngs=rngs)
+        self.attention_weights = linear(width, samples, dtype, kernel=ZEROS, bias=ZEROS, axes=axes, rngs=rngs)
+        projection = xavier_uniform(width, width)
+        self.value_proj, self.output_proj = (
+            linear(width, width, dtype, kernel=projection, bias=ZEROS, axes=axes, rngs=rngs) for _ in range(2)
+        )
 
     def __call__(self, x: Float[Array, "b n d"], position: Float[Array, "n d"], sizes: Sizes) -> Float[Array, "b n d"]:
         """Averages values around each token; positions steer where it looks but are not averaged."""
@@ -70,6 +83,15 @@ class DeformableAttention(nnx.Module):
         weights = rearrange(weights, "b n k (l p) -> b n k l p", l=LEVELS)
         sampled = deformable_attention(value, sizes, locations, weights)
         return self.output_proj(rearrange(sampled, "b n k d -> b n (k d)"))
+
+
+def ray_offsets(heads: int, points: int) -> tuple[float, ...]:
+    """Initial sampling offsets: each head looks along its own ray, point i at distance i (in the larger coordinate)."""
+    angles = 2 * math.pi * np.arange(heads) / heads
+    rays = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    rays /= np.abs(rays).max(axis=-1, keepdims=True)
+    offsets = np.arange(1, points + 1)[:, None] * rays[:, None, None]
+    return tuple(np.broadcast_to(offsets, (heads, LEVELS, points, 2)).ravel().tolist())
 
 
 def _reference_points(sizes: Sizes) -> Float[np.ndarray, "n 2"]:
@@ -103,16 +125,17 @@ class PixelDecoder(nnx.Module):
         width, inputs = config.width, backbone.width
         self.pyramid, self.dtype = backbone.pyramid, dtype
 
-        def conv_norm(inputs: int, kernel: int, use_bias: bool) -> ConvNorm:
-            convolution = conv(inputs, width, kernel, dtype, use_bias=use_bias, rngs=rngs)
-            return ConvNorm(convolution, config, dtype, rngs=rngs)
+        def conv_norm(inputs: int, kernel: int, initial: Distribution, use_bias: bool) -> ConvNorm:
+            convolution = conv(inputs, width, kernel, dtype, use_bias=use_bias, initial=initial, bias=ZEROS, rngs=rngs)
+            return ConvNorm(convolution, config, rngs=rngs)
 
-        self.input_convs = nnx.List([conv_norm(inputs, 1, True) for _ in range(LEVELS)])
-        self.level_encoding = nnx.Param(jnp.zeros((LEVELS, width)))
+        xavier = xavier_uniform(inputs, width)
+        self.input_convs = nnx.List([conv_norm(inputs, 1, xavier, True) for _ in range(LEVELS)])
+        self.level_encoding = parameter((LEVELS, width), EMBEDDING)
         self.encoder = stack(lambda rngs: EncoderLayer(config, dtype, rngs=rngs), config.encoder_layers, rngs=rngs)
-        self.lateral_conv = conv_norm(inputs, 1, False)
-        self.output_conv = conv_norm(width, 3, False)
-        self.mask_feature = conv(width, width, 1, dtype, rngs=rngs)
+        self.lateral_conv = conv_norm(inputs, 1, caffe(inputs), False)
+        self.output_conv = conv_norm(width, 3, caffe(9 * width), False)
+        self.mask_feature = conv(width, width, 1, dtype, initial=caffe(width), bias=ZEROS, axes=(), rngs=rngs)
 
     def __call__(self, levels: tuple[Float[Array, "b h w c"], ...]) -> PixelFeatures:
         """Fuses the levels.
@@ -152,3 +175,25 @@ class PixelDecoder(nnx.Module):
             for level, (height, width) in enumerate(sizes)
         ]
         return jnp.concatenate(encodings)
+
+
+_REFERENCE, _OURS = "decode_head.pixel_decoder", "head/pixel_decoder"
+_LAYER, _STACK = f"{_REFERENCE}.encoder.layers.{{i}}", f"{_OURS}/encoder"
+TORCH_NAMES = (
+    *affine(f"{_REFERENCE}.input_convs.{{i}}.conv", f"{_OURS}/input_convs/{{i}}/conv", CONV),
+    *affine(f"{_REFERENCE}.input_convs.{{i}}.gn", f"{_OURS}/input_convs/{{i}}/norm"),
+    rule(f"{_REFERENCE}.level_encoding.weight", f"{_OURS}/level_encoding", SAME),
+    *affine(f"{_LAYER}.self_attn.sampling_offsets", f"{_STACK}/attention/sampling_offsets", LINEAR),
+    *affine(f"{_LAYER}.self_attn.attention_weights", f"{_STACK}/attention/attention_weights", LINEAR),
+    *affine(f"{_LAYER}.self_attn.value_proj", f"{_STACK}/attention/value_proj", LINEAR),
+    *affine(f"{_LAYER}.self_attn.output_proj", f"{_STACK}/attention/output_proj", LINEAR),
+    *affine(f"{_LAYER}.norms.0", f"{_STACK}/norm1"),
+    *affine(f"{_LAYER}.ffn.layers.0.0", f"{_STACK}/mlp/fc1", LINEAR),
+    *affine(f"{_LAYER}.ffn.layers.1", f"{_STACK}/mlp/fc2", LINEAR),
+    *affine(f"{_LAYER}.norms.1", f"{_STACK}/norm2"),
+    rule(f"{_REFERENCE}.lateral_convs.0.conv.weight", f"{_OURS}/lateral_conv/conv/kernel", CONV),
+    *affine(f"{_REFERENCE}.lateral_convs.0.gn", f"{_OURS}/lateral_conv/norm"),
+    rule(f"{_REFERENCE}.output_convs.0.conv.weight", f"{_OURS}/output_conv/conv/kernel", CONV),
+    *affine(f"{_REFERENCE}.output_convs.0.gn", f"{_OURS}/output_conv/norm"),
+    *affine(f"{_REFERENCE}.mask_feature", f"{_OURS}/mask_feature", CONV),
+)

@@ -5,6 +5,7 @@ Wei et al., "Stronger, Fewer, & Superior" (arXiv 2312.04265), in the variant tha
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,8 @@ from jaxtyping import Array, Float
 
 from crossearth_jax.config import ReinsConfig
 from crossearth_jax.models.layers import linear
+from crossearth_jax.models.parameters import Distribution, parameter
+from crossearth_jax.models.torch_names import LINEAR, SAME, affine, rule
 
 
 class ReinTokens(NamedTuple):
@@ -34,15 +37,18 @@ class Rein(nnx.Module):
         self, config: ReinsConfig, depth: int, width: int, query_width: int, dtype: jnp.dtype, *, rngs: nnx.Rngs
     ):
         self.dtype = dtype
-        self.tokens_a = nnx.Param(jnp.zeros((depth, config.tokens, config.rank)))
-        self.tokens_b = nnx.Param(jnp.zeros((depth, config.rank, width)))
+        # The bound of visual prompts, for a patch of 16 x 16 pixels whatever the backbone's.
+        tokens = Distribution("uniform", math.sqrt(6 / (3 * 16**2 + math.sqrt(width * config.rank))))
+        self.tokens_a = parameter((depth, config.tokens, config.rank), tokens, (None, "tokens", "rank"))
+        self.tokens_b = parameter((depth, config.rank, width), tokens, (None, "rank", "embed"))
         # What depends on the tokens alone is computed once per step, whatever the batch: float32 costs nothing there,
         # and the maximum over blocks in `queries` would have ties in bfloat16.
-        self.token_to_feature = linear(width, width, jnp.dtype(jnp.float32), rngs=rngs)
-        self.delta = linear(width, width, dtype, rngs=rngs)
-        self.transform = linear(width, query_width, jnp.dtype(jnp.float32), rngs=rngs)
-        self.merge = linear(3 * query_width, query_width, jnp.dtype(jnp.float32), rngs=rngs)
-        self.scale = nnx.Param(jnp.zeros(()))
+        float32, axes = jnp.dtype(jnp.float32), ("embed", None)
+        self.token_to_feature = linear(width, width, float32, axes=axes, rngs=rngs)
+        self.delta = linear(width, width, dtype, axes=axes, rngs=rngs)
+        self.transform = linear(width, query_width, float32, axes=axes, rngs=rngs)
+        self.merge = linear(3 * query_width, query_width, float32, axes=axes, rngs=rngs)
+        self.scale = parameter((), Distribution("constant", config.scale))
 
     def tokens(self) -> Float[Array, "l t c"]:
         """The tokens of all blocks."""
@@ -72,3 +78,14 @@ class Rein(nnx.Module):
         # The three summaries alternate along the channels.
         summaries = [reduce(y, "l t d -> t d", "max"), reduce(y, "l t d -> t d", "mean"), y[-1]]
         return self.merge(rearrange(summaries, "s t d -> t (d s)"))
+
+
+TORCH_NAMES = (
+    rule("backbone.reins.learnable_tokens_a", "reins/tokens_a", SAME),
+    rule("backbone.reins.learnable_tokens_b", "reins/tokens_b", SAME),
+    rule("backbone.reins.scale", "reins/scale", SAME),
+    *affine("backbone.reins.mlp_token2feat", "reins/token_to_feature", LINEAR),
+    *affine("backbone.reins.mlp_delta_f", "reins/delta", LINEAR),
+    *affine("backbone.reins.transform", "reins/transform", LINEAR),
+    *affine("backbone.reins.merge", "reins/merge", LINEAR),
+)

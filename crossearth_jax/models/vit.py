@@ -14,10 +14,14 @@ from jaxtyping import Array, Float
 
 from crossearth_jax.config import UserError, ViTConfig
 from crossearth_jax.models.layers import conv, layer_norm, linear, stack
+from crossearth_jax.models.parameters import ZEROS, Distribution, parameter
+from crossearth_jax.models.torch_names import CONV, LINEAR, SAME, TABLE, TOKEN, affine, rule
 from crossearth_jax.ops.attention import attention
 from crossearth_jax.ops.normalization import standardize
 from crossearth_jax.ops.resize import apply_matrices, cubic_kernel, interpolation_matrix
 from crossearth_jax.runtime import parallel
+
+KERNEL = Distribution("normal", 0.02)  # initial values of all kernels of the blocks, and of the positions
 
 
 @runtime_checkable
@@ -54,8 +58,9 @@ class SelfAttention(nnx.Module):
 
     def __init__(self, config: ViTConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         self.heads = config.heads
-        self.qkv = linear(config.width, 3 * config.width, dtype, rngs=rngs)
-        self.proj = linear(config.width, config.width, dtype, rngs=rngs)
+        width = config.width
+        self.qkv = linear(width, 3 * width, dtype, kernel=KERNEL, bias=ZEROS, axes=("embed", "heads"), rngs=rngs)
+        self.proj = linear(width, width, dtype, kernel=KERNEL, bias=ZEROS, axes=("heads", "embed"), rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         """Lets every token look at every other."""
@@ -67,8 +72,9 @@ class GeluMlp(nnx.Module):
     """Feed-forward part with (exact) GELU."""
 
     def __init__(self, config: ViTConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
-        self.fc1 = linear(config.width, config.mlp_width, dtype, rngs=rngs)
-        self.fc2 = linear(config.mlp_width, config.width, dtype, rngs=rngs)
+        width, hidden = config.width, config.mlp_width
+        self.fc1 = linear(width, hidden, dtype, kernel=KERNEL, bias=ZEROS, axes=("embed", "mlp"), rngs=rngs)
+        self.fc2 = linear(hidden, width, dtype, kernel=KERNEL, bias=ZEROS, axes=("mlp", "embed"), rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         """Transforms every token by itself."""
@@ -79,8 +85,9 @@ class SwigluMlp(nnx.Module):
     """Gated feed-forward part of ViT-g: `mlp_width` is the width of the product."""
 
     def __init__(self, config: ViTConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
-        self.w12 = linear(config.width, 2 * config.mlp_width, dtype, rngs=rngs)
-        self.w3 = linear(config.mlp_width, config.width, dtype, rngs=rngs)
+        width, hidden = config.width, config.mlp_width
+        self.w12 = linear(width, 2 * hidden, dtype, kernel=KERNEL, bias=ZEROS, axes=("embed", "mlp"), rngs=rngs)
+        self.w3 = linear(hidden, width, dtype, kernel=KERNEL, bias=ZEROS, axes=("mlp", "embed"), rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         """Transforms every token by itself."""
@@ -92,12 +99,13 @@ class Block(nnx.Module):
     """Pre-norm transformer block with learnt gains on both residual branches."""
 
     def __init__(self, config: ViTConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+        gain = Distribution("constant", config.layer_scale)
         self.norm1 = layer_norm(config.width, 1e-6, rngs=rngs)
         self.attention = SelfAttention(config, dtype, rngs=rngs)
-        self.gain1 = nnx.Param(jnp.full(config.width, config.layer_scale, jnp.float32))
+        self.gain1 = parameter((config.width,), gain)
         self.norm2 = layer_norm(config.width, 1e-6, rngs=rngs)
         self.mlp = (SwigluMlp if config.swiglu else GeluMlp)(config, dtype, rngs=rngs)
-        self.gain2 = nnx.Param(jnp.full(config.width, config.layer_scale, jnp.float32))
+        self.gain2 = parameter((config.width,), gain)
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         """Transforms the tokens, which stay in float32."""
@@ -117,9 +125,10 @@ class VisionTransformer(nnx.Module):
             )
         self.config = config
         patch, patches = config.patch_size, (config.image_size // config.patch_size) ** 2
-        self.patch_embed = conv(3, config.width, patch, dtype, stride=patch, rngs=rngs)
-        self.class_token = nnx.Param(jnp.zeros(config.width))
-        self.position = nnx.Param(jnp.zeros((1 + patches, config.width)))
+        axes = ("window", "window", None, "embed")
+        self.patch_embed = conv(3, config.width, patch, dtype, stride=patch, axes=axes, rngs=rngs)
+        self.class_token = parameter((config.width,), Distribution("normal", 1e-6))
+        self.position = parameter((1 + patches, config.width), KERNEL, (None, "embed"))
         self.blocks = stack(lambda rngs: Block(config, dtype, rngs=rngs), config.depth, rngs=rngs)
 
     def embed(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b n c"]:
@@ -177,3 +186,21 @@ class VisionTransformer(nnx.Module):
         inputs = (slots, self.blocks, adapter.per_block() if adapter else None)
         (_, collected), _ = jax.lax.scan(step, (tokens, collected), inputs)
         return collected
+
+
+_BLOCK, _OURS = "backbone.blocks.{i}", "backbone/blocks"
+TORCH_NAMES = (
+    rule("backbone.cls_token", "backbone/class_token", TOKEN),
+    rule("backbone.pos_embed", "backbone/position", TABLE),
+    *affine("backbone.patch_embed.proj", "backbone/patch_embed", CONV),
+    *affine(f"{_BLOCK}.norm1", f"{_OURS}/norm1"),
+    *affine(f"{_BLOCK}.attn.qkv", f"{_OURS}/attention/qkv", LINEAR),
+    *affine(f"{_BLOCK}.attn.proj", f"{_OURS}/attention/proj", LINEAR),
+    rule(f"{_BLOCK}.ls1.gamma", f"{_OURS}/gain1", SAME),
+    *affine(f"{_BLOCK}.norm2", f"{_OURS}/norm2"),
+    *affine(f"{_BLOCK}.mlp.fc1", f"{_OURS}/mlp/fc1", LINEAR),
+    *affine(f"{_BLOCK}.mlp.fc2", f"{_OURS}/mlp/fc2", LINEAR),
+    *affine(f"{_BLOCK}.mlp.w12", f"{_OURS}/mlp/w12", LINEAR),
+    *affine(f"{_BLOCK}.mlp.w3", f"{_OURS}/mlp/w3", LINEAR),
+    rule(f"{_BLOCK}.ls2.gamma", f"{_OURS}/gain2", SAME),
+)

@@ -2,13 +2,13 @@
 
 What older code calls "pjit-sharded" is `jax.jit` with `NamedSharding`s on one mesh `(data, fsdp, model)`:
 `data` and `fsdp` split the batch, `fsdp` also splits parameters and optimizer state, `model` splits heads and
-hidden units. Parameters get logical axes by name (`LOGICAL_AXES`), logical axes get mesh axes (`MESH_AXES`).
+hidden units. Modules name the logical axes of their parameters where they create them, and `MESH_AXES` gives each
+logical axis its mesh axis.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,12 +20,14 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
 from crossearth_jax.config import MeshConfig, UserError
-from crossearth_jax.runtime import regex_table
+
+LogicalAxes = tuple[str | None, ...]  # of the dimensions of a parameter; () replicates it
 
 BATCH_AXES = ("data", "fsdp")
 _MONTH = 30 * 24 * 3600 * 1000  # milliseconds
 
-# Logical axis -> mesh axis. "layers" is the scanned axis: splitting it would gather a block at every iteration.
+# Logical axis -> mesh axis. "layers" is the axis that a `jax.lax.scan` runs over: splitting it would gather a block at
+# every iteration.
 MESH_AXES: Mapping[str, str | None] = {
     "layers": None,
     "embed": "fsdp",
@@ -36,37 +38,6 @@ MESH_AXES: Mapping[str, str | None] = {
     "window": None,
     "classes": None,
 }
-
-# Parameter name -> logical axes of its dimensions; () replicates. Exhaustive: the last rows are small tensors.
-LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"backbone/blocks/attention/qkv/kernel", ("layers", "embed", "heads")),
-    (r"backbone/blocks/attention/proj/kernel", ("layers", "heads", "embed")),
-    (r"backbone/blocks/mlp/(fc1|w12)/kernel", ("layers", "embed", "mlp")),
-    (r"backbone/blocks/mlp/(fc2|w3)/kernel", ("layers", "mlp", "embed")),
-    (r"backbone/patch_embed/kernel", ("window", "window", None, "embed")),
-    (r"backbone/position", (None, "embed")),
-    (r"backbone/.*", ()),
-    (r"reins/tokens_a", ("layers", "tokens", "rank")),
-    (r"reins/tokens_b", ("layers", "rank", "embed")),
-    (r"reins/(token_to_feature|delta|transform|merge)/kernel", ("embed", None)),
-    (r"reins/.*", ()),
-    (r"head/pixel_decoder/input_convs/\d+/conv/kernel", ("window", "window", "embed", None)),
-    (r"head/pixel_decoder/encoder/mlp/fc1/kernel", ("layers", "embed", "mlp")),
-    (r"head/pixel_decoder/encoder/mlp/fc2/kernel", ("layers", "mlp", "embed")),
-    (r"head/pixel_decoder/encoder/attention/.*/kernel", ("layers", "embed", None)),
-    (r"head/pixel_decoder/.*conv/conv/kernel", ("window", "window", "embed", None)),
-    (r"head/mask_decoder/layers/\d+/.*attention/(query|key|value)/kernel", ("embed", "heads")),
-    (r"head/mask_decoder/layers/\d+/.*attention/out/kernel", ("heads", "embed")),
-    (r"head/mask_decoder/layers/\d+/mlp/fc1/kernel", ("embed", "mlp")),
-    (r"head/mask_decoder/layers/\d+/mlp/fc2/kernel", ("mlp", "embed")),
-    (r"head/.*", ()),
-    (r"mim/(input_conv|merge_conv|refine)/kernel", ("window", "window", "embed", None)),
-    (r"mim/dilated/\d+/kernel", ("window", "window", "embed", None)),
-    (r"mim/.*", ()),
-    (r"style/.*", ()),
-)
-
-SCANNED = r"backbone/blocks/.*|head/pixel_decoder/encoder/.*"  # parameters stacked over the layers of a `jax.lax.scan`
 
 
 def make_mesh(config: MeshConfig, devices: Any = None) -> Mesh:
@@ -120,15 +91,16 @@ def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def param_shardings(mesh: Mesh, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, NamedSharding]:
-    """Gives each parameter the sharding that the tables say.
+def param_shardings(
+    mesh: Mesh, shapes: Mapping[str, jax.ShapeDtypeStruct], axes: Mapping[str, LogicalAxes]
+) -> dict[str, NamedSharding]:
+    """Gives each parameter of `shapes` the sharding that its logical axes say.
 
     A dimension that its mesh axis does not divide stays whole; that is logged, since it costs memory.
     """
-    logical = regex_table.resolve(LOGICAL_AXES, shapes, "sharding")
-    specs = {name: _spec(mesh, shapes[name].shape, logical[name]) for name in shapes}
+    specs = {name: _spec(mesh, shapes[name].shape, axes[name]) for name in shapes}
     for name, spec in specs.items():
-        for size, axis, placed in zip(shapes[name].shape, logical[name], spec, strict=False):
+        for size, axis, placed in zip(shapes[name].shape, axes[name], spec, strict=False):
             if placed is None and (wanted := MESH_AXES[axis] if axis else None):
                 logging.info("%s: %d is not divisible by %s=%d, kept whole", name, size, wanted, mesh.shape[wanted])
     return {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
@@ -237,21 +209,20 @@ def split_by_batch(activation: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(activation, PartitionSpec(BATCH_AXES))
 
 
-def whole_for_use(params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+def whole_for_use(params: Mapping[str, jax.Array], axes: Mapping[str, LogicalAxes]) -> dict[str, jax.Array]:
     """Gathers the parameters that the active mesh splits over `fsdp`, where they are applied whole.
 
-    The stacks that a scan runs over (`SCANNED`) are left alone: the scan gathers one layer at a time.
+    Stacks of layers are left alone: the scan that runs over them gathers one layer at a time.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.manual_axes or mesh.shape["fsdp"] == 1:
         return dict(params)
-    logical = regex_table.resolve(LOGICAL_AXES, params, "sharding")
 
     def gathered(name: str, value: jax.Array) -> jax.Array:
-        if re.fullmatch(SCANNED, name):
+        if "layers" in axes[name]:
             return value
-        axes = [None if axis in BATCH_AXES else axis for axis in _spec(mesh, value.shape, logical[name])]
-        return jax.lax.with_sharding_constraint(value, PartitionSpec(*axes))
+        spec = _spec(mesh, value.shape, axes[name])
+        return jax.lax.with_sharding_constraint(value, PartitionSpec(*(None if x in BATCH_AXES else x for x in spec)))
 
     return {name: gathered(name, value) for name, value in params.items()}
 

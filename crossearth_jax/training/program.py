@@ -68,8 +68,9 @@ def build_program(config: Config, mesh: Mesh) -> Program:
     frozen = {name: shapes[name] for name in frozen_names} | styles.shapes
     optimizer = make_optimizer(config.optimizer, config.horizon, trainable)
     state = jax.eval_shape(_create(config, optimizer), trainable)
-    shardings = state_shardings(mesh, state, parallel.param_shardings(mesh, trainable))
-    frozen_shardings = parallel.param_shardings(mesh, frozen)
+    axes = model.axes() | dict.fromkeys(styles.shapes, ())
+    shardings = state_shardings(mesh, state, parallel.param_shardings(mesh, trainable, axes))
+    frozen_shardings = parallel.param_shardings(mesh, frozen, axes)
     log_memory(mesh, state, shardings, "training state")
     log_memory(mesh, frozen, frozen_shardings, "frozen parameters")
     take = functools.partial(train_step, config, model, optimizer, styles.inject, styles.groups)

@@ -1,7 +1,7 @@
 """Names and layouts of the reference's checkpoints against ours, readable in both directions.
 
-`RULES` is the whole knowledge of what the reference computes with (see `mapping` for how a rule reads). Published
-checkpoints hold more: the reconstruction head and the pixel mask token become our `mim/…`, convolutions below
+What the reference computes with is said beside each module of the network (`TORCH_NAMES`). Published checkpoints hold
+more: the reconstruction head and the pixel mask token become our `mim/…`, convolutions below
 `backbone.reins.high_extractor` become `gse/…`, and what has no counterpart among our parameters is carried verbatim
 under `extra/<reference name>`, so that the way back is exact.
 """
@@ -14,106 +14,17 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from crossearth_jax.config import UserError
+from crossearth_jax.models import mask_decoder, mim_head, pixel_decoder, rein, vit
+from crossearth_jax.models.torch_names import CONV, Rule, affine
 from crossearth_jax.weights import name_rules
-from crossearth_jax.weights.name_rules import CONV, LINEAR, PIXELS, SAME, TABLE, TOKEN, Rule, Tensors, affine, rule
+from crossearth_jax.weights.name_rules import Tensors
 
 EXTRA = "extra/"  # followed by the reference's name
 
 
-def _backbone() -> list[Rule]:
-    block, ours = "backbone.blocks.{i}", "backbone/blocks"
-    return [
-        rule("backbone.cls_token", "backbone/class_token", TOKEN),
-        rule("backbone.pos_embed", "backbone/position", TABLE),
-        *affine("backbone.patch_embed.proj", "backbone/patch_embed", CONV),
-        *affine(f"{block}.norm1", f"{ours}/norm1"),
-        *affine(f"{block}.attn.qkv", f"{ours}/attention/qkv", LINEAR),
-        *affine(f"{block}.attn.proj", f"{ours}/attention/proj", LINEAR),
-        rule(f"{block}.ls1.gamma", f"{ours}/gain1", SAME),
-        *affine(f"{block}.norm2", f"{ours}/norm2"),
-        *affine(f"{block}.mlp.fc1", f"{ours}/mlp/fc1", LINEAR),
-        *affine(f"{block}.mlp.fc2", f"{ours}/mlp/fc2", LINEAR),
-        *affine(f"{block}.mlp.w12", f"{ours}/mlp/w12", LINEAR),
-        *affine(f"{block}.mlp.w3", f"{ours}/mlp/w3", LINEAR),
-        rule(f"{block}.ls2.gamma", f"{ours}/gain2", SAME),
-    ]
-
-
-def _reins() -> list[Rule]:
-    return [
-        rule("backbone.reins.learnable_tokens_a", "reins/tokens_a", SAME),
-        rule("backbone.reins.learnable_tokens_b", "reins/tokens_b", SAME),
-        rule("backbone.reins.scale", "reins/scale", SAME),
-        *affine("backbone.reins.mlp_token2feat", "reins/token_to_feature", LINEAR),
-        *affine("backbone.reins.mlp_delta_f", "reins/delta", LINEAR),
-        *affine("backbone.reins.transform", "reins/transform", LINEAR),
-        *affine("backbone.reins.merge", "reins/merge", LINEAR),
-    ]
-
-
-def _pixel_decoder() -> list[Rule]:
-    reference, ours = "decode_head.pixel_decoder", "head/pixel_decoder"
-    layer, stack = f"{reference}.encoder.layers.{{i}}", f"{ours}/encoder"
-    attention = ("sampling_offsets", "attention_weights", "value_proj", "output_proj")
-    return [
-        *affine(f"{reference}.input_convs.{{i}}.conv", f"{ours}/input_convs/{{i}}/conv", CONV),
-        *affine(f"{reference}.input_convs.{{i}}.gn", f"{ours}/input_convs/{{i}}/norm"),
-        rule(f"{reference}.level_encoding.weight", f"{ours}/level_encoding", SAME),
-        *(r for n in attention for r in affine(f"{layer}.self_attn.{n}", f"{stack}/attention/{n}", LINEAR)),
-        *affine(f"{layer}.norms.0", f"{stack}/norm1"),
-        *affine(f"{layer}.ffn.layers.0.0", f"{stack}/mlp/fc1", LINEAR),
-        *affine(f"{layer}.ffn.layers.1", f"{stack}/mlp/fc2", LINEAR),
-        *affine(f"{layer}.norms.1", f"{stack}/norm2"),
-        rule(f"{reference}.lateral_convs.0.conv.weight", f"{ours}/lateral_conv/conv/kernel", CONV),
-        *affine(f"{reference}.lateral_convs.0.gn", f"{ours}/lateral_conv/norm"),
-        rule(f"{reference}.output_convs.0.conv.weight", f"{ours}/output_conv/conv/kernel", CONV),
-        *affine(f"{reference}.output_convs.0.gn", f"{ours}/output_conv/norm"),
-        *affine(f"{reference}.mask_feature", f"{ours}/mask_feature", CONV),
-    ]
-
-
-def _attention(reference: str, ours: str) -> list[Rule]:
-    """Attention whose reference packs the projections of queries, keys and values into one."""
-    parts = ("query", "key", "value")
-    return [
-        rule(f"{reference}.in_proj_weight", tuple(f"{ours}/{part}/kernel" for part in parts), LINEAR),
-        rule(f"{reference}.in_proj_bias", tuple(f"{ours}/{part}/bias" for part in parts), SAME),
-        *affine(f"{reference}.out_proj", f"{ours}/out", LINEAR),
-    ]
-
-
-def _mask_decoder() -> list[Rule]:
-    ours = "head/mask_decoder"
-    layer, our_layer = "decode_head.transformer_decoder.layers.{i}", f"{ours}/layers/{{i}}"
-    return [
-        *_attention(f"{layer}.cross_attn.attn", f"{our_layer}/cross_attention"),
-        *affine(f"{layer}.norms.0", f"{our_layer}/norm1"),
-        *_attention(f"{layer}.self_attn.attn", f"{our_layer}/self_attention"),
-        *affine(f"{layer}.norms.1", f"{our_layer}/norm2"),
-        *affine(f"{layer}.ffn.layers.0.0", f"{our_layer}/mlp/fc1", LINEAR),
-        *affine(f"{layer}.ffn.layers.1", f"{our_layer}/mlp/fc2", LINEAR),
-        *affine(f"{layer}.norms.2", f"{our_layer}/norm3"),
-        *affine("decode_head.transformer_decoder.post_norm", f"{ours}/norm"),
-        rule("decode_head.level_embed.weight", f"{ours}/level_embed", SAME),
-        *affine("decode_head.querys2feat", f"{ours}/query_projection", LINEAR),
-        *affine("decode_head.cls_embed", f"{ours}/class_head", LINEAR),
-        *(r for k in range(3) for r in affine(f"decode_head.mask_embed.{2 * k}", f"{ours}/mask_head/{k}", LINEAR)),
-    ]
-
-
-def _mim() -> list[Rule]:
-    reference = "task_head"
-    return [
-        rule("mask_token", "mim/mask_token", PIXELS),
-        *affine(f"{reference}.aspp_head.conv_1x1", "mim/input_conv", CONV),
-        *affine(f"{reference}.aspp_head.Convs.{{i}}", "mim/dilated/{i}", CONV),
-        *affine(f"{reference}.aspp_head.conv_1x1_2", "mim/merge_conv", CONV),
-        *affine(f"{reference}.feature_refine_256.0", "mim/refine", CONV),
-        *affine(f"{reference}.final_conv", "mim/output_conv", CONV),
-    ]
-
-
-RULES: tuple[Rule, ...] = (*_backbone(), *_reins(), *_pixel_decoder(), *_mask_decoder(), *_mim())
+RULES: tuple[Rule, ...] = tuple(
+    one for part in (vit, rein, pixel_decoder, mask_decoder, mim_head) for one in part.TORCH_NAMES
+)
 
 # Why a tensor is carried along but not computed with; whatever no line and no rule knows is refused.
 CARRIED: tuple[tuple[str, str], ...] = (

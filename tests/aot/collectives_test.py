@@ -14,6 +14,7 @@ SHAPES = {
     QKV: jax.ShapeDtypeStruct((3, 256, 768), jnp.float32),
     CLASS_HEAD: jax.ShapeDtypeStruct((5000, 7), jnp.float32),
 }
+AXES = {QKV: ("layers", "embed", "heads"), CLASS_HEAD: ()}
 
 
 def instruction(attributes: str) -> hlo.Instruction:
@@ -48,7 +49,7 @@ def test_groups_span_mesh_axes():
 def explained(kind: str, axes: tuple[str, ...], *dims: int, dtype: str = "f32") -> str:
     mesh = parallel.make_mesh(MeshConfig(data=2, fsdp=2, model=2))
     found = collectives.Collective(kind, axes, 2, (hlo.Shape(dtype, dims, False),), 1.0, "")
-    shardings = parallel.param_shardings(mesh, SHAPES)
+    shardings = parallel.param_shardings(mesh, SHAPES, AXES)
     return collectives.explain([found], shardings, SHAPES, [CLASS_HEAD, QKV])[0].reason
 
 
@@ -78,7 +79,7 @@ def test_tables_explain_what_they_cause_and_nothing_else(kind, axes, dims, reaso
 def test_gradients_of_what_is_computed_from_parameters_are_explained_by_its_size():
     mesh = parallel.make_mesh(MeshConfig())
     tokens = collectives.Collective("all-reduce", ("data",), 8, (hlo.Shape("bf16", (100, 1024), False),), 24.0, "")
-    arguments = parallel.param_shardings(mesh, SHAPES), SHAPES, [CLASS_HEAD]
+    arguments = parallel.param_shardings(mesh, SHAPES, AXES), SHAPES, [CLASS_HEAD]
     assert collectives.explain([tokens], *arguments)[0].reason == UNEXPLAINED
     assert collectives.explain([tokens], *arguments, {100 * 1024})[0].reason == GRADIENTS
 
@@ -145,7 +146,7 @@ def two_slices(monkeypatch, text: str, trainable: list[str]) -> list[collectives
     monkeypatch.setattr(collectives, "slice_count", lambda devices: 2)
     mesh = parallel.make_mesh(MeshConfig())
     found = collectives.find(hlo.parse(text), mesh)
-    return collectives.explain(found, parallel.param_shardings(mesh, SHAPES), SHAPES, trainable)
+    return collectives.explain(found, parallel.param_shardings(mesh, SHAPES, AXES), SHAPES, trainable)
 
 
 def test_sums_between_slices_have_three_stages(monkeypatch):

@@ -31,12 +31,6 @@ def test_mesh_that_does_not_fit_is_refused(config):
         parallel.make_mesh(config)
 
 
-def test_every_mesh_axis_is_used_once_per_parameter():
-    for name, logical in parallel.LOGICAL_AXES:
-        axes = [parallel.MESH_AXES[axis] for axis in logical if axis and parallel.MESH_AXES[axis]]
-        assert len(axes) == len(set(axes)), name
-
-
 def test_param_shardings_split_what_divides_and_keep_the_rest_whole():
     mesh = parallel.make_mesh(MeshConfig(data=1, fsdp=4, model=2))
     shapes = {
@@ -44,7 +38,8 @@ def test_param_shardings_split_what_divides_and_keep_the_rest_whole():
         "backbone/blocks/mlp/fc1/kernel": jax.ShapeDtypeStruct((3, 6, 16), jnp.float32),
         "head/mask_decoder/class_head/kernel": jax.ShapeDtypeStruct((8, 7), jnp.float32),
     }
-    shardings = parallel.param_shardings(mesh, shapes)
+    axes = dict(zip(shapes, [("layers", "embed", "heads"), ("layers", "embed", "mlp"), ()], strict=True))
+    shardings = parallel.param_shardings(mesh, shapes, axes)
     assert shardings["backbone/blocks/attention/qkv/kernel"].spec == PartitionSpec(None, "fsdp", "model")
     assert shardings["backbone/blocks/mlp/fc1/kernel"].spec == PartitionSpec(None, None, "model")
     assert shardings["head/mask_decoder/class_head/kernel"].spec == PartitionSpec()
@@ -56,7 +51,9 @@ def test_dimensions_that_stay_whole_are_named(caplog):
     mesh = parallel.make_mesh(MeshConfig(data=1, fsdp=4, model=2))
     name = "backbone/blocks/mlp/fc1/kernel"
     with caplog.at_level("INFO"):
-        parallel.param_shardings(mesh, {name: jax.ShapeDtypeStruct((3, 6, 15), jnp.float32)})
+        parallel.param_shardings(
+            mesh, {name: jax.ShapeDtypeStruct((3, 6, 15), jnp.float32)}, {name: ("layers", "embed", "mlp")}
+        )
     assert [record.getMessage() for record in caplog.records] == [
         f"{name}: 6 is not divisible by fsdp=4, kept whole",
         f"{name}: 15 is not divisible by model=2, kept whole",
@@ -67,10 +64,11 @@ def test_dimensions_that_stay_whole_are_named(caplog):
 def test_activations_stay_with_their_images_and_parameters_are_gathered_for_use(config):
     mesh = parallel.make_mesh(config)
     name, shape = "reins/delta/kernel", jax.ShapeDtypeStruct((64, 64), jnp.float32)
-    sharding = parallel.param_shardings(mesh, {name: shape})[name]
+    axes = {name: ("embed", None)}
+    sharding = parallel.param_shardings(mesh, {name: shape}, axes)[name]
 
     def apply(params, x):
-        x = parallel.split_by_batch(x @ parallel.whole_for_use(params)[name])
+        x = parallel.split_by_batch(x @ parallel.whole_for_use(params, axes)[name])
         return parallel.split_by_batch(jnp.tanh(x))
 
     with jax.set_mesh(mesh):
@@ -88,7 +86,7 @@ def test_activations_stay_with_their_images_and_parameters_are_gathered_for_use(
 def test_without_a_mesh_nothing_is_pinned():
     x = jnp.ones((3, 4))
     assert parallel.split_by_batch(x) is x
-    assert parallel.whole_for_use({"any": x}) == {"any": x}
+    assert parallel.whole_for_use({"any": x}, {"any": ()}) == {"any": x}
     with jax.set_mesh(parallel.make_mesh(MeshConfig())):
         assert parallel.split_by_batch(x) is x  # three images do not divide over eight devices
         assert parallel.per_shard(parallel.split_by_batch)(jnp.ones((8, 4))).shape == (8, 4)

@@ -21,6 +21,7 @@ SHAPES = {
     "reins/tokens_b": jax.ShapeDtypeStruct((2, 32, 64), jnp.float32),  # too large to be stored among the metadata
     "head/mask_decoder/class_head/bias": jax.ShapeDtypeStruct((7,), jnp.float32),
 }
+AXES = {"reins/tokens_b": (None, "rank", "embed"), "head/mask_decoder/class_head/bias": ()}
 
 
 def make_state(mesh, seed=0):
@@ -29,7 +30,7 @@ def make_state(mesh, seed=0):
     params = {n: jax.random.normal(k, s.shape) for k, (n, s) in zip(keys, SHAPES.items(), strict=True)}
     made = state.create_state(params, optimizer, averaged=True)
     shapes = jax.eval_shape(lambda: made)
-    shardings = state.state_shardings(mesh, shapes, parallel.param_shardings(mesh, SHAPES))
+    shardings = state.state_shardings(mesh, shapes, parallel.param_shardings(mesh, SHAPES, AXES))
     return jax.device_put(made, shardings), shapes, shardings
 
 

@@ -111,7 +111,8 @@ def test_loss_and_direction_of_a_bfloat16_step_are_those_of_float32():
     params = {name: 10 * value if name.startswith("reins/tokens") else value for name, value in params.items()}
     frozen = {name: value for name, value in params.items() if name.startswith("backbone/")}
     trainable = {name: value for name, value in params.items() if name not in frozen}
-    rng = np.random.default_rng(0)
+    # The gradient of Rein's scale is a sum of terms of both signs; on this batch it is not small by chance.
+    rng = np.random.default_rng(6)
     images = rng.integers(0, 256, (8, 4, 4, 3), np.uint8).repeat(4, axis=1).repeat(4, axis=2)
     labels = rng.integers(0, 5, (8, 4, 4), np.uint8).repeat(4, axis=1).repeat(4, axis=2)
     batch = {"image": jnp.asarray(images), "label": jnp.asarray(labels)}

@@ -1,4 +1,4 @@
-"""Initial values of every parameter against the reference's distributions (exhaustive table)."""
+"""Initial values of every parameter against the reference's distributions (exhaustive table), and logical axes."""
 
 import dataclasses
 import math
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from crossearth_jax.models.network import SegmentationModel
+from crossearth_jax.runtime import parallel
 
 WIDTH, D, RANK = 64, 32, 4
 
@@ -99,6 +100,22 @@ def test_every_parameter_has_its_distribution(params):
         rule = next((rule for pattern, rule in TABLE if re.fullmatch(pattern, name)), None)
         assert rule is not None, f"{name} is in no row of the table"
         check(name, *rule(values.shape), values)
+
+
+def test_logical_axes_say_how_large_parameters_are_split(tiny_model, mim_config):
+    model = SegmentationModel(dataclasses.replace(tiny_model.config, mim=mim_config))
+    axes, shapes = model.axes(), model.shapes()
+    for name, logical in axes.items():
+        assert len(logical) in (0, len(shapes[name].shape)), name
+        placed = [parallel.MESH_AXES[axis] for axis in logical if axis and parallel.MESH_AXES[axis]]
+        assert len(placed) == len(set(placed)), name  # no mesh axis twice
+        # Stacks that a scan runs over, and nothing else, are gathered one layer at a time.
+        assert ("layers" in logical) == name.startswith(("backbone/blocks/", "head/pixel_decoder/encoder/")), name
+    assert axes["backbone/blocks/attention/qkv/kernel"] == ("layers", "embed", "heads")
+    assert axes["backbone/blocks/norm1/scale"] == ("layers", None)
+    assert axes["head/mask_decoder/layers/0/cross_attention/out/kernel"] == ("heads", "embed")
+    assert axes["head/mask_decoder/class_head/kernel"] == ()
+    assert axes["mim/dilated/0/kernel"] == ("window", "window", "embed", None)
 
 
 def test_layers_of_a_stack_differ(params):
