@@ -81,17 +81,31 @@ def conv(
     )
 
 
-_NORM = {"scale_metadata": described(ONES), "bias_metadata": described(ZEROS)}
-
-
 def layer_norm(width: int, epsilon: float, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """Layer norm in float32; the variance is the mean of squared deviations, as PyTorch's."""
-    return nnx.LayerNorm(width, epsilon=epsilon, dtype=jnp.float32, use_fast_variance=False, **_NORM, rngs=rngs)
+    return nnx.LayerNorm(
+        width,
+        epsilon=epsilon,
+        dtype=jnp.float32,
+        use_fast_variance=False,
+        scale_metadata=described(ONES),
+        bias_metadata=described(ZEROS),
+        rngs=rngs,
+    )
 
 
 def group_norm(width: int, groups: int, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
     """Group norm (epsilon 1e-5) in float32."""
-    return nnx.GroupNorm(width, groups, epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False, **_NORM, rngs=rngs)
+    return nnx.GroupNorm(
+        width,
+        groups,
+        epsilon=1e-5,
+        dtype=jnp.float32,
+        use_fast_variance=False,
+        scale_metadata=described(ONES),
+        bias_metadata=described(ZEROS),
+        rngs=rngs,
+    )
 
 
 def stack[T: nnx.Module](build: Callable[[nnx.Rngs], T], count: int, *, rngs: nnx.Rngs) -> T:

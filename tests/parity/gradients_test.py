@@ -61,9 +61,6 @@ def terms_and_gradients(trainable, frozen, example, points, kept, mim):
     everything else, hence the compiler option.
     """
     config = tiny_config()
-    config = dataclasses.replace(
-        config, mim=MimTaskConfig(masked_weight=mim, styled_weight=mim, consistency_weight=mim)
-    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             step, "augment", lambda config, key, image, label, size: (image, label, jnp.ones(label.shape, bool))
