@@ -1,6 +1,7 @@
-"""Prepares datasets: from archives on disk to array_record files that training reads.
+"""Prepares datasets: from archives, or from your own images and labels, to array_record files that training reads.
 
 `python -m crossearth_jax.prepare DATASET[/CONFIG] [--manual_dir=DIR] [--data_dir=DIR] [--check]`
+`python -m crossearth_jax.prepare domains.toml [--data_dir=DIR] [--check]`
 
 TFDS writes into a temporary folder and renames it when everything is written, so an interrupted preparation
 leaves nothing that could be taken for a dataset, and repeating a finished one does nothing.
@@ -10,34 +11,55 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
+import itertools
 import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import crossearth_data  # noqa: F401  # pyright: ignore[reportMissingImports] (registers the builders)
+import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
+from crossearth_data.own import own_builder, plan  # pyright: ignore[reportMissingImports]
+from jaxtyping import UInt8
 
 from crossearth_jax.benchmark import DOMAINS, Domain
-from crossearth_jax.benchmark.registry import DOMAIN_FILE, find_domain, known_domains, read_domain, write_domain
+from crossearth_jax.benchmark.domains_file import DomainsFile, OwnDomain, read_domains_file
+from crossearth_jax.benchmark.registry import (
+    DOMAIN_FILE,
+    find_domain,
+    known_domains,
+    prepared_directory,
+    read_domain,
+    write_domain,
+)
 from crossearth_jax.config import DataConfig, UserError
 from crossearth_jax.inputs.inspection import SplitReport, check_split
 from crossearth_jax.inputs.sources import PreparedSplit, dataset_directory, prepared_splits, quiet_tfds
-from crossearth_jax.runtime import command
+from crossearth_jax.reporting.contact_sheet import contact_sheet
+from crossearth_jax.runtime import command, fingerprints
 
 try:
     import fcntl
 except ImportError:  # the system has no such locks
     fcntl = None
 
+SHOWN = 24  # images of a split on its contact sheet
+
 
 def main(argv: list[str]) -> int:
     """Prepares or checks what the command line names; returns the exit code."""
     arguments = _parser().parse_args(argv)
+    if arguments.name.endswith(".toml"):
+        if arguments.manual_dir or arguments.option:
+            raise UserError(f"{arguments.name} says where its files are; leave out --manual_dir and --option")
+        (check_file if arguments.check else prepare_file)(arguments.name, arguments.data_dir)
+        return 0
     domains = domains_named(arguments.name, arguments.data_dir)
     options = _options(arguments.option, {name.split("/")[0] for name in domains})
     if arguments.check:
@@ -53,7 +75,10 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", metavar="DATASET[/CONFIG]", help="e.g. blue_marble or blue_marble/temperate_green")
+    parser.add_argument(
+        "name", metavar="DATASET[/CONFIG] or FILE.toml",
+        help="e.g. blue_marble, blue_marble/temperate_green, or a file that describes your own domains",
+    )  # fmt: skip
     parser.add_argument("--data_dir", default=DataConfig().data_dir, help="where prepared datasets are kept")
     parser.add_argument(
         "--manual_dir", help="folder of the dataset's archives, packed or unpacked, where it needs them"
@@ -65,7 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--strict", action="store_true", help="numbers of images must be those of the benchmark")
     parser.add_argument(
         "--check", action="store_true",
-        help="only verify: what is prepared, or with --manual_dir the archives themselves; reads every image",
+        help="only verify: what is prepared, with --manual_dir the archives themselves, of a FILE.toml what would be "
+        "prepared if it is not yet; reads every image",
     )  # fmt: skip
     return parser
 
@@ -135,25 +161,97 @@ def prepare(
         _verify(domain, data_dir, directory, strict)
         return directory
     domain = DOMAINS[name]
-    if not sys.stderr.isatty():
-        tfds.disable_progress_bar()  # its carriage returns fill a log file
     if manual_dir is not None and not (manual_dir := Path(manual_dir).expanduser()).is_dir():
         raise UserError(f"{manual_dir} is not a folder; pass the one that holds the archives as --manual_dir")
-    config = tfds.download.DownloadConfig(manual_dir=manual_dir)
+    with _building(name, data_dir):
+        builder = _builder(name, data_dir, options, strict)
+        _refuse_other_options(builder, options or {})
+        _write_records(builder, manual_dir)
+    counts = _verify(domain, data_dir, Path(builder.data_dir), strict)
+    _refresh_facts(domain, Path(builder.data_dir))
+    logging.info("%s is prepared in %s: %s", name, builder.data_dir, counts)
+    return Path(builder.data_dir)
+
+
+def prepare_file(path: str | Path, data_dir: str | Path, names: Sequence[str] | None = None) -> DomainsFile:
+    """Prepares the domains that a `domains.toml` describes and returns what the file says.
+
+    A domain whose table, classes and files are what they were when it was prepared is left alone. Of one that has
+    changed a new version is written first and the old one deleted then. Where the files are gone but the table is the
+    same, what is prepared stays in use.
+
+    Args:
+      path: of the file.
+      data_dir: folder of all prepared datasets; `~` is expanded.
+      names: of the domains; all of the file if None.
+
+    Raises:
+      UserError: the file or one of its domains cannot be used, or the folder cannot be written.
+    """
+    file = read_domains_file(path)
+    for own in file.find(names):
+        _prepare_own(file, own, data_dir)
+    return file
+
+
+def _prepare_own(file: DomainsFile, own: OwnDomain, data_dir: str | Path) -> None:
+    present, changed = _state(own, data_dir)
+    if present is None or changed:
+        if present is not None:
+            logging.warning("%s is prepared again, since there is other input: %s", own.key, "; ".join(changed))
+        with _building(own.key, data_dir):
+            present = _write_records(own_builder.own_builder(file, own, data_dir, _next_version(present)), None)
+    for older in present.parent.glob("[0-9]*.*.*"):
+        if older != present:
+            logging.info("deleting %s, an older version", older)
+            shutil.rmtree(older)
+    counts = _verify(read_domain(present), data_dir, present, strict=False)
+    logging.info("%s is prepared in %s: %s", own.key, present, counts)
+
+
+def _state(own: OwnDomain, data_dir: str | Path) -> tuple[Path | None, list[str]]:
+    """The folder where an own domain is prepared, if it is, and what has changed since."""
+    present = prepared_directory(own.key, data_dir)
+    if present is None:
+        return None, []
+    made = json.loads((present / "metadata.json").read_text("utf-8"))[own_builder.MADE_FROM]
     try:
-        # TFDS prints what it does; standard output belongs to the results of a command.
+        now = own_builder.made_from(own, plan.source_files(own))
+    except UserError as error:
+        if own_builder.changes(made, own_builder.made_from(own, []) | {"files": made["files"]}):
+            raise
+        logging.warning("%s; what is prepared in %s is used", error, present)
+        return present, []
+    return present, own_builder.changes(made, now)
+
+
+def _next_version(present: Path | None) -> str:
+    if present is None:
+        return "1.0.0"
+    major, minor, patch = present.name.split(".")
+    return f"{major}.{minor}.{int(patch) + 1}"
+
+
+@contextlib.contextmanager
+def _building(name: str, data_dir: str | Path) -> Iterator[None]:
+    """Sends what TFDS prints to standard error, and turns failures of the disk into errors of the user."""
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()  # its carriage returns fill a log file
+    try:
+        # Standard output belongs to the results of a command.
         with contextlib.redirect_stdout(sys.stderr), quiet_tfds():
-            builder = _builder(name, data_dir, options, strict)
-            _refuse_other_options(builder, options or {})
-            with _first_wins(Path(builder.data_dir)), _without_leftovers(Path(builder.data_dir).parent):
-                builder.download_and_prepare(download_config=config)
+            yield
     except OSError as error:
         raise UserError(
             f"{name} cannot be prepared in {data_dir}: {error}; free the space or choose another --data_dir"
         ) from error
-    counts = _verify(domain, data_dir, Path(builder.data_dir), strict)
-    _refresh_facts(domain, Path(builder.data_dir))
-    logging.info("%s is prepared in %s: %s", name, builder.data_dir, counts)
+
+
+def _write_records(builder: Any, manual_dir: Path | None) -> Path:
+    """Writes all splits unless they are there; returns their folder."""
+    config = tfds.download.DownloadConfig(manual_dir=manual_dir)
+    with _first_wins(Path(builder.data_dir)), _without_leftovers(Path(builder.data_dir).parent):
+        builder.download_and_prepare(download_config=config)
     return Path(builder.data_dir)
 
 
@@ -265,7 +363,8 @@ def _prepared_reports(name: str, data_dir: str | Path) -> Iterator[SplitReport]:
     if recorded.exists():
         made = json.loads(recorded.read_text("utf-8"))
         how = [f"{key} {value}" for part in ("options", "choices") for key, value in made.get(part, {}).items()]
-        print(f"{name} was prepared with {', '.join(how)}")
+        if how:
+            print(f"{name} was prepared with {', '.join(how)}")
     domain = find_domain(name, data_dir)
     for split in domain.counts:
         yield check_split(domain, split, data_dir, owners) if split in present else SplitReport.absent(domain, split)
@@ -291,6 +390,82 @@ def _archive_reports(
             notes=found.notes,
             damaged=found.faults,
         )
+
+
+def check_file(path: str | Path, data_dir: str | Path, names: Sequence[str] | None = None) -> None:
+    """Prints a report of each split of own domains and draws its contact sheet.
+
+    Of a domain that is prepared and has not changed since, the records are read; of another one, its files.
+
+    Raises:
+      UserError: the file or one of its domains cannot be used, or a split has faults.
+    """
+    file, faulty = read_domains_file(path), list[str]()
+    for own in file.find(names):
+        present, changed = _state(own, data_dir)
+        if present is None or changed:
+            why = f"has changed since it was prepared: {'; '.join(changed)}" if changed else "is not prepared yet"
+            print(f"{own.key} {why}; this is what would be prepared", flush=True)
+            builder = own_builder.own_builder(file, own, data_dir, _next_version(present))
+            reports = _own_reports(builder)
+            shown = {split: plan.examples(pieces, SHOWN) for split, pieces in builder.plan.pieces.items()}
+        else:
+            reports = list(_prepared_reports(own.key, data_dir))
+            shown = {report.split: _examples(own.key, report.split, data_dir) for report in reports}
+        for report in _with_near_duplicates(reports):
+            print(report, flush=True)
+            if report.faults:
+                faulty.append(f"{own.key} {report.split}")
+            else:
+                colours = dict(zip(file.taxonomy.classes, file.taxonomy.palette, strict=True))
+                target = Path(data_dir).expanduser() / own.dataset / f"{own.name}_{report.split}.png"
+                contact_sheet(shown[report.split], colours, f"{own.key}, split {report.split}", target)
+                print(f"  images with their labels: {target}", flush=True)
+    if faulty:
+        raise UserError(f"not as expected: {', '.join(faulty)}; see above")
+
+
+def _own_reports(builder: Any) -> list[SplitReport]:
+    """What an own domain would be, from its files."""
+    found = {report.split: report for report in builder.inspect()}
+    facts = builder.facts(found)
+    return [
+        SplitReport(
+            domain=facts,
+            split=split,
+            images=report.sizes.total(),
+            sizes=report.sizes,
+            histogram=report.histogram,
+            hashes=report.hashes,
+            notes=report.notes,
+            damaged=report.faults,
+        )
+        for split, report in found.items()
+    ]
+
+
+def _with_near_duplicates(reports: Sequence[SplitReport]) -> list[SplitReport]:
+    """The reports, with a note on images that look like images of an earlier split."""
+    found = {report.split: report for report in reports}
+    for earlier, later in itertools.combinations(reports, 2):
+        if pairs := fingerprints.near_pairs(earlier.hashes, later.hashes):
+            note = (
+                f"{len(pairs)} pairs of images in splits {earlier.split} and {later.split} look alike, such as"
+                f" {' and '.join(pairs[0])}; if they show the same place, put it into one split"
+            )
+            report = found[later.split]
+            found[later.split] = dataclasses.replace(report, notes=[*report.notes, note])
+    return list(found.values())
+
+
+def _examples(
+    name: str, split: str, data_dir: str | Path
+) -> Iterator[tuple[str, UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]]:
+    """Id, image and label of evenly chosen records."""
+    source = PreparedSplit(name, split, data_dir)
+    for index in np.linspace(0, len(source) - 1, min(SHOWN, len(source))).round().astype(int).tolist():
+        example = source[index]
+        yield example["id"], example["image"], example["label"]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the builders of the benchmark's datasets share: from the archives in `--manual_dir` to records.
+"""What builders share: writing records and judging splits, and from the archives in `--manual_dir` to records.
 
 A builder says where its scenes lie and how they are converted (`SceneBuilder.catalogue`); everything else happens
 here. TFDS renames its folder when all is written, so a preparation that ends early leaves no dataset behind.
@@ -77,6 +77,7 @@ class Inspected:
     sizes: Counter[tuple[int, int]] = dataclasses.field(default_factory=collections.Counter)  # of tiles
     histogram: Int[np.ndarray, 256] = dataclasses.field(default_factory=lambda: np.zeros(256, np.int64))
     unlabelled: int = 0  # tiles without one pixel that is not ignored
+    hashes: list[tuple[str, int]] = dataclasses.field(default_factory=list)  # perceptual ones, of tiles
     notes: list[str] = dataclasses.field(default_factory=list)
     faults: list[str] = dataclasses.field(default_factory=list)
 
@@ -87,7 +88,130 @@ def configs_of(dataset: str) -> list[tfds.core.BuilderConfig]:
     return [tfds.core.BuilderConfig(name=domain.config, description=domain.description) for domain in domains]
 
 
-class SceneBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Writes records of images with labels and judges the splits it writes."""
+
+    IMAGE_FORMAT: ClassVar[str] = "png"  # of most records; each is read by its own bytes
+
+    options: dict[str, str]  # values of OVERLAP and UNLABELLED, and of a dataset's own
+
+    def __init__(self, **arguments: Any):
+        """As TFDS builders."""
+        self._owners = dict[str, tuple[str, str]]()  # digest of an image -> its split and path
+        super().__init__(**arguments)
+
+    @property
+    @abc.abstractmethod
+    def domain_name(self) -> str:
+        """Name of the domain being built: "<dataset>/<config>"."""
+
+    @abc.abstractmethod
+    def _finish(self, report: Inspected) -> None:
+        """Records what a split holds after its last record is written."""
+
+    def _stated(self) -> dict[str, Any]:
+        """Metadata that is known before anything is read."""
+        return {"options": self.options}
+
+    def _remedy(self, option: Option) -> str:
+        """What to do about a fault that `option` decides on."""
+        return f"--option {self.name}.{option.name}=kept"
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        label = tfds.features.Image(shape=(None, None, 1), encoding_format="png", doc="train ids; 255 is ignored")
+        features = {
+            "image": tfds.features.Image(shape=(None, None, 3), encoding_format=self.IMAGE_FORMAT),
+            "label": label,
+            "id": tfds.features.Text(doc="scene, and of tiles left, top, right and bottom in pixels"),
+            "domain": tfds.features.Text(),
+        }
+        metadata = tfds.core.MetadataDict(self._stated())
+        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features), metadata=metadata)
+
+    def _records(self, split: str, scenes: Iterator[Converted]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The records of one split; the first fault ends the preparation."""
+        report = Inspected(split)
+        for scene in scenes:
+            self._add(scene, report)
+            self._record(report)
+            for tile in scene.tiles:
+                yield (
+                    tile.id,
+                    {
+                        "image": io.BytesIO(tile.image),
+                        "label": io.BytesIO(tile.label),
+                        "id": tile.id,
+                        "domain": self.domain_name,
+                    },
+                )
+        self._judge(report)
+        self._record(report)
+        self._finish(report)
+
+    def _add(self, scene: Converted, report: Inspected) -> None:
+        """Counts a scene, with what to know about it and what is wrong."""
+        report.scenes += 1
+        report.sizes.update(scene.sizes)
+        report.histogram += scene.histogram
+        report.unlabelled += scene.unlabelled
+        report.hashes += scene.hashes
+        report.notes += filter(None, [scene.note])
+        report.faults += filter(None, [scene.fault])
+        self._judge_overlap(scene, report)
+        if len(scene.sizes) > 1:  # of images that are tiles already some may well hold nothing
+            self._judge_ignored(scene.name, scene.histogram, report)
+
+    def _judge(self, report: Inspected) -> None:
+        """Adds what is to be said about a split as a whole."""
+        self._judge_ignored(f"split {report.split}", report.histogram, report)
+        if report.unlabelled:
+            images = report.sizes.total()
+            report.notes.append(
+                f"{report.unlabelled} of {images} images of split {report.split}"
+                f" ({report.unlabelled / images:.1%}) have no label at all"
+            )
+
+    def _judge_ignored(self, what: str, histogram: Int[np.ndarray, 256], report: Inspected) -> None:
+        share = histogram[IGNORE] / max(histogram.sum(), 1)
+        found = f"{share:.1%} of the pixels of {what} have no label (they are ignored)"
+        if share > REFUSED and self.options[UNLABELLED.name] == "error":
+            report.faults.append(
+                f"{found}, at most {REFUSED:.0%} are accepted; if the labels are right: {self._remedy(UNLABELLED)}"
+            )
+        elif share > REPORTED:
+            report.notes.append(found)
+
+    def _judge_overlap(self, scene: Converted, report: Inspected) -> None:
+        for path, digest in scene.digests:
+            other, twin = self._owners.setdefault(digest, (report.split, path))
+            if other == report.split:
+                continue
+            found = f"{twin} (split {other}) and {path} (split {report.split}) are the same image"
+            if self.options[OVERLAP.name] == "kept":
+                report.notes.append(found)
+            else:
+                report.faults.append(
+                    f"{found}, but splits must not overlap; remove one, or if it is the dataset's own doing:"
+                    f" {self._remedy(OVERLAP)}"
+                )
+
+    def _record(self, report: Inspected) -> None:
+        """Logs the notes of `report` and puts them into the metadata; the first fault ends the preparation."""
+        for note in report.notes:
+            logging.warning("%s: %s", self.domain_name, note)
+            self._metadata["warnings"].append(note)
+        report.notes.clear()
+        if report.faults:
+            raise UserError(report.faults[0])
+
+    @property
+    def _metadata(self) -> dict[str, Any]:
+        metadata = self.info.metadata
+        assert isinstance(metadata, dict)
+        return metadata
+
+
+class SceneBuilder(RecordBuilder, skip_registration=True):
     """Builds the domains of one dataset from its archives."""
 
     VERSION = tfds.core.Version("1.0.0")
@@ -95,7 +219,6 @@ class SceneBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     MANUAL_DOWNLOAD_INSTRUCTIONS = "The README.md beside the builder says what to download."
     OPTIONS: ClassVar[tuple[Option, ...]] = ()
     CHECKSUMS: ClassVar[Mapping[str, str]] = {}  # archive -> MD5, where one is published
-    IMAGE_FORMAT: ClassVar[str] = "png"
 
     def __init__(
         self,
@@ -116,7 +239,6 @@ class SceneBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """
         self.options = _chosen(type(self), options or {})
         self._strict = strict
-        self._owners = dict[str, tuple[str, str]]()  # digest of an image -> its split and path
         super().__init__(**arguments)
 
     @abc.abstractmethod
@@ -133,6 +255,11 @@ class SceneBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         config = self.builder_config
         assert config is not None
         return DOMAINS[f"{self.name}/{config.name}"]
+
+    @property
+    def domain_name(self) -> str:
+        """See `RecordBuilder`."""
+        return self.domain.name
 
     def inspect(self, manual_dir: str | Path) -> Iterator[Inspected]:
         """Reads every scene in `manual_dir` and reports instead of preparing; what is wrong becomes `faults`.
@@ -162,17 +289,6 @@ class SceneBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 notes.append(f"{path.name} {'has the published MD5' if found == expected else differs}")
         return notes
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        label = tfds.features.Image(shape=(None, None, 1), encoding_format="png", doc="train ids; 255 is ignored")
-        features = {
-            "image": tfds.features.Image(shape=(None, None, 3), encoding_format=self.IMAGE_FORMAT),
-            "label": label,
-            "id": tfds.features.Text(doc="scene, and of tiles left, top, right and bottom in pixels"),
-            "domain": tfds.features.Text(),
-        }
-        metadata = tfds.core.MetadataDict(options=self.options)
-        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features), metadata=metadata)
-
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         try:
             manual_dir = Path(dl_manager.manual_dir)
@@ -198,23 +314,7 @@ class SceneBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         }
 
     def _generate_examples(self, split: str, catalogue: Catalogue) -> Iterator[tuple[str, dict[str, Any]]]:
-        report = Inspected(split)
-        for scene in self._converted(split, catalogue, convert):
-            self._add(scene, report)
-            self._record(report)
-            for tile in scene.tiles:
-                yield (
-                    tile.id,
-                    {
-                        "image": io.BytesIO(tile.image),
-                        "label": io.BytesIO(tile.label),
-                        "id": tile.id,
-                        "domain": self.domain.name,
-                    },
-                )
-        self._judge(report)
-        self._record(report)
-        self._count(split, report.sizes.total())
+        yield from self._records(split, self._converted(split, catalogue, convert))
 
     def _converted(self, split: str, catalogue: Catalogue, function: Any) -> Iterator[Converted]:
         scenes = catalogue.splits.get(split, ())
@@ -245,6 +345,9 @@ class SceneBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             logging.warning("%s: %s", self.domain.name, note)
         return catalogue
 
+    def _finish(self, report: Inspected) -> None:
+        self._count(report.split, report.sizes.total())
+
     def _count(self, split: str, count: int) -> None:
         """Records the number of images of a split; another one than the benchmark's is a warning, or an error."""
         expected = self.domain.counts[split]
@@ -254,70 +357,6 @@ class SceneBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             if self._strict:
                 raise UserError(f"{message}; complete the archives in --manual_dir or leave out --strict")
             self._metadata["warnings"].append(message)  # `prepare` says it aloud, of finished datasets too
-
-    def _add(self, scene: Converted, report: Inspected) -> None:
-        """Counts a scene, with what to know about it and what is wrong."""
-        report.scenes += 1
-        report.sizes.update(scene.sizes)
-        report.histogram += scene.histogram
-        report.unlabelled += scene.unlabelled
-        report.notes += filter(None, [scene.note])
-        report.faults += filter(None, [scene.fault])
-        self._judge_overlap(scene, report)
-        if len(scene.sizes) > 1:  # of images that are tiles already some may well hold nothing
-            self._judge_ignored(f"scene {scene.scene.id}", scene.histogram, report)
-
-    def _judge(self, report: Inspected) -> None:
-        """Adds what is to be said about a split as a whole."""
-        self._judge_ignored(f"split {report.split}", report.histogram, report)
-        if report.unlabelled:
-            images = report.sizes.total()
-            report.notes.append(
-                f"{report.unlabelled} of {images} images of split {report.split}"
-                f" ({report.unlabelled / images:.1%}) have no label at all"
-            )
-
-    def _judge_ignored(self, what: str, histogram: Int[np.ndarray, 256], report: Inspected) -> None:
-        share = histogram[IGNORE] / max(histogram.sum(), 1)
-        found = f"{share:.1%} of the pixels of {what} have no label (they are ignored)"
-        if share > REFUSED and self.options[UNLABELLED.name] == "error":
-            report.faults.append(
-                f"{found}, at most {REFUSED:.0%} are accepted; if the labels are right:"
-                f" --option {self.name}.{UNLABELLED.name}=kept"
-            )
-        elif share > REPORTED:
-            report.notes.append(found)
-
-    def _judge_overlap(self, scene: Converted, report: Inspected) -> None:
-        if scene.digest is None:
-            return
-        split, path = report.split, scene.scene.image.path
-        other, twin = self._owners.setdefault(scene.digest, (split, path))
-        if other == split:
-            return
-        found = f"{twin} (split {other}) and {path} (split {split}) are the same image"
-        if self.options[OVERLAP.name] == "kept":
-            report.notes.append(found)
-        else:
-            report.faults.append(
-                f"{found}, but splits must not overlap; remove one, or if it is the dataset's own doing:"
-                f" --option {self.name}.{OVERLAP.name}=kept"
-            )
-
-    def _record(self, report: Inspected) -> None:
-        """Logs the notes of `report` and puts them into the metadata; the first fault ends the preparation."""
-        for note in report.notes:
-            logging.warning("%s: %s", self.domain.name, note)
-            self._metadata["warnings"].append(note)
-        report.notes.clear()
-        if report.faults:
-            raise UserError(report.faults[0])
-
-    @property
-    def _metadata(self) -> dict[str, Any]:
-        metadata = self.info.metadata
-        assert isinstance(metadata, dict)
-        return metadata
 
 
 def _chosen(builder: type[SceneBuilder], given: Mapping[str, str]) -> dict[str, str]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
 from crossearth_jax.benchmark import IGNORE
 from crossearth_jax.config import UserError
-from crossearth_jax.runtime import picture_files
+from crossearth_jax.runtime import fingerprints, picture_files
 
 from .labels import LabelRule
 from .layouts import Scene
@@ -38,13 +38,14 @@ class Tile:
 
 @dataclasses.dataclass(frozen=True)
 class Converted:
-    """What became of a scene."""
+    """What became of a scene, or of some tiles of one."""
 
-    scene: Scene
-    digest: str | None  # of the image's pixels; None if it is of one colour
+    name: str  # for people
+    digests: Sequence[tuple[str, str]]  # image and digest of its pixels; images of one colour are left out
     sizes: list[tuple[int, int]]  # height and width of its tiles
     histogram: Int[np.ndarray, 256]  # pixels per label value over its tiles
     tiles: list[Tile]  # empty if only inspected
+    hashes: Sequence[tuple[str, int]] = ()  # tile and perceptual hash (`fingerprints`), where that is looked at
     unlabelled: int = 0  # tiles without one pixel that is not ignored
     note: str = ""  # what to know about it
     fault: str = ""  # why there is nothing
@@ -66,12 +67,13 @@ def convert(scene: Scene, recipe: Recipe, inspect_only: bool = False) -> Convert
         )
     label = recipe.labels.train_ids(stored, scene.label.path)
     pieces = _pieces(image, label.ids, scene, recipe)
+    digest = fingerprints.digest(image)
     return Converted(
-        scene,
-        digest=_digest(image),
+        f"scene {scene.id}",
+        digests=[(scene.image.path, digest)] if digest else [],
         sizes=[piece[2].shape for piece in pieces],
         histogram=np.bincount(np.concatenate([piece[2].ravel() for piece in pieces]), minlength=256),
-        tiles=[] if inspect_only else [_encoded(*piece, data) for piece in pieces],
+        tiles=[] if inspect_only else [encoded(*piece, data) for piece in pieces],
         unlabelled=sum(bool((piece[2] == IGNORE).all()) for piece in pieces),
         note=label.note,
     )
@@ -82,7 +84,7 @@ def inspect(scene: Scene, recipe: Recipe) -> Converted:
     try:
         return convert(scene, recipe, inspect_only=True)
     except UserError as error:
-        return Converted(scene, None, [], np.zeros(256, np.int64), [], fault=str(error))
+        return Converted(f"scene {scene.id}", [], [], np.zeros(256, np.int64), [], fault=str(error))
 
 
 def _pieces(
@@ -103,12 +105,7 @@ def _pieces(
     ]
 
 
-def _encoded(name: str, image: np.ndarray, label: np.ndarray, data: bytes) -> Tile:
-    keep = picture_files.is_stored_as(data, image)  # a photograph as PNG would take five times the space
+def encoded(name: str, image: UInt8[np.ndarray, "h w 3"], label: UInt8[np.ndarray, "h w"], data: bytes = b"") -> Tile:
+    """A record; `data`: the file of the image, which is kept as it is where that is a PNG or JPEG of these pixels."""
+    keep = data and picture_files.is_stored_as(data, image)  # a photograph as PNG would take five times the space
     return Tile(name, data if keep else picture_files.encode(image), picture_files.encode(label))
-
-
-def _digest(image: UInt8[np.ndarray, "h w 3"]) -> str | None:
-    if (image == image[0, 0]).all():  # empty tiles may well be equal
-        return None
-    return hashlib.sha256(image.tobytes()).hexdigest()

@@ -9,13 +9,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, Int, UInt8, UInt32
+from jaxtyping import Float32, Int, Integer, UInt8, UInt32
 
 from crossearth_jax.benchmark import IGNORE
 from crossearth_jax.config import UserError
 
 Colour = tuple[int, int, int]  # RGB
-Pixels = UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]  # three equal channels count as one
+# Three equal channels count as one; numbers may be of any integer type, colours are 8 bit.
+Pixels = Integer[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]
 NEAREST = 80  # largest distance in RGB of a colour from the one it is taken for; corners of the cube are 255 apart
 _UNKNOWN = 254  # no taxonomy has that many classes
 
@@ -58,7 +59,12 @@ class Numbers:
         """See `LabelRule`."""
         if pixels.ndim == 3:
             raise UserError(f"{name} holds colours, expected one class number per pixel")
-        labels = _number_table(tuple(self.table.items()))[pixels]
+        if pixels.dtype == np.uint8:
+            labels = _number_table(tuple(self.table.items()))[pixels]
+        else:
+            values, places = np.unique(pixels, return_inverse=True)
+            ids = np.array([self.table.get(int(value), _UNKNOWN) for value in values], np.uint8)
+            labels = ids[places.reshape(pixels.shape)]
         if (labels == _UNKNOWN).any():
             unknown = pixels[labels == _UNKNOWN]
             raise UserError(_complaint("values", unknown, str, self.table, name, self.remedy))
@@ -179,5 +185,6 @@ def _colour_table(colours: tuple[tuple[Colour, int], ...]) -> UInt8[np.ndarray, 
 def _number_table(numbers: tuple[tuple[int, int], ...]) -> UInt8[np.ndarray, 256]:
     table = np.full(256, _UNKNOWN, np.uint8)
     for value, label in numbers:
-        table[value] = label
+        if 0 <= value < len(table):
+            table[value] = label
     return table

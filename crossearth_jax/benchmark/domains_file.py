@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from crossearth_jax.benchmark import DOMAINS
 from crossearth_jax.benchmark.facts import IGNORE, Taxonomy
 from crossearth_jax.config import UserError
 
@@ -232,6 +233,8 @@ def read_domains_file(path: str | Path) -> DomainsFile:
             "name",
             f"the dataset would be called '{name}', expected small letters, digits and _; add name = \"my_dataset\"",
         )
+    if name in {domain.dataset for domain in DOMAINS.values()}:
+        raise root.error("name", f'{name} is a dataset of the benchmark; choose another name with name = "my_{name}"')
     taxonomy, domains = _taxonomy(root.table("taxonomy"), name), root.table("domains")
     if not domains.value:
         raise domains.error("", "there is no domain; write a table [domains.my_city] with images and labels")

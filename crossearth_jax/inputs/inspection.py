@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 
 from crossearth_jax.benchmark import IGNORE, Domain
 from crossearth_jax.inputs.sources import CorruptRecordError, PreparedSplit
+from crossearth_jax.runtime import fingerprints
 from crossearth_jax.runtime.progress import Progress
 
 _FAULTS_SHOWN = 20
@@ -28,6 +28,7 @@ class SplitReport:
     sizes: Counter[tuple[int, int]]  # (height, width) -> images
     histogram: Int[np.ndarray, 256]  # pixels per label value
     scenes: int | None = None  # images before tiling; None if that is not known
+    hashes: Sequence[tuple[str, int]] = ()  # image and perceptual hash (`fingerprints`)
     notes: Sequence[str] = ()  # what to know about it
     damaged: Sequence[str] = ()  # what could not be read or belongs elsewhere, by file
 
@@ -74,13 +75,6 @@ class SplitReport:
         return "\n".join([*lines, f"  {', '.join([*shares, ignored])}"])
 
 
-def image_digest(image: UInt8[np.ndarray, "h w 3"]) -> str | None:
-    """Digest of the pixels; None for an image of one colour, since empty tiles may well be equal."""
-    if (image == image[0, 0]).all():
-        return None
-    return hashlib.sha256(image.tobytes()).hexdigest()
-
-
 def check_split(
     domain: Domain, split: str, data_dir: str | Path, owners: dict[str, tuple[str, str]] | None = None
 ) -> SplitReport:
@@ -97,6 +91,7 @@ def check_split(
     """
     source = PreparedSplit(domain.name, split, data_dir)
     histogram, sizes, damaged = np.zeros(256, np.int64), Counter[tuple[int, int]](), list[str]()
+    hashes = list[tuple[str, int]]()
     owners, progress, unlabelled = {} if owners is None else owners, Progress(len(source), "images"), 0
     for index in range(len(source)):
         progress.advance(note=f"{domain.name} {split}")
@@ -105,12 +100,14 @@ def check_split(
         except CorruptRecordError as error:
             damaged.append(str(error))
             continue
-        label, digest = example["label"], image_digest(example["image"])
+        label, digest = example["label"], fingerprints.digest(example["image"])
         unlabelled += bool((label == IGNORE).all())
         if digest:
             other, twin = owners.setdefault(digest, (split, example["id"]))
             if other != split:
                 damaged.append(f"{example['id']} is the same image as {twin} of split {other}; splits must not overlap")
+        if (value := fingerprints.perceptual_hash(example["image"])) is not None:
+            hashes.append((example["id"], value))
         histogram += np.bincount(label.ravel(), minlength=256)
         sizes[label.shape[0], label.shape[1]] += 1
     return SplitReport(
@@ -119,6 +116,7 @@ def check_split(
         images=len(source),
         sizes=sizes,
         histogram=histogram,
+        hashes=hashes,
         notes=[f"{unlabelled} of {len(source)} images have no label at all"] if domain.taxonomy and unlabelled else [],
         damaged=damaged,
     )

@@ -59,7 +59,7 @@ class Scene:
     def __init__(self, path: str, dataset: DatasetReader, bands: tuple[int, int, int], options: SceneOptions):
         self.path = path
         self._dataset, self._bands, self._options = dataset, bands, options
-        source = _grid(path, dataset)
+        self.source = source = _grid(path, dataset)
         whole = source if options.gsd is None else source.resampled(options.gsd)
         scale = ~source.transform @ whole.transform  # without rotation: both grids have the same orientation
         self._rows, self._columns = Axis(source.height, scale.e), Axis(source.width, scale.a)
@@ -68,6 +68,7 @@ class Scene:
         self.grid = whole.shifted(*window)
         names = band_names(dataset)
         self.band_names = tuple(names[band - 1] or str(band) for band in bands)
+        self.kinds = {dataset.dtypes[band - 1] for band in bands}  # of numbers in the chosen bands
         self.pixel_is_point = dataset.tags().get("AREA_OR_POINT") == "Point"
 
     @functools.cached_property
@@ -77,10 +78,10 @@ class Scene:
         Raises:
           UserError: the options for it make no sense, or the file cannot be read.
         """
-        options, kinds = self._options, {self._dataset.dtypes[band - 1] for band in self._bands}
+        options = self._options
         if options.value_range is not None:
             return radiometry.fixed(*options.value_range)
-        if options.percentiles is None and kinds == {"uint8"}:
+        if options.percentiles is None and self.kinds == {"uint8"}:
             return radiometry.AS_IS
         stretch = radiometry.percentile(self._valid_values(), options.percentiles or radiometry.PERCENTILES)
         flat = {name: low for name, (low, high) in zip(self.band_names, stretch.ranges, strict=True) if low == high}
@@ -178,15 +179,21 @@ def check_scene(path: str, options: SceneOptions) -> None:
 
 
 @contextlib.contextmanager
-def open_scene(path: str, options: SceneOptions) -> Iterator[Scene]:
+def open_scene(path: str, options: SceneOptions, *, quiet: bool = False) -> Iterator[Scene]:
     """Opens a raster of any kind GDAL reads.
+
+    Args:
+      path: of the raster.
+      options: how it is read.
+      quiet: leaves out the warnings about a missing place and odd pixels.
 
     Raises:
       UserError: it is no raster, or the options do not fit it.
     """
     with _selected(path, options) as (dataset, bands):
         scene = Scene(path, dataset, bands, options)
-        _say_what_is_unexpected(scene, _grid(path, dataset), options)
+        if not quiet:
+            _say_what_is_unexpected(scene, scene.source, options)
         yield scene
 
 

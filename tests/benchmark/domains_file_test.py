@@ -166,6 +166,9 @@ def test_name_of_the_dataset(tmp_path):
         read(tmp_path, DOMAIN, "My Places.toml")
     assert read(tmp_path, f'name = "my_places"\n{DOMAIN}', "My Places.toml").name == "my_places"
 
+    with pytest.raises(UserError, match=r"name: potsdam is a dataset of the benchmark"):
+        read(tmp_path, DOMAIN, "potsdam.toml")
+
 
 def test_absent_file(tmp_path):
     with pytest.raises(UserError, match=r"cannot read .*no.toml"):

@@ -138,19 +138,29 @@ def _parts(length: int, tile: int) -> tuple[int, int]:
 
 
 def _matches(domain: OwnDomain, what: str, patterns: Sequence[str]) -> list[tuple[str, Path]]:
-    """(key, file) of everything that fits."""
-    found = list[tuple[str, Path]]()
+    """(key, file) of everything that fits.
+
+    If several patterns find the same keys (`train/*.png` and `val/*.png`), their last fixed folder is part of the key.
+    """
+    found, prefixed = list[tuple[str, Path]](), list[tuple[str, Path]]()
     for pattern in map(_magic, patterns):
+        fixed = next(part for part in reversed(Path(pattern).parts[:-1]) if not glob.has_magic(part))
         names = sorted(glob.glob(pattern, recursive=True))
         files = [Path(name) for name in names if os.path.isfile(name) and not name.lower().endswith(_SIDECARS)]
         expression = _capturing(pattern)
         for file in files:
             match = expression.fullmatch(str(file))
             parts = [part for part in match.groups() if part] if match else []
-            found.append(("/".join(parts) or file.stem if parts else "", file))
+            key = ("/".join(parts) or file.stem) if parts else ""
+            found.append((key, file))
+            prefixed.append((f"{fixed}/{key}", file))
     if not found:
         raise UserError(f"{domain.key}: no file fits {what} = '{' '.join(patterns)}'{_nearby(Path(patterns[0]))}")
-    return found
+    return prefixed if _distinct(prefixed) > _distinct(found) else found
+
+
+def _distinct(files: Sequence[tuple[str, Path]]) -> int:
+    return len({key for key, _ in files})
 
 
 def _magic(pattern: str) -> str:

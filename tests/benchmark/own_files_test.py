@@ -8,8 +8,8 @@ import rasterio
 from PIL import Image
 
 from crossearth_jax.benchmark.domains_file import read_domains_file
+from crossearth_jax.benchmark.own_files import find_pairs, header_size, image_sizes
 from crossearth_jax.config import UserError
-from crossearth_jax.runtime.own_files import find_pairs, header_size, image_sizes
 
 
 @pytest.fixture
@@ -47,12 +47,15 @@ def pairs(domain, folder):
         ("i/**/*.png", "l/*.png", ["i/a/1.png", "l/1.png"], {"1": ("i/a/1.png", "l/1.png")}),  # by their names
         ("i/*", "l/*", ["i/1.jpg", "l/1.png"], {"1": ("i/1.jpg", "l/1.png")}),
         ("scene.png", "truth.png", ["scene.png", "truth.png"], {"": ("scene.png", "truth.png")}),
+        (["i/train/*", "i/val/*"], ["l/train/*", "l/val/*"],
+         ["i/train/1.png", "i/val/1.png", "l/train/1.png", "l/val/1.png"],
+         {"train/1": ("i/train/1.png", "l/train/1.png"), "val/1": ("i/val/1.png", "l/val/1.png")}),
         ("Bilder ü/*.png", "l [1]/*.png", ["Bilder ü/ä b.png", "l [1]/ä b.png"],
          {"ä b": ("Bilder ü/ä b.png", "l [1]/ä b.png")}),
     ],
 )  # fmt: skip
 def test_pairs(tmp_path, domain, images, labels, files, expected):
-    own = domain(files, f'images = "{images}"\nlabels = "{labels}"')
+    own = domain(files, f"images = {json.dumps(images)}\nlabels = {json.dumps(labels)}")
     assert pairs(own, tmp_path) == expected
 
 

@@ -1,0 +1,202 @@
+"""Polygons to labels: read once, brought to the grid of each image, drawn in a stated order.
+
+A pixel belongs to a polygon that holds its centre. Of overlapping polygons the later one in the file counts, or, with
+`order`, the one whose class is later in that list; classes outside the list lie below it, ignored polygons above all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyogrio.raw
+import rasterio.features
+import rasterio.warp
+import shapely
+from jaxtyping import Bool, UInt8
+from pyogrio.errors import DataLayerError, DataSourceError
+from rasterio.crs import CRS
+from rasterio.transform import Affine
+
+from crossearth_jax.benchmark import IGNORE
+from crossearth_jax.benchmark.domains_file import PolygonRule, VectorLabels
+from crossearth_jax.config import UserError
+
+from ..tiles import Box
+from .images import OwnImage, Raster
+
+_AREAS = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
+
+
+@dataclasses.dataclass(frozen=True)
+class Polygons:
+    """The polygons of a vector file."""
+
+    shapes: Any  # numpy array of shapely polygons and multipolygons, in `crs`
+    names: tuple[str, ...]  # of their classes, as the file has them; all "" without a column
+    crs: CRS
+    note: str  # what was repaired or left out; "" if nothing
+
+
+def read_polygons(file: Path, column: str | None) -> Polygons:
+    """Every polygon of the file's first layer; invalid ones are repaired, empty ones left out.
+
+    Raises:
+      UserError: the file cannot be read, has no coordinate reference system or no such column, or holds lines.
+    """
+    # By the time of change, too: within one process a file may be replaced.
+    return _read_polygons(file, column, file.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4)
+def _read_polygons(file: Path, column: str | None, changed: int) -> Polygons:
+    del changed
+    try:
+        meta, _, encoded, values = pyogrio.raw.read(file, columns=None if column else [])
+    except (DataSourceError, DataLayerError) as error:
+        raise UserError(
+            f"cannot read the polygons of {file} ({error}); expected GeoPackage, GeoJSON or Shapefile"
+        ) from None
+    if not meta["crs"]:
+        raise UserError(
+            f"{file} has no coordinate reference system, so its polygons have no place; assign one, e.g."
+            " ogr2ogr -a_srs EPSG:32632 fixed.gpkg …"
+        )
+    fields = list(meta["fields"])
+    if column is not None and column not in fields:
+        raise UserError(f"{file} has no column '{column}'; it has {', '.join(fields) or 'none'}")
+    names = [""] * len(encoded) if column is None else [_text(value) for value in values[fields.index(column)]]
+    shapes = shapely.force_2d(shapely.from_wkb(encoded))
+    empty = shapely.is_missing(shapes) | shapely.is_empty(shapes)
+    strange = ~empty & ~np.isin(shapely.get_type_id(shapes), _AREAS)
+    if strange.any():
+        kinds = sorted({shape.geom_type for shape in shapes[strange]})
+        raise UserError(f"{file} holds {strange.sum()} of {', '.join(kinds)}, expected polygons; buffer or remove them")
+    invalid = ~empty & ~shapely.is_valid(shapes)
+    shapes[invalid] = [_areas(shape) for shape in shapely.make_valid(shapes[invalid])]
+    empty |= shapely.is_missing(shapes) | shapely.is_empty(shapes)
+    done = [f"{invalid.sum()} invalid polygons were repaired"] if invalid.any() else []
+    done += [f"{empty.sum()} empty ones are left out"] if empty.any() else []
+    kept = np.flatnonzero(~empty)
+    return Polygons(
+        shapes[kept],
+        tuple(names[i] for i in kept),
+        CRS.from_user_input(meta["crs"]),
+        f"{file}: {', '.join(done)}" if done else "",
+    )
+
+
+def _text(value: Any) -> str:
+    """A column's value as the user writes it: 3, not 3.0."""
+    return str(int(value)) if isinstance(value, float | np.floating) and float(value).is_integer() else str(value)
+
+
+def _areas(shape: Any) -> Any:
+    """The polygons of a repaired geometry, which may come with lines and points."""
+    parts = [part for part in shapely.get_parts(shape) if part.geom_type in ("Polygon", "MultiPolygon")]
+    return shapely.union_all(parts)
+
+
+@functools.lru_cache(maxsize=8)
+def _placed(file: Path, column: str | None, changed: int, crs: str) -> tuple[Any, tuple[str, ...], shapely.STRtree]:
+    """Polygons in another coordinate reference system, their names and an index of their boxes."""
+    polygons = _read_polygons(file, column, changed)
+    shapes, target = polygons.shapes, CRS.from_wkt(crs)
+    if target != polygons.crs:
+
+        def moved(points: np.ndarray) -> np.ndarray:
+            return np.stack(rasterio.warp.transform(polygons.crs, target, *points.T), axis=1)
+
+        shapes = shapely.transform(shapes, moved)
+    return shapes, polygons.names, shapely.STRtree(shapes)
+
+
+@dataclasses.dataclass(frozen=True)
+class PolygonLabels:
+    """Labels of every image from one vector file."""
+
+    given: VectorLabels
+
+    def check(self) -> list[str]:
+        """Reads the files; returns what to know about them.
+
+        Raises:
+          UserError: a file cannot be used, or a polygon's class is unknown.
+        """
+        polygons = read_polygons(self.given.file, self.given.column)
+        if self.given.column is not None:
+            refuse_unknown(polygons.names, self.given.rule, f"column '{self.given.column}' of {self.given.file}")
+        area = [] if self.given.area is None else [read_polygons(self.given.area, None).note]
+        return [note for note in (polygons.note, *area) if note]
+
+    def read(self, image: OwnImage, box: Box) -> UInt8[np.ndarray, "h w"]:
+        """Train ids of a part of `image`."""
+        assert isinstance(image, Raster)
+        given, rule = self.given, self.given.rule
+        window = image.grid.shifted(box.top, box.left, box.bottom - box.top, box.right - box.left)
+        shapes, names = _within(given.file, given.column, window)
+        ids = [rule.names[name] for name in names] if given.single is None else [given.single] * len(shapes)
+        size = window.height, window.width
+        labels = burnt(shapes, ids, rule, size, window.transform)
+        if given.area is not None:
+            areas = _within(given.area, None, window)[0]
+            labels[~_covered(areas, size, window.transform)] = IGNORE
+        return labels
+
+
+def _within(file: Path, column: str | None, window: Any) -> tuple[Any, list[str]]:
+    """Polygons whose box touches the window, in the order of the file, and their names."""
+    shapes, names, index = _placed(file, column, file.stat().st_mtime_ns, window.crs.to_wkt())
+    found = np.sort(index.query(shapely.box(*window.bounds())))
+    return shapes[found], [names[i] for i in found]
+
+
+def refuse_unknown(names: Sequence[str], rule: PolygonRule, where: str) -> None:
+    """Raises a UserError if a name of a polygon is no class."""
+    values, counts = np.unique(np.array([name for name in names if name not in rule.names], str), return_counts=True)
+    if len(values):
+        most = np.argsort(-counts, kind="stable")[:3]
+        found = ", ".join(f"'{values[i]}' ({counts[i]} polygons)" for i in most)
+        more = f" and {len(values) - 3} more" if len(values) > 3 else ""
+        raise UserError(
+            f"{where} has the unknown classes {found}{more}; expected {', '.join(rule.names)}; say what they are in"
+            f' labels with classes = {{ "{values[most[0]]}" = "…" }} or ignore = ["{values[most[0]]}"]'
+        )
+
+
+def burnt(
+    shapes: Sequence[Any], ids: Sequence[int], rule: PolygonRule, size: tuple[int, int], transform: Affine
+) -> UInt8[np.ndarray, "h w"]:
+    """Draws polygons with their train ids; see the head of this module for the order."""
+    height = {label: place for place, label in enumerate(rule.order, 1)} | {IGNORE: len(rule.order) + 1}
+    drawn = sorted(zip(shapes, ids, strict=True), key=lambda one: height.get(one[1], 0))
+    if not drawn:
+        return np.full(size, rule.background, np.uint8)
+    return rasterio.features.rasterize(drawn, size, fill=rule.background, transform=transform, dtype=np.uint8)
+
+
+def _covered(shapes: Sequence[Any], size: tuple[int, int], transform: Affine) -> Bool[np.ndarray, "h w"]:
+    if not len(shapes):
+        return np.zeros(size, bool)
+    return np.asarray(rasterio.features.rasterize(shapes, size, transform=transform, dtype=np.uint8)) > 0
+
+
+def area_of(ring: Sequence[float], where: str) -> Any:
+    """The polygon of x, y, x, y, … in pixels from the corner of the image; repaired if it crosses itself.
+
+    Raises:
+      UserError: it has less than three corners.
+    """
+    if len(ring) < 6 or len(ring) % 2:
+        raise UserError(f"{where} has a polygon of {len(ring)} numbers, expected x and y of three corners or more")
+    polygon = shapely.Polygon(np.reshape(np.array(ring, float), (-1, 2)))
+    return polygon if polygon.is_valid else _areas(shapely.make_valid(polygon))
+
+
+def traced(mask: UInt8[np.ndarray, "h w"], transform: Affine) -> list[Any]:
+    """The ones of a mask as polygons."""
+    return [shape for shape, _ in rasterio.features.shapes(mask, mask > 0, transform=transform)]
