@@ -23,6 +23,9 @@ class UserError(Exception):
     """
 
 
+PixelStatistics = tuple[tuple[float, float, float], tuple[float, float, float]]  # RGB mean and deviation, 0..255
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ViTConfig:
     """DINOv2 vision transformer; the defaults are ViT-L/16 as CrossEarth uses it."""
@@ -33,8 +36,9 @@ class ViTConfig:
     depth: int = 24
     heads: int = 16
     mlp_width: int = 4096
-    # RGB mean and deviation, 0..255, of the images that the patch embedding is made for; None: ImageNet's, as released.
-    pixel_statistics: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
+    # RGB mean and deviation, 0..255, of the images that the patch embedding is made for; None: ImageNet's, as released;
+    # "source": measured on the train split of the source when training starts.
+    pixel_statistics: str | PixelStatistics | None = None
     swiglu: bool = False  # DINOv2 ViT-g: gated MLP in place of GELU
     layer_scale: float = 1e-5  # initial value of the per-channel residual gains
     feature_blocks: tuple[int, ...] = (7, 11, 15, 23)  # 0-based blocks whose output becomes a feature level
@@ -96,7 +100,10 @@ class DataConfig:
     """What is read and how."""
 
     source: str = "blue_marble/temperate_green"  # training domain; several are joined by "+"
+    source_weights: tuple[float, ...] = ()  # shares of several sources in training; (): by their numbers of images
+    domains_file: str | None = None  # a user's domains.toml, whose domains are prepared before training
     data_dir: str = "~/.cache/crossearth_jax"  # prepared datasets (array_record)
+    window: int | None = None  # side of the windows cut at random from larger training images; None: whole images
     batch_size: int = 4  # global, over all devices and processes
     workers: int = 0  # grain worker processes; 0 reads in the main process
     prefetch: int = 2  # batches kept ready
@@ -169,6 +176,9 @@ class LossConfig:
     dice_weight: float = 5.0
     no_object_weight: float = 0.1
     pixel_weight: float = 0.0  # of the cross-entropy, which the reference has not; 0 leaves it out
+    # Weight of each class in the class term and in the pixels' cross-entropy: given in the order of the classes, or
+    # "inverse_frequency", counted from the labels of the train split when training starts; None: all classes weigh 1.
+    class_weights: str | tuple[float, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -203,7 +213,7 @@ class TrainConfig:
     log_every: int = 50
     checkpoint_every: int = 1000
     keep_checkpoints: int = 3
-    init_from: str | None = None  # weights file (.safetensors, .pth) the run starts from
+    init_from: str | None = None  # weights file (.safetensors, .pth) or folder of a run that this run starts from
     frozen: tuple[tuple[str, bool], ...] = (
         (r"backbone/.*", True),
         (r".*", False),
@@ -267,8 +277,11 @@ def _to_value(config: Any, name: str) -> Any:
     if dataclasses.is_dataclass(value):
         return to_config_dict(value)
     if value is None:
-        # A bare None would accept any type; a placeholder makes overrides of optional scalars type-safe.
-        scalar = [t for t in _members(typing.get_type_hints(type(config))[name]) if t in (int, float, str)]
+        # A bare None cannot be overridden; a placeholder can, and is type-safe for optional scalars.
+        members = _members(typing.get_type_hints(type(config))[name])
+        if any(typing.get_origin(member) is tuple for member in members):
+            return config_dict.placeholder(object)
+        scalar = [member for member in members if member in (int, float, str)]
         return config_dict.placeholder(scalar[0]) if scalar else None
     return value
 
@@ -303,7 +316,8 @@ def _from_value(value: Any, hint: Any, path: str) -> Any:
         if type(None) in members:
             return None
         raise UserError(f"{path} is None, expected {hint}")
-    hint = next(member for member in members if member is not type(None))
+    some = [member for member in members if member is not type(None)]
+    hint = str if isinstance(value, str) and str in some else some[-1]  # of two, the first is str
     if dataclasses.is_dataclass(hint):
         if not hasattr(value, "items"):
             raise UserError(f"{path} is {value!r}, expected the fields of {typing.cast(type, hint).__name__}")

@@ -28,6 +28,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (r"(style|mim)\.(probability|alpha|mask_ratio)", lambda x: 0 <= x <= 1, "0 to 1"),
     (r"style\.draw_scale", lambda x: x > 0, "more than 0"),
     (r"loss\.importance", lambda x: 0 <= x <= 1, "0 to 1"),
+    (r"(data\.source_weights|loss\.class_weights)", lambda x: 0 < x < float("inf"), "more than 0"),
     (r"loss\.oversample", lambda x: x >= 1, "1 or more"),
     (r"(loss|mim)\..*_weight", lambda x: x >= 0, "0 or more"),
     (r"optimizer\.(b1|b2|ema)", lambda x: 0 <= x < 1, "0 or more and less than 1"),
@@ -69,7 +70,17 @@ def check_config(config: Config) -> None:
         value = getattr(getattr(config, section), field, choices[0])  # `style` may be None
         if value not in choices:
             raise UserError(f"{name} is '{value}', expected one of {', '.join(choices)}")
-    for check in (_check_tasks, _check_model, _check_sizes, _check_style, _check_schedule, _check_batch, _check_tables):
+    for check in (
+        _check_tasks,
+        _check_sources,
+        _check_class_weights,
+        _check_model,
+        _check_sizes,
+        _check_style,
+        _check_schedule,
+        _check_batch,
+        _check_tables,
+    ):
         check(config)
     check_classes(config)
 
@@ -95,6 +106,25 @@ def _check_tasks(config: Config) -> None:
         raise UserError("mim (masked image modelling) needs model.mim, which is None; set model.mim, or mim to None")
 
 
+def _check_sources(config: Config) -> None:
+    count, weights = len(config.data.source.split("+")), config.data.source_weights
+    if weights and len(weights) != count:
+        raise UserError(
+            f"data.source_weights has {len(weights)} entries, but {config.data.source} are {count} domains; give one "
+            "for each, or none to take their numbers of images"
+        )
+
+
+def _check_class_weights(config: Config) -> None:
+    weights, classes = config.loss and config.loss.class_weights, config.model.classes
+    if isinstance(weights, str) and weights != "inverse_frequency":
+        raise UserError(
+            f"loss.class_weights is '{weights}', expected 'inverse_frequency', or numbers such as '(1.0, 2.5)'"
+        )
+    if isinstance(weights, tuple) and len(weights) != classes:
+        raise UserError(f"loss.class_weights has {len(weights)} entries for {classes} classes; give one for each")
+
+
 def _check_model(config: Config) -> None:
     vit, head = config.model.vit, config.model.head
     divisors = [("model.vit.width", "model.vit.heads", vit), ("model.vit.image_size", "model.vit.patch_size", vit)]
@@ -113,7 +143,10 @@ def _check_model(config: Config) -> None:
             f"model.vit.feature_blocks names {len(blocks)} blocks, expected one for each of the {len(vit.pyramid)} "
             "levels of model.vit.pyramid"
         )
-    if vit.pixel_statistics is not None and min(vit.pixel_statistics[1]) == 0:
+    if isinstance(vit.pixel_statistics, str):
+        if vit.pixel_statistics != "source":
+            raise UserError(f"model.vit.pixel_statistics is '{vit.pixel_statistics}', expected numbers or 'source'")
+    elif vit.pixel_statistics is not None and min(vit.pixel_statistics[1]) == 0:
         raise UserError(f"model.vit.pixel_statistics has the deviations {vit.pixel_statistics[1]}, expected none of 0")
 
 

@@ -20,12 +20,14 @@ from jax.sharding import Mesh
 from crossearth_jax.aot import chips, collectives, hlo
 from crossearth_jax.aot.compile_table import compile_table, step_line
 from crossearth_jax.aot.origins import NOTHING, Origin, shared_sizes
-from crossearth_jax.benchmark.registry import find_domain
+from crossearth_jax.benchmark.registry import source_domains
 from crossearth_jax.config import Config, UserError
 from crossearth_jax.inference.segmentor import jit_window_scores
+from crossearth_jax.inputs.loader import largest_size
 from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.runtime import parallel
 from crossearth_jax.runtime.atomic import replacing, write_json
+from crossearth_jax.training.measure import measured
 from crossearth_jax.training.program import build_program
 
 
@@ -47,6 +49,7 @@ def compile_steps(
       UserError: a slice is unknown, the compiler is missing, a step does not fit into memory, or it contains a
         collective that the shardings do not explain. Results are written all the same.
     """
+    config = measured(config)
     slices = {topology: chips.slice_devices(topology) for topology in topologies}
     records: list[dict[str, Any]] = []
     for topology, devices in slices.items():
@@ -85,7 +88,7 @@ class Traced(NamedTuple):
 def trace_training(config: Config, mesh: Mesh) -> Traced:
     """Traces the training step for `mesh`."""
     program = build_program(config, mesh)
-    size = find_domain(config.data.source, config.data.data_dir).sizes["train"]
+    size = largest_size(source_domains(config.data.source, config.data.data_dir), config.data.window)
     state = _placed(program.state, program.state_shardings)
     frozen = _placed(program.frozen, program.frozen_shardings)
     batch = _batch(mesh, config.data.batch_size, size, size=((2,), jnp.int32), index=((), jnp.int32))

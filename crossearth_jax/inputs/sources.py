@@ -7,10 +7,12 @@ train ids).
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import io
+import itertools
 import logging as python_logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, cast, runtime_checkable
 
@@ -216,6 +218,31 @@ class SkippingSource:
         """Height and width of the image that stands at `index`."""
         height, width = self[index]["label"].shape
         return height, width
+
+
+class JoinedSource:
+    """Several sources, one after the other; record numbers go on from each to the next."""
+
+    def __init__(self, sources: Sequence[Source]):
+        self._sources = tuple(sources)
+        self._starts = [0, *itertools.accumulate(map(len, sources))]
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, index: int) -> Example:
+        source, start = self._find(index)
+        example = source[index - start]
+        return {**example, "index": start + example["index"]}
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of the image at `index`."""
+        source, start = self._find(index)
+        return source.size(index - start)
+
+    def _find(self, index: int) -> tuple[Source, int]:
+        part = bisect.bisect_right(self._starts, index) - 1
+        return self._sources[part], self._starts[part]
 
 
 class MemorySource:

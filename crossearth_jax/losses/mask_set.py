@@ -3,6 +3,9 @@
 Masks are compared at random points, never densely. For the matching all masks share uniform points; for the loss
 each matched mask has its own, most of them where its logit is nearest to 0. Pixels without a label are background.
 All sums are normalised over the global batch, so the loss does not depend on how it is split over devices.
+Class weights act on the class term alone: the cross-entropy of a query that is matched to class k counts w[k] times, of
+one that is matched to nothing `no_object_weight` times, and the sum is divided by the sum of these weights. Mask and
+Dice terms compare masks, for which rare classes weigh as much as frequent ones already.
 Source: Mask2Former (arXiv 2112.01527) section 3.3 with the numbers of CrossEarth's configuration.
 """
 
@@ -189,9 +192,16 @@ def _class_sums(
     log_probability = jax.nn.log_softmax(class_logits.astype(jnp.float32))
     taken = (match.query == jnp.arange(queries)[:, None]) & match.matched
     target = jnp.where(taken.any(1), taken.argmax(1), no_object)
-    weight = jnp.where(target == no_object, config.no_object_weight, 1.0)
+    weight = _class_weights(config, no_object)[target]
     chosen = jnp.take_along_axis(log_probability, target[:, None], axis=1)[:, 0]
     return -(weight * chosen).sum(), weight.sum()
+
+
+def _class_weights(config: LossConfig, classes: int) -> Float[Array, " k1"]:
+    """Weight of each class in the class term, "no object" last."""
+    assert not isinstance(config.class_weights, str), "training counts them before it builds the loss"
+    weights = jnp.ones(classes) if config.class_weights is None else jnp.asarray(config.class_weights)
+    return jnp.append(weights, config.no_object_weight)
 
 
 def mask_set_normalisers(
@@ -199,12 +209,14 @@ def mask_set_normalisers(
 ) -> dict[str, Float[Array, ""]]:
     """What the class terms and the mask and Dice terms of a batch are divided by; it follows from the labels alone.
 
-    Every class of an image is matched as long as there are queries, whatever is predicted.
+    Every class of an image is matched as long as there are queries, whatever is predicted. With fewer queries than
+    classes in an image, the mean of the classes' weights stands for those that are matched.
     """
     present = parallel.per_example(functools.partial(matching.present_classes, classes=classes))(labels)
     matched = jnp.minimum(present.sum(1), queries).astype(jnp.float32)
+    weights = present @ _class_weights(config, classes)[:classes] * matched / jnp.maximum(present.sum(1), 1)
     return {
-        "class": (matched + config.no_object_weight * (queries - matched)).sum(),
+        "class": (weights + config.no_object_weight * (queries - matched)).sum(),
         "mask": jnp.maximum(matched, 1).sum(),
     }
 

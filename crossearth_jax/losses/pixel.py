@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from crossearth_jax.config import LossConfig
 from crossearth_jax.ops.scores import pixel_scores
@@ -16,9 +16,11 @@ from crossearth_jax.ops.scores import pixel_scores
 FLOOR = 1e-3  # added to every score: bounds the gradient where no mask is open
 
 
-def labelled_pixels(labels: UInt8[Array, "b H W"], classes: int) -> Bool[Array, "b H W"]:
-    """Pixels that the loss is a mean over."""
-    return labels < classes
+def pixel_weights(config: LossConfig, labels: UInt8[Array, "b H W"], classes: int) -> Float[Array, "b H W"]:
+    """What each pixel counts in the mean that the loss is: the weight of its class, 0 for a pixel without a label."""
+    assert not isinstance(config.class_weights, str), "training counts them before it builds the loss"
+    weights = jnp.ones(classes) if config.class_weights is None else jnp.asarray(config.class_weights)
+    return jnp.where(labels < classes, weights[jnp.minimum(labels, classes - 1)], 0.0)
 
 
 def pixel_loss(
@@ -29,8 +31,11 @@ def pixel_loss(
 ) -> dict[str, Float[Array, ""]]:
     """Computes the mean over the labelled pixels of the global batch, summed over the predictions.
 
+    With class weights w the mean is weighted: sum over pixels of w[label] times the cross-entropy, divided by the sum
+    of w[label].
+
     Args:
-      config: `pixel_weight`.
+      config: `pixel_weight` and `class_weights`.
       class_logits: K + 1 per query, "no object" last.
       mask_logits: at any size, normally a quarter of the labels'.
       labels: 0 … K - 1; pixels of any other value do not count.
@@ -38,14 +43,16 @@ def pixel_loss(
     Returns:
       The weighted float32 term `pixel`.
     """
-    labelled = labelled_pixels(labels, class_logits.shape[-1] - 1)
-    wanted = jnp.where(labelled, labels, 0)[..., None].astype(jnp.int32)
+    classes = class_logits.shape[-1] - 1
+    weights = pixel_weights(config, labels, classes)
+    wanted = jnp.minimum(labels, classes - 1)[..., None].astype(jnp.int32)
 
     def surprise(classes: Float[Array, "b q k1"], masks: Float[Array, "b q h w"]) -> Float[Array, ""]:
         scores = pixel_scores(classes, masks, labels.shape[1:3]) + FLOOR
         right = jnp.take_along_axis(scores, wanted, axis=-1)[..., 0]
-        return (jnp.log(scores.sum(-1)) - jnp.log(right)).sum(where=labelled)
+        return (weights * (jnp.log(scores.sum(-1)) - jnp.log(right))).sum()
 
     # Scores of all queries at full size are large: those of one prediction at a time are kept.
     total = sum(map(jax.checkpoint(surprise), class_logits, mask_logits), jnp.zeros(()))
-    return {"pixel": config.pixel_weight * total / jnp.maximum(labelled.sum(), 1)}
+    counted = weights.sum()
+    return {"pixel": config.pixel_weight * total / jnp.where(counted > 0, counted, 1)}

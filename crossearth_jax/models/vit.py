@@ -140,8 +140,9 @@ class VisionTransformer(nnx.Module):
         patch = self.config.patch_size
         if images.shape[1] % patch or images.shape[2] % patch:
             raise UserError(f"the image is {images.shape[1]} x {images.shape[2]}; sides must be multiples of {patch}")
-        if self.config.pixel_statistics is not None:
-            images = standardize(images, *self.config.pixel_statistics)
+        if (statistics := self.config.pixel_statistics) is not None:
+            assert not isinstance(statistics, str), "training measures them before it builds the model"
+            images = standardize(images, *statistics)
         patches = self.patch_embed(images)
         patches = patches + position_table(self.position[1:], *patches.shape[1:3])
         class_token = repeat(self.class_token[...] + self.position[0], "c -> b 1 c", b=len(images))

@@ -21,9 +21,7 @@ from crossearth_jax.runtime import parallel
 from crossearth_jax.training.start import restore
 from crossearth_jax.training.state import Params
 from crossearth_jax.training.styles import style_targets
-from crossearth_jax.weights.native import Description, read_description, save_native
-
-MODEL_FILE = "model.safetensors"
+from crossearth_jax.weights.native import MODEL_FILE, Description, read_description, save_native
 
 
 def export_model(workdir: Path, config: Config, params: Params, step: int) -> None:

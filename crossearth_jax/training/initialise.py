@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
 
+from crossearth_jax.benchmark.registry import source_domains
 from crossearth_jax.config import Config
 from crossearth_jax.runtime import parallel
 from crossearth_jax.training.checkpoint import RunIdentity
@@ -33,7 +33,8 @@ def initial_params(program: Program) -> tuple[Params, Params]:
     drawn = {name: shardings[name] for name in model.shapes()}
     params = jax.jit(model.init, out_shardings=drawn)(jax.random.key(config.seed))
     if config.train.init_from is not None:
-        params |= _put(starting_weights(Path(config.train.init_from), config.model), shardings)
+        classes = source_domains(config.data.source, config.data.data_dir)[0].classes
+        params |= _put(starting_weights(config.train.init_from, config.model, classes), shardings)
     elif any(not name.startswith("style/") for name in program.frozen):
         logging.warning("frozen parameters are drawn at random: train.init_from names no weights file")
     if config.style is not None:

@@ -20,12 +20,14 @@ from crossearth_jax.runtime import parallel
 from crossearth_jax.runtime.atomic import write_json
 from crossearth_jax.runtime.progress import Progress
 from crossearth_jax.training.checkpoint import Checkpoints
-from crossearth_jax.training.export import MODEL_FILE, export_model
+from crossearth_jax.training.export import export_model
 from crossearth_jax.training.guard import Guard
+from crossearth_jax.training.measure import measured
 from crossearth_jax.training.start import Run, start
 from crossearth_jax.training.state import Params, TrainState
 from crossearth_jax.training.stop import Stopped, StopSignal
 from crossearth_jax.training.writer import MetricsWriter
+from crossearth_jax.weights.native import MODEL_FILE
 
 COUNTED = ("nonfinite", "replaced_records")  # metrics of which the number matters, not the mean
 SHOWN = ("loss", "validation/miou")  # beside the progress
@@ -45,6 +47,7 @@ def train(config: Config, workdir: Path, validation: Validation | None = None) -
       UserError: the input, the configuration or the run directory is wrong, or a step was not finite.
       Stopped: a signal asked to stop; the state is saved.
     """
+    config = measured(config)
     mesh = parallel.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         run, checkpoints = start(config, workdir, mesh)

@@ -23,7 +23,7 @@ from crossearth_jax.augment.style_injection import Injection
 from crossearth_jax.config import Config
 from crossearth_jax.losses.mask_set import mask_set_loss, mask_set_normalisers
 from crossearth_jax.losses.mim import compared_pixels, reconstruction_loss
-from crossearth_jax.losses.pixel import labelled_pixels, pixel_loss
+from crossearth_jax.losses.pixel import pixel_loss, pixel_weights
 from crossearth_jax.models.network import Features, SegmentationModel
 from crossearth_jax.ops.normalization import normalize
 from crossearth_jax.training import optimizer as optimizers
@@ -177,7 +177,7 @@ def normalisers(config: Config, views: AugmentedBatch) -> Terms:
         sums = mask_set_normalisers(
             config.loss, reins.tokens if reins else head.queries, config.model.classes, views.labels
         )
-        pixels = labelled_pixels(views.labels, config.model.classes).sum().astype(jnp.float32)
+        pixels = pixel_weights(config.loss, views.labels, config.model.classes).sum()
         found |= {"class": sums["class"], "mask": sums["mask"], "dice": sums["mask"], "pixel": pixels}
     if config.mim is not None:
         assert config.model.mim is not None

@@ -16,6 +16,7 @@ from crossearth_jax.config import ModelConfig, UserError, from_config_dict, to_c
 from crossearth_jax.ops.normalization import MEAN, STD
 from crossearth_jax.runtime.atomic import replacing
 
+MODEL_FILE = "model.safetensors"  # in the folder of a run
 FORMAT = "crossearth_jax"  # key of the JSON in a file's metadata
 VERSION = 1
 

@@ -133,7 +133,7 @@ def test_corrupt_records_stop_or_are_replaced(config, monkeypatch):
 def test_larger_training_images_are_cut_at_random(data_dir, config, monkeypatch):
     facts = DOMAINS[DOMAIN]
     smaller = dataclasses.replace(facts, sizes={**facts.sizes, "train": (48, 80)})
-    monkeypatch.setattr(loader, "find_domain", lambda *_: smaller)
+    monkeypatch.setattr(loader, "source_domains", lambda *_: (smaller,))
     batches = take(train_iterator(config, seed=9), 16)  # as wide as the files, which are narrower than stated
     split = PreparedSplit(DOMAIN, "train", data_dir)
     starts = set()
@@ -156,7 +156,38 @@ def test_mistakes_are_explained(config):
 
 
 def test_a_small_image_comes_with_its_size(random_split):
-    reader = loader._Reader(random_split(DOMAIN, [(64, 64), (40, 70)]), (64, 64), DOMAINS[DOMAIN])
+    reader = loader._Reader(random_split(DOMAIN, [(64, 64), (40, 70)]), (64, 64), 5)
     batch = reader.read([0, 1], np.zeros((2, 2)))
     np.testing.assert_array_equal(batch["size"], [[64, 64], [40, 64]])
     assert (batch["label"][1, 40:] == IGNORE).all()
+
+
+def test_several_sources_are_shuffled_as_one():
+    order = loader.Order(seed=5, lengths=(4, 6))
+    stream = [order.record(position) for position in range(30)]
+    for epoch in np.reshape(stream, (3, 10)):
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(10))
+    assert stream == [loader.Order(seed=5, lengths=(10,)).record(position) for position in range(30)]
+
+
+def test_weights_give_each_source_its_share_of_every_epoch():
+    order = loader.Order(seed=5, lengths=(3, 7), weights=(3.0, 2.0))
+    assert order.shares == (6, 4)
+    epochs = np.reshape([order.record(position) for position in range(70)], (7, 10))
+    assert [(epoch < 3).sum() for epoch in epochs] == [6] * 7
+    for epoch in epochs:  # records 0 to 2, each twice in six visits
+        np.testing.assert_array_equal(np.bincount(epoch[epoch < 3]), [2, 2, 2])
+    # Four of seven records an epoch, going on where the last one stopped: after seven epochs each was read four times.
+    np.testing.assert_array_equal(np.bincount(epochs[epochs >= 3] - 3), [4] * 7)
+    assert len(set(epochs[0][epochs[0] >= 3]) & set(epochs[1][epochs[1] >= 3])) == 1
+    assert loader.Order(seed=0, lengths=(1, 1, 1), weights=(1.0, 1.0, 1.0)).shares == (1, 1, 1)
+
+
+def test_windows_are_cut_from_larger_images(config):
+    (batch,) = take(train_iterator(dataclasses.replace(config, window=32), seed=1), 1)
+    (whole,) = take(train_iterator(config, seed=1), 1)
+    assert batch["image"].shape == (8, 32, 32, 3) and (batch["size"] == 32).all()
+    np.testing.assert_array_equal(batch["index"], whole["index"])
+    for part, image in zip(batch["image"], whole["image"], strict=True):
+        pieces = np.lib.stride_tricks.sliding_window_view(image, (32, 32, 3))
+        assert (pieces == part).all(axis=(-3, -2, -1)).any()

@@ -10,6 +10,7 @@ from crossearth_jax.benchmark import IGNORE
 from crossearth_jax.config import UserError
 from crossearth_jax.inputs.sources import (
     CorruptRecordError,
+    JoinedSource,
     MemorySource,
     PreparedSplit,
     SkippingSource,
@@ -94,6 +95,14 @@ def test_memory_holds_the_same_examples(split):
     for index in (0, 18):
         np.testing.assert_array_equal(memory[index]["image"], split[index]["image"])
         np.testing.assert_array_equal(memory[index]["label"], split[index]["label"])
+
+
+def test_joined_sources_count_on(random_split):
+    joined = JoinedSource([random_split("a/b", [(4, 5), (6, 7)]), random_split("c/d", [(8, 9)])])
+    assert len(joined) == 3 and [joined.size(index) for index in range(3)] == [(4, 5), (6, 7), (8, 9)]
+    assert [(joined[i]["domain"], joined[i]["id"], joined[i]["index"]) for i in range(3)] == [
+        ("a/b", "0", 0), ("a/b", "1", 1), ("c/d", "0", 2),
+    ]  # fmt: skip
 
 
 def test_mistakes_are_explained(data_dir, tmp_path):

@@ -180,3 +180,24 @@ def test_more_classes_than_queries_matches_every_query():
     # All logits are 0: every query is matched, cross-entropy log 4 per query and log 2 per point.
     np.testing.assert_allclose(terms["class/last"], 2 * np.log(4), rtol=1e-6)
     np.testing.assert_allclose(terms["mask/last"], 5 * np.log(2), rtol=1e-6)
+
+
+def test_class_weights_weigh_the_class_term_alone():
+    """Two classes, three queries: two are matched, one to each class, and the third is "no object"."""
+    labels = jnp.asarray([[[0, 0, 1, 1]] * 4], jnp.uint8)
+    class_logits = jnp.log(jnp.asarray([[[[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.25, 0.25, 0.5]]]]))
+    left, right = (jnp.where(jnp.asarray(labels == label), 9.0, -9.0) for label in (0, 1))
+    mask_logits = jnp.stack([left, right, jnp.full((1, 4, 4), -9.0)], axis=1)[None]
+    plain, weighted = (
+        mask_set_loss(
+            LossConfig(points=16, no_object_weight=0.1, class_weights=weights), jax.random.key(0), class_logits,
+            mask_logits, labels,
+        )
+        for weights in (None, (0.5, 4.0))
+    )  # fmt: skip
+    terms = -np.log([0.7, 0.6, 0.5])
+    np.testing.assert_allclose(plain["class/last"], 2 * terms @ [1, 1, 0.1] / 2.1, rtol=1e-5)
+    np.testing.assert_allclose(weighted["class/last"], 2 * terms @ [0.5, 4, 0.1] / 4.6, rtol=1e-5)
+    assert plain["mask/last"] == weighted["mask/last"] and plain["dice/last"] == weighted["dice/last"]
+    config = LossConfig(no_object_weight=0.1, class_weights=(0.5, 4.0))
+    np.testing.assert_allclose(mask_set.mask_set_normalisers(config, 3, 2, labels)["class"], 4.6, rtol=1e-6)

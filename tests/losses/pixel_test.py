@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from crossearth_jax.config import LossConfig
-from crossearth_jax.losses.pixel import FLOOR, pixel_loss
+from crossearth_jax.losses.pixel import FLOOR, pixel_loss, pixel_weights
 
 CONFIG = LossConfig(points=16, pixel_weight=3.0)
 PREDICTIONS, BATCH, QUERIES, CLASSES, SIZE = 3, 2, 7, 4, 8
@@ -47,6 +47,20 @@ def test_the_term_is_the_mean_over_labelled_pixels_and_the_sum_over_predictions(
     )
     expected *= CONFIG.pixel_weight / (labels != 255).sum()
     np.testing.assert_allclose(loss(CONFIG, *logits, labels)["pixel"], expected, rtol=2e-6)
+
+
+def test_class_weights_make_a_weighted_mean():
+    """Four pixels of the classes 0, 0, 1 and none: with equal scores the cross-entropy is log 2 everywhere."""
+    labels = jnp.array([[[0, 0], [1, 255]]], np.uint8)
+    config = LossConfig(points=16, pixel_weight=1.0, class_weights=(0.5, 3.0))
+    np.testing.assert_allclose(pixel_weights(config, labels, 2), [[[0.5, 0.5], [3.0, 0.0]]])
+    masks = np.full((1, 1, 1, 2, 2), 50.0, np.float32)  # of one query, open everywhere
+    even = loss(config, np.zeros((1, 1, 1, 3), np.float32), masks, labels)["pixel"]
+    np.testing.assert_allclose(even, np.log(2), rtol=1e-5)
+    # Class 0 has three times the probability of class 1: log 4/3 where it is right, log 4 where class 1 is.
+    logits = np.log(np.array([[[[0.6, 0.2, 0.2]]]], np.float32))
+    expected = (2 * 0.5 * np.log(4 / 3) + 3 * np.log(4)) / 4
+    np.testing.assert_allclose(loss(config, logits, masks, labels)["pixel"], expected, rtol=5e-3)  # FLOOR
 
 
 def test_pixels_without_a_label_have_neither_value_nor_gradient(logits, labels):

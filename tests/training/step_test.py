@@ -48,7 +48,9 @@ def test_micro_batches_together_are_one_batch(tiny_config, batch, monkeypatch):
         augment=PLAIN,
         style=None,
         mim=MimTaskConfig(mask_ratio=0.0),
-        loss=LossConfig(points=64, oversample=1.0, importance=1.0, pixel_weight=1.0),
+        loss=LossConfig(
+            points=64, oversample=1.0, importance=1.0, pixel_weight=1.0, class_weights=(1.0, 0.5, 2.0, 4.0, 1.0)
+        ),
     )
     mesh = parallel.make_mesh(MeshConfig(), jax.devices()[:1])
 

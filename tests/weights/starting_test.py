@@ -14,6 +14,7 @@ from crossearth_jax.runtime import parallel
 from crossearth_jax.training.initialise import initial_params
 from crossearth_jax.training.program import build_program
 from crossearth_jax.weights.load import load_weights
+from crossearth_jax.weights.native import Description, save_native
 from crossearth_jax.weights.reference_names import from_reference
 from crossearth_jax.weights.starting import fit, starting_weights
 from crossearth_jax.weights.torch_writer import write_torch_zip
@@ -60,7 +61,27 @@ def test_the_log_says_what_is_cropped_and_what_starts_afresh(path, caplog):
     with caplog.at_level("INFO", logger="absl"):
         starting_weights(path, dataclasses.replace(CONFIG, classes=3, mim=MIM))
     assert "the pixel mask token of 96 x 96 is cropped to its upper left 64 x 64" in caplog.text
-    assert f"6 classes in the file, 3 in the model: the class layer ({CLASS}*) starts afresh" in caplog.text
+    assert f"the file has 6 classes, the model 3 classes: the class layer ({CLASS}*) starts anew" in caplog.text
+
+
+def test_a_run_for_other_classes_of_the_same_number_starts_the_class_layer_anew(tmp_path, reference, caplog):
+    params = from_reference(reference)
+    described = Description(model=CONFIG, class_names=tuple("abcdef"), trained_on="letters/latin")
+    save_native(tmp_path / "model.safetensors", params, described)
+    same = starting_weights(tmp_path, CONFIG, tuple("abcdef"))  # the folder of a run
+    assert same.keys() == SegmentationModel(CONFIG).shapes().keys()
+    with caplog.at_level("INFO", logger="absl"):
+        other = starting_weights(tmp_path / "model.safetensors", CONFIG, tuple("abcdeg"))
+    assert same.keys() - other.keys() == CLASS_LAYER
+    assert all(np.array_equal(other[name], params[name]) for name in other)
+    lines = [record.getMessage() for record in caplog.records if "starts anew" in record.getMessage()]
+    assert lines == [
+        "the file has 6 classes (a, b, c, d, e, f), the model 6 classes (a, b, c, d, e, g): "
+        f"the class layer ({CLASS}*) starts anew, everything else is kept"
+    ]
+    published = dataclasses.replace(described, trained_on="")  # names may be spelt otherwise there
+    save_native(tmp_path / "published.safetensors", params, published)
+    assert starting_weights(tmp_path / "published.safetensors", CONFIG, tuple("abcdeg")).keys() == same.keys()
 
 
 def test_adapters_without_their_backbone_are_no_start(tmp_path, reference):
