@@ -28,7 +28,8 @@ from crossearth_jax.training.state import TrainState
 
 # What a resumed run may change: how long and how often, where, and what is only read afterwards.
 _FREE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "mesh.", "evaluate.",
-         "data.data_dir", "data.prefetch", "data.workers", "data.timeout", "train.nonfinite", "name")  # fmt: skip
+         "data.data_dir", "data.domains_file", "data.prefetch", "data.workers", "data.timeout", "train.nonfinite",
+         "name")  # fmt: skip
 SELECTIONS = ("last", "best_on_source")
 _SCORE = "score"
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError)  # of JSON that is missing, cut short or of another form
