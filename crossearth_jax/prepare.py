@@ -407,6 +407,8 @@ def check_file(path: str | Path, data_dir: str | Path, names: Sequence[str] | No
             why = f"has changed since it was prepared: {'; '.join(changed)}" if changed else "is not prepared yet"
             print(f"{own.key} {why}; this is what would be prepared", flush=True)
             builder = own_builder.own_builder(file, own, data_dir, _next_version(present))
+            for key, value in builder.plan.choices.items():
+                print(f"{own.key}: {key} {value}", flush=True)
             reports = _own_reports(builder)
             shown = {split: plan.examples(pieces, SHOWN) for split, pieces in builder.plan.pieces.items()}
         else:

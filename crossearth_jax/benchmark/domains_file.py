@@ -161,6 +161,7 @@ class OwnDomain:
     labels: Labels
     split: SplitRule
     bands: str | None  # as --bands of predict
+    band_names: tuple[str, str, str] | None  # what they are called, if the file says so
     value_range: tuple[float, float] | None  # as --range of predict
     percentiles: tuple[float, float] | None  # as --percentiles of predict
     gsd: float | None  # metres; placed rasters are resampled to it, as --gsd of predict does
@@ -413,7 +414,7 @@ def _domain(table: _Table, name: str, taxonomy: Taxonomy, folder: Path) -> OwnDo
         pairs=pairs,
         labels=_labels(table, taxonomy, folder, files, by_layout=layouts != ["images"]),
         split=_split(table, folder) if "split" in table.value else split,
-        bands=_bands(table),
+        **_bands(table),
         **_range(table),
         gsd=table.length("gsd", "metres per pixel, more than 0"),
         tile=table.whole("tile", TILE, _SMALLEST_TILE),
@@ -443,26 +444,28 @@ def _mmseg(table: _Table, root: Path) -> tuple[tuple[str, ...], tuple[str, ...],
     return tuple(images), tuple(labels), split
 
 
-def _bands(table: _Table) -> str | None:
-    """Band names or numbers as one text, as predict takes them."""
+def _bands(table: _Table) -> dict[str, Any]:
+    """Band names or numbers as one text, as predict takes them, and their names if the table gives them."""
 
     def test(value: Any) -> bool:
-        several = value.split(",") if isinstance(value, str) else value
-        return (
-            isinstance(several, list)
-            and len(several) in (1, 3)
-            and all(
-                isinstance(item, str | int) and not isinstance(item, bool) and str(item).strip() for item in several
-            )
+        several = value.split(",") if isinstance(value, str) else list(value) if isinstance(value, list) else []
+        if isinstance(value, dict):
+            several = value.values()
+        right = all(
+            isinstance(item, str | int) and not isinstance(item, bool) and str(item).strip() for item in several
         )
+        return right and len(several) in ((3,) if isinstance(value, dict) else (1, 3))
 
-    value = table.take("bands", 'three names or numbers such as ["nir", "red", "green"], or one', test, None)
+    expected = 'three names or numbers such as ["nir", "red", "green"] or { nir = 4, red = 3, green = 2 }, or one'
+    value = table.take("bands", expected, test, None)
     if value is None or isinstance(value, str):
-        return value
-    return ",".join(map(str, value))
+        return {"bands": value, "band_names": None}
+    if isinstance(value, dict):
+        return {"bands": ",".join(map(str, value.values())), "band_names": tuple(value)}
+    return {"bands": ",".join(map(str, value)), "band_names": None}
 
 
-def _range(table: _Table) -> dict[str, tuple[float, float] | None]:
+def _range(table: _Table) -> dict[str, Any]:
     text = table.text("range", None, '"p2,p98" (percentiles) or "0,3000" (values)')
     if text is None:
         return {"value_range": None, "percentiles": None}

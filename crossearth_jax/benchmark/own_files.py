@@ -9,7 +9,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +47,9 @@ def find_pairs(domain: OwnDomain) -> list[Pair]:
     """The images of a domain with their labels, in the order of their names.
 
     An image and a label belong together if the wildcards of their patterns stand for the same text
-    (`a/*_img.png` and `b/*_mask.png`: the part before `_img` and `_mask`), or, if that pairs nothing, if their names
-    without ending are the same. Files that are labels are no images, whatever pattern they fit.
+    (`a/*_img.png` and `b/*_mask.png`: the part before `_img` and `_mask`); where several patterns give the same text
+    (`a/train/*.png`, `a/val/*.png`), their last fixed folder belongs to it. If that pairs nothing, names without ending
+    must be the same. Files that are labels are no images, whatever pattern they fit.
 
     Raises:
       UserError: there is no image, an image has no label or a label no image, or two files have the same name.
@@ -60,18 +61,17 @@ def find_pairs(domain: OwnDomain) -> list[Pair]:
         patterns = (str(Path(labels.folder, "SegmentationClass", "**", "*.png")),)
     else:
         patterns = labels.files if isinstance(labels, NumberLabels | ColourLabels) else None
+    images = _matches(domain, "images", domain.images)
     if patterns is None:
-        images = _matches(domain, "images", domain.images)
-        return [Pair(key, path, None) for key, path in _by_key(domain, images).items()]
+        kind = next((kind for kind in _KINDS if _distinct(images, kind)), 0)
+        return [Pair(key, path, None) for key, path in _by_key(domain, images, kind).items()]
     found = _matches(domain, "labels", patterns)
-    images = [
-        match for match in _matches(domain, "images", domain.images) if match[1] not in {path for _, path in found}
-    ]
+    labelled = {match.file for match in found}
+    images = [match for match in images if match.file not in labelled]
     if not images:
         raise UserError(f"{domain.key}: every file that fits images fits labels, too; give them different patterns")
-    by_image, by_label = _by_key(domain, images), _by_key(domain, found)
-    if not by_image.keys() & by_label.keys():
-        by_image, by_label = (_by_key(domain, [(path.stem, path) for _, path in side]) for side in (images, found))
+    kind = next((kind for kind in _KINDS if _agree(images, found, kind)), 0)
+    by_image, by_label = _by_key(domain, images, kind), _by_key(domain, found, kind)
     _refuse_alone(domain, "no label for image", by_image, by_label)
     _refuse_alone(domain, "no image for label", by_label, by_image)
     return [Pair(key, path, by_label[key]) for key, path in by_image.items()]
@@ -137,12 +137,19 @@ def _parts(length: int, tile: int) -> tuple[int, int]:
     return int(parts.min()), int(parts.max())
 
 
-def _matches(domain: OwnDomain, what: str, patterns: Sequence[str]) -> list[tuple[str, Path]]:
-    """(key, file) of everything that fits.
+@dataclasses.dataclass(frozen=True)
+class _Match:
+    """A file that fits a pattern, and what it may be called, from the most to the least specific of the pattern."""
 
-    If several patterns find the same keys (`train/*.png` and `val/*.png`), their last fixed folder is part of the key.
-    """
-    found, prefixed = list[tuple[str, Path]](), list[tuple[str, Path]]()
+    file: Path
+    keys: tuple[str, str, str]  # what the wildcards stand for; the same below the last fixed folder; the name
+
+
+_KINDS = range(3)  # of keys
+
+
+def _matches(domain: OwnDomain, what: str, patterns: Sequence[str]) -> list[_Match]:
+    found = list[_Match]()
     for pattern in map(_magic, patterns):
         fixed = next(part for part in reversed(Path(pattern).parts[:-1]) if not glob.has_magic(part))
         names = sorted(glob.glob(pattern, recursive=True))
@@ -152,15 +159,20 @@ def _matches(domain: OwnDomain, what: str, patterns: Sequence[str]) -> list[tupl
             match = expression.fullmatch(str(file))
             parts = [part for part in match.groups() if part] if match else []
             key = ("/".join(parts) or file.stem) if parts else ""
-            found.append((key, file))
-            prefixed.append((f"{fixed}/{key}", file))
+            found.append(_Match(file, (key, f"{fixed}/{key}", file.stem)))
     if not found:
         raise UserError(f"{domain.key}: no file fits {what} = '{' '.join(patterns)}'{_nearby(Path(patterns[0]))}")
-    return prefixed if _distinct(prefixed) > _distinct(found) else found
+    return found
 
 
-def _distinct(files: Sequence[tuple[str, Path]]) -> int:
-    return len({key for key, _ in files})
+def _distinct(files: Sequence[_Match], kind: int) -> bool:
+    return len({match.keys[kind] for match in files}) == len(files)
+
+
+def _agree(images: Sequence[_Match], labels: Sequence[_Match], kind: int) -> bool:
+    """Whether a kind of key tells all files apart and belongs to an image and a label at least once."""
+    common = {match.keys[kind] for match in images} & {match.keys[kind] for match in labels}
+    return _distinct(images, kind) and _distinct(labels, kind) and bool(common)
 
 
 def _magic(pattern: str) -> str:
@@ -203,13 +215,14 @@ def _capturing(pattern: str) -> re.Pattern[str]:
     return re.compile("".join(parts) + open_ended, re.DOTALL)
 
 
-def _by_key(domain: OwnDomain, files: Iterable[tuple[str, Path]]) -> dict[str, Path]:
+def _by_key(domain: OwnDomain, files: Sequence[_Match], kind: int) -> dict[str, Path]:
     found = dict[str, Path]()
-    for key, file in files:
-        if found.setdefault(key, file) != file:
+    for match in files:
+        key = match.keys[kind]
+        if found.setdefault(key, match.file) != match.file:
             raise UserError(
-                f"{domain.key}: {found[key]} and {file} are both called '{key}'; use wildcards for what tells them"
-                " apart, or rename one"
+                f"{domain.key}: {found[key]} and {match.file} are both called '{key}'; use wildcards for what tells"
+                " them apart, or rename one"
             )
     return found
 

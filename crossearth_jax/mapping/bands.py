@@ -47,7 +47,9 @@ def _find(path: str, names: tuple[str, ...], wanted: str) -> int:
     lower = [name.lower() for name in names]
     if wanted and wanted.lower() in lower:
         return lower.index(wanted.lower()) + 1
-    raise UserError(f"{path} has no band '{wanted}'; it has {_listing(names)}; choose with --bands")
+    raise UserError(
+        f"{path} has no band '{wanted}'; it has {_listing(names)}; choose others with --bands (in domains.toml: bands)"
+    )
 
 
 def _default(dataset: DatasetReader, names: tuple[str, ...]) -> list[int]:

@@ -145,7 +145,9 @@ def _open_raster(path: Path, domain: OwnDomain) -> Raster:
     if domain.gsd is not None and pixel is not None and not np.allclose(pixel, domain.gsd, rtol=_SAME):
         options = dataclasses.replace(options, gsd=domain.gsd)
         grid = source.resampled(domain.gsd)
-    if domain.bands is not None:
+    if domain.band_names is not None:
+        bands = domain.band_names
+    elif domain.bands is not None:
         words = [word.strip() for word in domain.bands.split(",")]
         bands = (words[0], words[len(words) // 2], words[-1])
     return Raster(path, (grid.height, grid.width), bands, options, grid, source)

@@ -87,9 +87,8 @@ class OwnBuilder(RecordBuilder, skip_registration=True):
         del dl_manager  # nothing is downloaded
         self._owners.clear()
         self._reports = dict[str, Inspected]()
-        self._metadata.update(
-            {MADE_FROM: made_from(self.own, self.plan.files), "notes": [*self.plan.notes], "warnings": []}
-        )
+        self._metadata.update(choices=dict(self.plan.choices), notes=[*self.plan.notes], warnings=[])
+        self._metadata[MADE_FROM] = made_from(self.own, self.plan.files)
         for note in self.plan.notes:
             logging.warning("%s: %s", self.own.key, note)
         return {split: self._generate_examples(split, pieces) for split, pieces in self.plan.pieces.items()}

@@ -61,6 +61,7 @@ class Plan:
 
     pieces: Mapping[Split, Sequence[Piece]]  # of the splits that have images
     notes: Sequence[str]  # what to know about it
+    choices: Mapping[str, str]  # what was decided, for the metadata
     bands: tuple[str, str, str]
     gsd: float | None
     files: Sequence[Path]  # that the domain is made of
@@ -78,8 +79,8 @@ def make_plan(domain: OwnDomain) -> Plan:
         images.append(open_image(pair.image, domain))
         progress.advance(note=f"{domain.key}: headers")
     truths, truth_notes = _truths(domain, pairs, images)
-    parts, split_note = _parts(domain, pairs, images)
-    notes += [*truth_notes, *split_note]
+    parts, split_notes, choices = _parts(domain, pairs, images)
+    notes += [*truth_notes, *split_notes]
     _refuse_shared_ground(parts, images)
     images = _with_stretches(domain, images, parts)
     return Plan(
@@ -89,6 +90,7 @@ def make_plan(domain: OwnDomain) -> Plan:
             if any(part[2] == split for part in parts)
         },
         notes=notes,
+        choices=choices,
         bands=_bands(domain, images),
         gsd=_gsd(domain, images),
         files=source_files(domain, pairs),
@@ -214,10 +216,12 @@ def _drawing() -> Any:
 Part = tuple[int, Box, Split]  # number of the image, the part of it, and its split
 
 
-def _parts(domain: OwnDomain, pairs: Sequence[Pair], images: Sequence[OwnImage]) -> tuple[list[Part], list[str]]:
-    """Parts of images by split, and what to know about the split."""
+def _parts(
+    domain: OwnDomain, pairs: Sequence[Pair], images: Sequence[OwnImage]
+) -> tuple[list[Part], list[str], dict[str, str]]:
+    """Parts of images by split, what to know about the split, and what was decided."""
     rule = domain.split
-    parts, notes = list[Part](), list[str]()
+    parts, notes, choices = list[Part](), list[str](), dict[str, str]()
     if isinstance(rule, BlockSplit):
         rasters = [image for image in images if isinstance(image, Raster)]
         if len(rasters) < len(images):
@@ -226,9 +230,8 @@ def _parts(domain: OwnDomain, pairs: Sequence[Pair], images: Sequence[OwnImage])
                 f'{domain.key}: split by = "block" needs images with a place on Earth, {picture.path} has none; use'
                 ' by = "group" or "random"'
             )
-        blocks, note = splits.by_block(rule, rasters, domain.tile)
+        blocks, choices["split"] = splits.by_block(rule, rasters, domain.tile)
         parts.extend((block.image, block.box, block.split) for block in blocks)
-        notes.append(note)
     else:
         assigned = splits.by_image(rule, pairs)
         parts.extend(
@@ -250,7 +253,7 @@ def _parts(domain: OwnDomain, pairs: Sequence[Pair], images: Sequence[OwnImage])
                 raise UserError(
                     f"{domain.key}: split {split} is empty; give it images in split of [domains.{domain.name}]"
                 )
-    return parts, notes
+    return parts, notes, choices
 
 
 def _wants(rule: Any, split: Split) -> bool:

@@ -208,7 +208,7 @@ def test_blocks_of_ground_cover_everything_once_and_repeat(tmp_path):
     blocks = [owner[top : top + 40, left : left + 40] for top in (0, 40, 80) for left in (0, 40, 80)]
     assert all(len(set(block.ravel())) == 1 for block in blocks)
     assert sum(block[0, 0] == "test" for block in blocks) == 3
-    assert any("9 blocks of 80 m" in note for note in made.notes)
+    assert made.choices == {"split": "over 9 blocks of 80 m"}
     assert blocks_of(tmp_path, rows).pieces.keys() == made.pieces.keys()
 
 
@@ -235,9 +235,8 @@ def test_too_few_blocks(tmp_path):
 
 
 def test_default_block_is_a_fifth_of_a_small_raster(tmp_path):
-    assert any(
-        "25 blocks of 40 m" in note for note in blocks_of(tmp_path, 'split = { by = "block", test = 0.3 }').notes
-    )
+    made = blocks_of(tmp_path, 'split = { by = "block", test = 0.3 }')
+    assert made.choices == {"split": "over 25 blocks of 40 m"}
 
 
 @pytest.mark.parametrize(("shift", "refused"), [(100, True), (196, True), (200, False)])

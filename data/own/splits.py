@@ -122,7 +122,7 @@ class Block:
 
 
 def by_block(rule: BlockSplit, rasters: Sequence[Raster], tile: int) -> tuple[list[Block], str]:
-    """The parts of rasters in square blocks of ground, whose splits are drawn; and what to know about them.
+    """The parts of rasters in square blocks of ground, whose splits are drawn; and how many blocks there are.
 
     The blocks start at the upper left corner of the first raster and are the same for all rasters, so that no ground is
     in two splits. A part at the edge of a raster that is narrower than a fourth of a block is left out.
@@ -173,7 +173,7 @@ def by_block(rule: BlockSplit, rasters: Sequence[Raster], tile: int) -> tuple[li
         )
     splits = dict(zip(keys, drawn(rule, len(keys)), strict=True))
     total = sum(raster.size[0] * raster.size[1] for raster in rasters)
-    note = f"split over {len(keys)} blocks of {length:.4g} m"
+    note = f"over {len(keys)} blocks of {length:.4g} m"
     if left_out:
         note += f"; {left_out / total:.1%} of the pixels, narrow parts of blocks at edges, are left out"
     return [Block(number, box, splits[key] or "train") for key, number, box in parts], note

@@ -161,6 +161,11 @@ def test_each_mistake_is_one_line_with_its_place(tmp_path, old, new, expected):
     assert "\n" not in message
 
 
+def test_bands_with_names(tmp_path):
+    city = read(tmp_path, DOMAIN + "bands = { nir = 4, red = 3, green = 2 }\n").domains["city"]
+    assert (city.bands, city.band_names) == ("4,3,2", ("nir", "red", "green"))
+
+
 def test_name_of_the_dataset(tmp_path):
     with pytest.raises(UserError, match=r"would be called 'My Places'.*add name"):
         read(tmp_path, DOMAIN, "My Places.toml")
