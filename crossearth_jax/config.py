@@ -58,8 +58,9 @@ class ReinsConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    """Mask2Former head: multi-scale deformable pixel decoder and masked transformer decoder."""
+    """The segmentation head: Mask2Former's pixel decoder and transformer decoder, or a light one of convolutions."""
 
+    kind: str = "mask2former"  # or "fcn", which takes `width` and `groups` alone
     width: int = 256
     heads: int = 8
     groups: int = 32  # of the group norms
@@ -166,7 +167,7 @@ class MimTaskConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Mask2Former set loss, and beside it the cross-entropy of the pixels' scores."""
+    """Mask2Former's set loss and beside it a pixel-wise cross-entropy; with the head "fcn" cross-entropy and Dice."""
 
     points: int = 12544
     oversample: float = 3.0
@@ -175,7 +176,7 @@ class LossConfig:
     mask_weight: float = 5.0
     dice_weight: float = 5.0
     no_object_weight: float = 0.1
-    pixel_weight: float = 0.0  # of the cross-entropy, which the reference has not; 0 leaves it out
+    pixel_weight: float = 0.0  # of the pixel-wise cross-entropy, which the reference has not; 0 leaves it out
     # Weight of each class in the class term and in the pixels' cross-entropy: given in the order of the classes, or
     # "inverse_frequency", counted from the labels of the train split when training starts; None: all classes weigh 1.
     class_weights: str | tuple[float, ...] | None = None

@@ -129,6 +129,10 @@ def _check_model(config: Config) -> None:
     vit, head = config.model.vit, config.model.head
     divisors = [("model.vit.width", "model.vit.heads", vit), ("model.vit.image_size", "model.vit.patch_size", vit)]
     if head is not None:
+        if head.kind not in ("mask2former", "fcn"):
+            raise UserError(f"model.head.kind is '{head.kind}', expected mask2former or fcn")
+        if head.kind == "fcn" and config.loss is not None and not config.loss.pixel_weight:
+            raise UserError("loss.pixel_weight is 0, but the head 'fcn' learns by it; set it, e.g. to 1.0")
         divisors += [("model.head.width", "model.head.heads", head), ("model.head.width", "model.head.groups", head)]
     for whole, part, section in divisors:
         _check_multiple(whole, part, section)

@@ -18,12 +18,14 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from crossearth_jax.config import ModelConfig, UserError
+from crossearth_jax.models.fcn_head import FcnHead
 from crossearth_jax.models.mask_decoder import MaskDecoder, Predictions
 from crossearth_jax.models.mim_head import MimHead
 from crossearth_jax.models.parameters import initial_values
 from crossearth_jax.models.pixel_decoder import PixelDecoder
 from crossearth_jax.models.rein import Rein
 from crossearth_jax.models.vit import VisionTransformer
+from crossearth_jax.ops.resize import resize_bilinear
 from crossearth_jax.ops.scores import pixel_scores
 from crossearth_jax.runtime import parallel
 
@@ -37,8 +39,8 @@ class Features(NamedTuple):
     queries: Float[Array, "q d"]  # of the mask decoder, the same for every image
 
 
-class Head(nnx.Module):
-    """Mask2Former head."""
+class Mask2FormerHead(nnx.Module):
+    """Pixel decoder and mask decoder."""
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         assert config.head is not None
@@ -52,13 +54,24 @@ class Network(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         dtype = jnp.dtype(config.dtype)
         self.backbone = VisionTransformer(config.vit, dtype, rngs=rngs)
-        self.reins = (
-            Rein(config.reins, config.vit.depth, config.vit.width, config.head.width, dtype, rngs=rngs)
-            if config.reins and config.head
-            else None
-        )
-        self.head = Head(config, dtype, rngs=rngs) if config.head else None
+        self.reins = _rein(config, dtype, rngs=rngs)
+        self.head = _head(config, dtype, rngs=rngs)
         self.mim = MimHead(config.mim, config.vit, dtype, rngs=rngs) if config.mim else None
+
+
+def _rein(config: ModelConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs) -> Rein | None:
+    if config.reins is None or config.head is None:
+        return None
+    query_width = config.head.width if config.head.kind == "mask2former" else None
+    return Rein(config.reins, config.vit.depth, config.vit.width, query_width, dtype, rngs=rngs)
+
+
+def _head(config: ModelConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs) -> Mask2FormerHead | FcnHead | None:
+    if config.head is None:
+        return None
+    if config.head.kind == "fcn":
+        return FcnHead(config.head, config.vit, config.classes, dtype, rngs=rngs)
+    return Mask2FormerHead(config, dtype, rngs=rngs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,17 +116,26 @@ class SegmentationModel:
         """Runs the backbone on normalised images, whose sides are multiples of the patch size."""
         network = self.network(params)
         levels = network.backbone(images, network.reins)
+        if not isinstance(network.head, Mask2FormerHead):
+            return Features(levels, jnp.zeros((0, 0)))
         if network.reins:
             return Features(levels, network.reins.queries())
-        return Features(levels, network.head.mask_decoder.queries[...] if network.head else jnp.zeros((0, 0)))
+        return Features(levels, network.head.mask_decoder.queries[...])
 
-    def decode(self, params: Mapping[str, jax.Array], features: Features) -> Predictions:
-        """Predicts classes and masks, once before the first decoder layer and once after each."""
+    def decode(self, params: Mapping[str, jax.Array], features: Features) -> Predictions | Float[Array, "b h w k"]:
+        """What the losses compare with the labels.
+
+        Returns:
+          Of Mask2Former classes and masks, once before the first decoder layer and once after each; of the head "fcn"
+          the logits of every pixel, at a quarter of the size for patches of 16 pixels.
+        """
         head = self._head(params)
+        if isinstance(head, FcnHead):
+            return head(features.levels)
         pixels = head.pixel_decoder(features.levels)
         return head.mask_decoder.predict(head.mask_decoder.states(pixels, features.queries), pixels.masks)
 
-    def _head(self, params: Mapping[str, jax.Array]) -> Head:
+    def _head(self, params: Mapping[str, jax.Array]) -> Mask2FormerHead | FcnHead:
         head = self.network(params).head
         if head is None:
             raise UserError("config.model.head is None: the model was built for pretraining and cannot segment")
@@ -135,10 +157,12 @@ class SegmentationModel:
     def scores(self, params: Mapping[str, jax.Array], images: Float[Array, "b h w 3"]) -> Float[Array, "b h w k"]:
         """Scores every pixel of one window of normalised images.
 
-        See `ops.scores.pixel_scores`: neither probabilities nor logits.
+        Of Mask2Former see `ops.scores.pixel_scores`: neither probabilities nor logits. Of the head "fcn" probabilities.
         """
         features = self.features(params, images)
         head = self._head(params)
+        if isinstance(head, FcnHead):
+            return jax.nn.softmax(resize_bilinear(head(features.levels), images.shape[1:3]))
         pixels = head.pixel_decoder(features.levels)
         last = head.mask_decoder.states(pixels, features.queries)[-1:]
         class_logits, masks = (x[0] for x in head.mask_decoder.predict(last, pixels.masks))

@@ -30,11 +30,12 @@ class ReinTokens(NamedTuple):
 class Rein(nnx.Module):
     """Refines patch features after each block by attention to a few learnt tokens per block.
 
-    The tokens of all blocks together also give the queries of the mask decoder. No activation anywhere.
+    The tokens of all blocks together also give the queries of the mask decoder, unless `query_width` is None. No
+    activation anywhere.
     """
 
     def __init__(
-        self, config: ReinsConfig, depth: int, width: int, query_width: int, dtype: jnp.dtype, *, rngs: nnx.Rngs
+        self, config: ReinsConfig, depth: int, width: int, query_width: int | None, dtype: jnp.dtype, *, rngs: nnx.Rngs
     ):
         self.dtype = dtype
         # The bound of visual prompts, for a patch of 16 x 16 pixels whatever the backbone's.
@@ -46,8 +47,9 @@ class Rein(nnx.Module):
         float32, axes = jnp.dtype(jnp.float32), ("embed", None)
         self.token_to_feature = linear(width, width, float32, axes=axes, rngs=rngs)
         self.delta = linear(width, width, dtype, axes=axes, rngs=rngs)
-        self.transform = linear(width, query_width, float32, axes=axes, rngs=rngs)
-        self.merge = linear(3 * query_width, query_width, float32, axes=axes, rngs=rngs)
+        if query_width is not None:
+            self.transform = linear(width, query_width, float32, axes=axes, rngs=rngs)
+            self.merge = linear(3 * query_width, query_width, float32, axes=axes, rngs=rngs)
         self.scale = parameter((), Distribution("constant", config.scale))
 
     def tokens(self) -> Float[Array, "l t c"]:

@@ -21,9 +21,8 @@ from crossearth_jax.augment.masking import content_mask
 from crossearth_jax.augment.pipeline import augment, named_key
 from crossearth_jax.augment.style_injection import Injection
 from crossearth_jax.config import Config
-from crossearth_jax.losses.mask_set import mask_set_loss, mask_set_normalisers
 from crossearth_jax.losses.mim import compared_pixels, reconstruction_loss
-from crossearth_jax.losses.pixel import pixel_loss, pixel_weights
+from crossearth_jax.losses.segmentation import segmentation_loss, segmentation_normalisers
 from crossearth_jax.models.network import Features, SegmentationModel
 from crossearth_jax.ops.normalization import normalize
 from crossearth_jax.training import optimizer as optimizers
@@ -92,9 +91,7 @@ def train_step(
         levels_of = [tuple(level[n] for level in levels) for n in range(len(inputs))]
         if config.loss is not None:
             predictions = model.decode(params, Features(levels_of[0], features.queries))
-            terms |= mask_set_loss(config.loss, named_key(key, "points"), *predictions, views.labels)
-            if config.loss.pixel_weight:
-                terms |= pixel_loss(config.loss, *predictions, views.labels)
+            terms |= segmentation_loss(config.loss, named_key(key, "points"), predictions, views.labels)
         if config.mim is not None:
             from_masked = model.reconstruct(params, levels_of[-1])
             from_styled, styled = from_masked, jnp.zeros_like(views.styled)
@@ -172,13 +169,7 @@ def normalisers(config: Config, views: AugmentedBatch) -> Terms:
     """What each kind of loss term (the first part of its name) of a batch is divided by."""
     found: Terms = {}
     if config.loss is not None:
-        reins, head = config.model.reins, config.model.head
-        assert head is not None
-        sums = mask_set_normalisers(
-            config.loss, reins.tokens if reins else head.queries, config.model.classes, views.labels
-        )
-        pixels = pixel_weights(config.loss, views.labels, config.model.classes).sum()
-        found |= {"class": sums["class"], "mask": sums["mask"], "dice": sums["mask"], "pixel": pixels}
+        found |= segmentation_normalisers(config.loss, config.model, views.labels)
     if config.mim is not None:
         assert config.model.mim is not None
         found["mim"] = compared_pixels(views.inside, config.model.mim.image_size).sum().astype(jnp.float32)

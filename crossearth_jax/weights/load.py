@@ -138,9 +138,10 @@ def _palette(colours: Any) -> Palette:
 
 def _as_in_file(params: Tensors, config: ModelConfig) -> ModelConfig:
     """The configuration with the file's own number of classes and size of the mask token."""
-    bias = params.get("head/mask_decoder/class_head/bias")
-    if bias is not None and bias.ndim == 1:
-        config = dataclasses.replace(config, classes=len(bias) - 1)
+    for layer, more in (("head/mask_decoder/class_head", 1), ("head/classifier", 0)):  # "no object" is one more
+        bias = params.get(f"{layer}/bias")
+        if bias is not None and bias.ndim == 1:
+            config = dataclasses.replace(config, classes=len(bias) - more)
     token = params.get("mim/mask_token")
     if config.mim is not None and token is not None:
         config = dataclasses.replace(config, mim=dataclasses.replace(config.mim, token_size=len(token)))

@@ -18,7 +18,7 @@ from crossearth_jax.weights.load import Weights, load_weights
 from crossearth_jax.weights.name_rules import Tensors
 from crossearth_jax.weights.native import MODEL_FILE, is_native, read_description
 
-CLASS_LAYER = "head/mask_decoder/class_head/"
+CLASS_LAYERS = ("head/mask_decoder/class_head/", "head/classifier/")  # of either head
 MASK_TOKEN = "mim/mask_token"
 
 
@@ -106,7 +106,7 @@ def _class_layer(weights: Weights, config: ModelConfig, class_names: Sequence[st
     other_names = described.trained_on and class_names and described.class_names != tuple(class_names)
     if described.model.classes == config.classes and not other_names:
         return ()
-    return tuple(sorted(name for name in weights.params if name.startswith(CLASS_LAYER)))
+    return tuple(sorted(name for name in weights.params if name.startswith(CLASS_LAYERS)))
 
 
 def _crop_mask_token(params: Tensors, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> tuple[str, ...]:
@@ -131,8 +131,9 @@ def _log(report: Report, weights: Weights, config: ModelConfig, class_names: Seq
     if report.reinitialised:
         described = weights.description
         logging.warning(
-            "the file has %s, the model %s: the class layer (%s*) starts anew, everything else is kept",
-            _named(described.model.classes, described.class_names), _named(config.classes, class_names), CLASS_LAYER,
+            "the file has %s, the model %s: the class layer (%s) starts anew, everything else is kept",
+            _named(described.model.classes, described.class_names), _named(config.classes, class_names),
+            f"{report.reinitialised[0].rpartition("/")[0]}/*",
         )  # fmt: skip
     if report.fresh:
         parts = sorted({name.split("/")[0] for name in report.fresh})

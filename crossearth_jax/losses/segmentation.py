@@ -1,0 +1,44 @@
+"""The loss of segmentation, for the predictions of either head."""
+
+from __future__ import annotations
+
+import jax
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+
+from crossearth_jax.config import LossConfig, ModelConfig
+from crossearth_jax.losses.dense import dense_loss, dense_normalisers
+from crossearth_jax.losses.mask_set import mask_set_loss, mask_set_normalisers
+from crossearth_jax.losses.pixel import pixel_loss, pixel_weights
+
+
+def segmentation_loss(
+    config: LossConfig,
+    key: PRNGKeyArray,
+    predictions: jax.Array | tuple[jax.Array, jax.Array],
+    labels: UInt8[Array, "b H W"],
+) -> dict[str, Float[Array, ""]]:
+    """Computes the weighted float32 terms of the loss, which is their plain sum.
+
+    Args:
+      config: weights, and numbers of points.
+      key: of the random points of the set loss.
+      predictions: of `SegmentationModel.decode`: class and mask logits of Mask2Former, or logits of every pixel.
+      labels: 0 … K - 1, or IGNORE.
+    """
+    if not isinstance(predictions, tuple):
+        return dense_loss(config, predictions, labels)
+    terms = mask_set_loss(config, key, *predictions, labels)
+    return terms | pixel_loss(config, *predictions, labels) if config.pixel_weight else terms
+
+
+def segmentation_normalisers(
+    config: LossConfig, model: ModelConfig, labels: UInt8[Array, "b H W"]
+) -> dict[str, Float[Array, ""]]:
+    """What each kind of loss term (the first part of its name) of a batch is divided by."""
+    assert model.head is not None
+    if model.head.kind == "fcn":
+        return dense_normalisers(config, model.classes, labels)
+    queries = model.reins.tokens if model.reins else model.head.queries
+    sums = mask_set_normalisers(config, queries, model.classes, labels)
+    pixels = pixel_weights(config, labels, model.classes).sum()
+    return {"class": sums["class"], "mask": sums["mask"], "dice": sums["mask"], "pixel": pixels}
