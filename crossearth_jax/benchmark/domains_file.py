@@ -25,6 +25,8 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 TILE = 512  # pixels, default side of tiles
+_TILES_PER_BLOCK = 2  # sides of a block of ground by default, in tiles
+_BLOCKS_PER_SIDE = 5  # at least, of the largest raster, by default
 _SMALLEST_TILE = 32  # pixels
 _MOST_CLASSES = 254  # train ids are 8 bit, 255 is ignored and 254 is kept for values without a class
 
@@ -205,6 +207,11 @@ def tile_edges(length: int, tile: int) -> list[int]:
     """
     count = max(int(length / tile + 0.5), 1)
     return [round(index * length / count) for index in range(count + 1)]
+
+
+def default_block(tile: int, longest: int) -> float:
+    """Side in pixels of blocks of ground that a split does not state; `longest`: side of the largest raster."""
+    return min(float(_TILES_PER_BLOCK * tile), longest / _BLOCKS_PER_SIDE)
 
 
 def read_domains_file(path: str | Path) -> DomainsFile:

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from crossearth_jax.benchmark import domains_file
-from crossearth_jax.benchmark.domains_file import ColourLabels, CvatLabels, NumberLabels, OwnDomain
+from crossearth_jax.benchmark.domains_file import BlockSplit, ColourLabels, CvatLabels, NumberLabels, OwnDomain
 from crossearth_jax.config import UserError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # read by Pillow; every other file is a raster
@@ -80,11 +80,17 @@ def find_pairs(domain: OwnDomain) -> list[Pair]:
 def image_sizes(domain: OwnDomain) -> ImageSizes:
     """Sizes of the tiles of a domain from the headers of (at most 512 of) its images; no pixel is read.
 
+    Images that are resampled to a stated ground sampling distance count as they are, and so do blocks of ground of a
+    stated side in metres: their tiles may be somewhat smaller or larger.
+
     Raises:
       UserError: there is no image, or one cannot be read.
     """
     pairs = find_pairs(domain)
     sizes = [header_size(pair.image) for pair in pairs[:: -(-len(pairs) // _SAMPLED)]]
+    if isinstance(domain.split, BlockSplit) and domain.split.block is None:
+        block = int(domains_file.default_block(domain.tile, max(map(max, sizes))))
+        sizes = [(min(height, block), min(width, block)) for height, width in sizes]
     tiles = np.array(
         [[_parts(side, domain.tile) for side in size] for size in sizes]
     )  # (images, 2 sides, least and most)

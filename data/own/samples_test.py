@@ -35,6 +35,8 @@ def test_every_class_occurs_and_splits_are_as_documented(file, expected):
 def test_sizes_are_known_without_reading():
     sizes = image_sizes(read_domains_file(DATA / "dubai_sample/domains.toml").domains["inland"])
     assert (sizes.smallest, sizes.largest) == ((544, 398), (644, 510))
+    sizes = image_sizes(read_domains_file(DATA / "scenes/water.toml").domains["virginia"])
+    assert (sizes.smallest, sizes.largest) == ((51, 51), (51, 51))  # half a block of 102 pixels; some have 52
 
 
 def test_the_sample_stays_small():

@@ -20,6 +20,7 @@ from crossearth_jax.benchmark.domains_file import (
     Split,
     SplitRule,
     WholeSplit,
+    default_block,
 )
 from crossearth_jax.benchmark.own_files import Pair
 from crossearth_jax.config import UserError
@@ -27,8 +28,6 @@ from crossearth_jax.config import UserError
 from ..tiles import Box
 from .images import Raster
 
-_TILES_PER_BLOCK = 2  # sides of a block by default, in tiles
-_BLOCKS_PER_SIDE = 5  # at least, of the largest raster, by default
 _SLIVER = 4  # parts of blocks narrower than one fourth of a block are left out
 
 
@@ -148,8 +147,7 @@ def by_block(rule: BlockSplit, rasters: Sequence[Raster], tile: int) -> tuple[li
             raise UserError(f'split by = "block": {raster.path} is rotated; warp it upright with gdalwarp')
     metres = np.array(first.pixel_size())  # width and height of a pixel
     if rule.block is None:
-        longest = max(max(raster.size) for raster in rasters)
-        pixels = np.full(2, min(_TILES_PER_BLOCK * tile, longest / _BLOCKS_PER_SIDE))
+        pixels = np.full(2, default_block(tile, max(max(raster.size) for raster in rasters)))
     else:
         pixels = rule.block / metres
     length = float((pixels * metres).mean())
