@@ -18,13 +18,12 @@ from absl import logging
 from crossearth_jax.analysis import baselines
 from crossearth_jax.analysis.class_features import class_features
 from crossearth_jax.analysis.diagnostics import style_distances, style_examples
-from crossearth_jax.benchmark import Setting
 from crossearth_jax.benchmark.registry import find_domain, settings_of, source_domains
 from crossearth_jax.config import Config
 from crossearth_jax.inference.domains import DomainResult
 from crossearth_jax.inference.results import score
 from crossearth_jax.inference.segmentor import Segmentor
-from crossearth_jax.runtime.atomic import replacing, write_json
+from crossearth_jax.runtime.atomic import write_json, write_npz
 
 
 def add_to_results(config: Config, workdir: Path, segmentor: Segmentor, found: Mapping[str, DomainResult]) -> None:
@@ -43,14 +42,20 @@ def add_to_results(config: Config, workdir: Path, segmentor: Segmentor, found: M
     targets = list(found)
     with _addition("confusion matrices and examples of images"):
         for setting in settings.values():
-            _write_domain(workdir, setting, data_dir, found[setting.target])
+            target = find_domain(setting.target, data_dir)
+            write_npz(
+                workdir / "evaluation" / f"{setting.name}.npz",
+                **vars(found[setting.target]),
+                classes=np.asarray(target.classes),
+                palette=np.asarray(target.palette, np.uint8),
+            )
     if config.style is not None:
         with _addition("style distances"):
             distances = style_distances(config, targets)
             _extend(workdir, lambda row: {"style_distance": distances[row["target"]]})
         with _addition("examples of restyled images"):
             images, restyled = style_examples(config)
-            _write_arrays(workdir / "evaluation" / "style_examples.npz", images=images, restyled=restyled)
+            write_npz(workdir / "evaluation" / "style_examples.npz", images=images, restyled=restyled)
     with _addition("baselines"):
         classes = source_domains(source, data_dir)[0].classes
         reference = baselines.confusions(source, targets, data_dir)
@@ -65,7 +70,7 @@ def add_to_results(config: Config, workdir: Path, segmentor: Segmentor, found: M
         )
     with _addition("features of the classes"):
         arrays = class_features(segmentor, source, targets, data_dir)
-        _write_arrays(workdir / "evaluation" / "class_features.npz", **arrays)
+        write_npz(workdir / "evaluation" / "class_features.npz", **arrays)
 
 
 @contextlib.contextmanager
@@ -83,20 +88,3 @@ def _extend(workdir: Path, values_of: Callable[[dict[str, Any]], dict[str, Any]]
     path = workdir / "results.json"
     rows = json.loads(path.read_text(encoding="utf-8"))
     write_json(path, {name: row | values_of({**row, "setting": name}) for name, row in rows.items()})
-
-
-def _write_domain(workdir: Path, setting: Setting, data_dir: str, result: DomainResult) -> None:
-    """Writes a setting's confusion matrix and examples."""
-    target = find_domain(setting.target, data_dir)
-    _write_arrays(
-        workdir / "evaluation" / f"{setting.name}.npz",
-        **vars(result),
-        classes=np.asarray(target.classes),
-        palette=np.asarray(target.palette, np.uint8),
-    )
-
-
-def _write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]

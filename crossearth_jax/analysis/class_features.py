@@ -22,7 +22,7 @@ from crossearth_jax.benchmark import Resize
 from crossearth_jax.benchmark.registry import find_domain, source_domains
 from crossearth_jax.inference.resizing import fitted_size
 from crossearth_jax.inference.segmentor import Segmentor
-from crossearth_jax.inputs.sources import Example, PreparedSplit
+from crossearth_jax.inputs.sources import PreparedSplit, Record
 from crossearth_jax.inputs.transforms import window
 from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.ops.normalization import normalize
@@ -101,9 +101,9 @@ def _batches(
         yield images, labels
 
 
-def _resized(example: Example, resize: Resize | None) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
+def _resized(record: Record, resize: Resize | None) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
     """Image and label at the size at which the image is scored."""
-    image, label = Image.fromarray(example["image"]), Image.fromarray(example["label"])
-    height, width = fitted_size(example["label"].shape, resize)
+    image, label = Image.fromarray(record["image"]), Image.fromarray(record["label"])
+    height, width = fitted_size(record["label"].shape, resize)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(image), np.asarray(label.resize((width, height), Image.Resampling.NEAREST))

@@ -1,1 +1,1 @@
-"""Augmentations, pure and jitted: (key, example) -> example."""
+"""Augmentations, pure and jitted: (key, sample) -> sample."""

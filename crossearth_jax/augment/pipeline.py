@@ -1,6 +1,6 @@
-"""The augmentations of a training batch, on the accelerator: a list of transforms of one example.
+"""The augmentations of a training batch, on the accelerator: a list of transforms of one sample.
 
-Every transform has a name, and its key is the example's key folded with that name: switching one transform off
+Every transform has a name, and its key is the sample's key folded with that name: switching one transform off
 does not change the noise of the others.
 """
 
@@ -22,7 +22,7 @@ from crossearth_jax.ops.normalization import MEAN
 from crossearth_jax.runtime import parallel
 
 
-class Example(NamedTuple):
+class Sample(NamedTuple):
     """One image with its labels, and the pixels that belong to it (the others are padding)."""
 
     image: UInt8[Array, "h w 3"]
@@ -30,18 +30,18 @@ class Example(NamedTuple):
     inside: Bool[Array, "h w"]
 
 
-Transform = Callable[[Key[Array, ""], Example], Example]
+Transform = Callable[[Key[Array, ""], Sample], Sample]
 
 
-def resize_crop_flip(config: AugmentConfig, key: Key[Array, ""], example: Example) -> Example:
+def resize_crop_flip(config: AugmentConfig, key: Key[Array, ""], sample: Sample) -> Sample:
     """Resizes, crops and flips at random."""
-    draws = draw_geometric(config, key, *example.label.shape)
-    return Example(*geometric(config, draws, *example))
+    draws = draw_geometric(config, key, *sample.label.shape)
+    return Sample(*geometric(config, draws, *sample))
 
 
-def distort_colours(config: AugmentConfig, key: Key[Array, ""], example: Example) -> Example:
+def distort_colours(config: AugmentConfig, key: Key[Array, ""], sample: Sample) -> Sample:
     """Changes brightness, contrast, saturation and hue at random."""
-    return example._replace(image=photometric(draw_photometric(config, key), example.image))
+    return sample._replace(image=photometric(draw_photometric(config, key), sample.image))
 
 
 def transforms(config: AugmentConfig) -> dict[str, Transform]:
@@ -57,24 +57,24 @@ def named_key(key: Key[Array, ""], name: str) -> Key[Array, ""]:
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
-def fill_padding(example: Example) -> Float32[Array, "h w 3"]:
+def fill_padding(sample: Sample) -> Float32[Array, "h w 3"]:
     """Returns the image with the mean colour as padding, which normalisation turns into zeros."""
-    return jnp.where(example.inside[..., None], example.image.astype(jnp.float32), MEAN)
+    return jnp.where(sample.inside[..., None], sample.image.astype(jnp.float32), MEAN)
 
 
-def augment_example(
+def augment_sample(
     config: AugmentConfig,
     key: Key[Array, ""],
     image: UInt8[Array, "h w 3"],
     label: UInt8[Array, "h w"],
     size: Int[Array, " 2"],
 ) -> tuple[Float32[Array, "s s 3"], UInt8[Array, "s s"], Bool[Array, "s s"]]:
-    """Augments one example; see `augment`."""
+    """Augments one sample; see `augment`."""
     rows, columns = (jnp.arange(length) < filled for length, filled in zip(label.shape, size, strict=True))
-    example = Example(image, label, rows[:, None] & columns)
+    sample = Sample(image, label, rows[:, None] & columns)
     for name, transform in transforms(config).items():
-        example = transform(named_key(key, name), example)
-    return fill_padding(example), example.label, example.inside
+        sample = transform(named_key(key, name), sample)
+    return fill_padding(sample), sample.label, sample.inside
 
 
 def augment(
@@ -105,4 +105,4 @@ def augment(
     keys = jax.random.split(key, images.shape[0])
     if sizes is None:
         sizes = jnp.broadcast_to(jnp.asarray(labels.shape[1:]), (len(labels), 2))
-    return parallel.per_example(functools.partial(augment_example, config))(keys, images, labels, sizes)
+    return parallel.per_example(functools.partial(augment_sample, config))(keys, images, labels, sizes)

@@ -13,7 +13,7 @@ from crossearth_jax.benchmark import Domain
 from crossearth_jax.config import UserError
 from crossearth_jax.inference import metrics, resizing
 from crossearth_jax.inference.windows import SlidingWindows
-from crossearth_jax.inputs.sources import Example, PreparedSplit, Source
+from crossearth_jax.inputs.sources import PreparedSplit, Record, Source
 from crossearth_jax.inputs.transforms import check_labels
 from crossearth_jax.runtime import parallel
 from crossearth_jax.runtime.progress import Progress
@@ -53,42 +53,42 @@ def score_domain(windows: SlidingWindows, domain: Domain, split: str, data_dir: 
     progress = Progress(len(share), "images")
     confusion = np.zeros((classes, classes), np.int64)
     kept = Examples(examples)
-    for example, predicted in _predictions(windows, source, share, domain, split):
-        confusion += metrics.confusion(example["label"], predicted, classes)
-        kept.add(example, predicted)
+    for record, predicted in _predictions(windows, source, share, domain, split):
+        confusion += metrics.confusion(record["label"], predicted, classes)
+        kept.add(record, predicted)
         progress.advance(note=domain.name)
     return DomainResult(parallel.sum_over_processes(confusion), *kept.arrays())
 
 
 def _predictions(
-    windows: SlidingWindows, source: Source, records: range, domain: Domain, split: str
-) -> Iterator[tuple[Example, UInt8[np.ndarray, "_ _"]]]:
-    """Every example with its predicted classes, as the benchmark scores it.
+    windows: SlidingWindows, source: Source, numbers: range, domain: Domain, split: str
+) -> Iterator[tuple[Record, UInt8[np.ndarray, "_ _"]]]:
+    """Every record with its predicted classes, as the benchmark scores it.
 
     The image is resized, windows are slid over it, and the scores are resized back: labels keep their size.
     """
     classes, largest = len(domain.classes), domain.sizes[split]
-    waiting: dict[int, Example] = {}
+    waiting: dict[int, Record] = {}
 
     def images() -> Iterator[UInt8[np.ndarray, "_ _ 3"]]:
-        for position, record in enumerate(records):
-            example = check_labels(source[record], classes)
-            size = example["label"].shape
+        for position, number in enumerate(numbers):
+            record = check_labels(source[number], classes)
+            size = record["label"].shape
             if any(found > stated for found, stated in zip(size, largest, strict=True)):
                 raise UserError(
-                    f"{domain.name}, split {split}: record {record} has size {size}, expected at most {largest}; "
+                    f"{domain.name}, split {split}: record {number} has size {size}, expected at most {largest}; "
                     "prepare the dataset again"
                 )
-            waiting[position] = example
-            yield resizing.resized_image(example["image"], domain.resize)
+            waiting[position] = record
+            yield resizing.resized_image(record["image"], domain.resize)
 
     if domain.resize is None:
         for position, labels in windows.labels(images()):
             yield waiting.pop(position), labels
         return
     for position, scores in windows.scores(images()):
-        example = waiting.pop(position)
-        yield example, resizing.best_classes(scores, example["label"].shape)
+        record = waiting.pop(position)
+        yield record, resizing.best_classes(scores, record["label"].shape)
 
 
 class Examples:
@@ -98,10 +98,10 @@ class Examples:
         self._count = count
         self._kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
-    def add(self, example: Example, predicted: UInt8[np.ndarray, "h w"]) -> None:
+    def add(self, record: Record, predicted: UInt8[np.ndarray, "h w"]) -> None:
         """Keeps an image if it is still wanted and has the size of those before it."""
         step = -(-max(predicted.shape) // EXAMPLE_SIDE)
-        row = (example["image"][::step, ::step], example["label"][::step, ::step], predicted[::step, ::step])
+        row = (record["image"][::step, ::step], record["label"][::step, ::step], predicted[::step, ::step])
         if len(self._kept) < self._count and (not self._kept or self._kept[0][1].shape == row[1].shape):
             self._kept.append(row)
 

@@ -62,7 +62,7 @@ def evaluate(config: Config, workdir: Path, segmentor: Segmentor) -> dict[str, D
     if jax.process_index() == 0:
         rows = {}
         for setting in settings:
-            protocol = protocol_text(described.style_targets, selection(config, setting))
+            protocol = protocol_text(config, setting, described.style_targets)
             names, confusion = targets[setting.target].classes, found[setting.target].confusion
             rows[setting.name] = row(setting, names, confusion, described.step) | {"protocol": protocol}
         for earlier in (workdir / "evaluation").glob("*.npz"):  # additions to scores that are replaced now
@@ -140,20 +140,23 @@ def holdout(domain: Domain) -> str:
     return found[0]
 
 
-def selection(config: Config, setting: Setting) -> str:
-    """How the scored checkpoint was chosen, in words for the report."""
-    if config.evaluate.select == "last":
-        return PROTOCOL
-    domains = source_domains(config.data.source, config.data.data_dir)
-    splits = {domain.name: holdout(domain) for domain in domains}
-    seen = any(setting.target == domain.name and domain.eval_split == splits[domain.name] for domain in domains)
-    chosen = " and ".join(f"the {split} split of the source {name}" for name, split in splits.items())
-    chosen = f"best checkpoint on {chosen}"
-    return f"{chosen}, which this row scores too" if seen else f"{chosen}; nothing was chosen on a target"
+def protocol_text(config: Config, setting: Setting, style_targets: Sequence[str]) -> str:
+    """How the scored checkpoint was chosen, in words for the report.
 
-
-def protocol_text(style_targets: Sequence[str], selection: str = PROTOCOL) -> str:
-    """How the scored checkpoint was chosen, and which targets its styles were estimated from (by request only)."""
-    if not style_targets:
-        return selection
-    return f"{selection}; not blind to {', '.join(style_targets)}, whose styles are in the style statistics"
+    Args:
+      config: of the run.
+      setting: the row.
+      style_targets: targets that the run's styles were estimated from (by request only).
+    """
+    text = PROTOCOL
+    if config.evaluate.select != "last":
+        domains = source_domains(config.data.source, config.data.data_dir)
+        splits = {domain.name: holdout(domain) for domain in domains}
+        chosen = " and ".join(f"the {split} split of the source {name}" for name, split in splits.items())
+        seen = any(setting.target == domain.name and domain.eval_split == splits[domain.name] for domain in domains)
+        text = f"best checkpoint on {chosen}" + (
+            ", which this row scores too" if seen else "; nothing was chosen on a target"
+        )
+    if style_targets:
+        text += f"; not blind to {', '.join(style_targets)}, whose styles are in the style statistics"
+    return text

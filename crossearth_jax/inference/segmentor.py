@@ -6,7 +6,7 @@ import colorsys
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +123,9 @@ class Segmentor:
         Raises:
           UserError: the window does not fit the patch size, or the stride would leave gaps.
         """
-        mesh = parallel.make_mesh(MeshConfig(), jax.local_devices())
+        mesh, params = self._on_devices
         return SlidingWindows(
-            score=score_on_devices(self.model, self.params, mesh, flips=flips),
+            score=score_on_devices(self.model, params, mesh, flips=flips),
             classes=self.classes,
             window=self.window,
             stride=self.stride if stride is None else stride,
@@ -133,6 +133,12 @@ class Segmentor:
             blend=blend,
             batch_size=-(-batch_size // mesh.size) * mesh.size,
         )
+
+    @functools.cached_property
+    def _on_devices(self) -> tuple[Mesh, Params]:
+        """A mesh of all local devices, and the parameters whole on each of them, copied once for all calls."""
+        mesh = parallel.make_mesh(MeshConfig(), jax.local_devices())
+        return mesh, parallel.copy_to(mesh, {name: self.params[name] for name in self.model.shapes()})
 
 
 def default_stride(window: int) -> int:
@@ -145,24 +151,21 @@ def _scores(model: SegmentationModel, params: Params, images: Float[Array, "b h 
     return model.scores(params, images)
 
 
-def score_on_devices(
-    model: SegmentationModel, params: Mapping[str, jax.Array], mesh: Mesh, *, flips: bool = False
-) -> ScoreWindows:
+def score_on_devices(model: SegmentationModel, params: Params, mesh: Mesh, *, flips: bool = False) -> ScoreWindows:
     """Builds the function that scores batches of windows, whose number is a multiple of the devices, over a mesh.
 
     Args:
       model: the network.
-      params: its parameters, wherever they are.
-      mesh: of devices of this process; each gets all parameters and its share of every batch.
+      params: its parameters, whole on every device.
+      mesh: of devices of this process; each gets its share of every batch.
       flips: average over the mirror images.
     """
     step = jit_window_scores(model, mesh, flips)
-    whole = parallel.copy_to(mesh, {name: params[name] for name in model.shapes()})
     batch = parallel.batch_sharding(mesh)
 
     def score(images: UInt8[np.ndarray, "n h w 3"], valid: Bool[np.ndarray, "n h w"]) -> jax.Array:
         with jax.set_mesh(mesh):
-            return step(whole, *jax.device_put((images, valid), batch))
+            return step(params, *jax.device_put((images, valid), batch))
 
     return score
 

@@ -96,18 +96,18 @@ def check_split(
     for index in range(len(source)):
         progress.advance(note=f"{domain.name} {split}")
         try:
-            example = source[index]
+            record = source[index]
         except CorruptRecordError as error:
             damaged.append(str(error))
             continue
-        label, digest = example["label"], fingerprints.digest(example["image"])
+        label, digest = record["label"], fingerprints.digest(record["image"])
         unlabelled += bool((label == IGNORE).all())
         if digest:
-            other, twin = owners.setdefault(digest, (split, example["id"]))
+            other, twin = owners.setdefault(digest, (split, record["id"]))
             if other != split:
-                damaged.append(f"{example['id']} is the same image as {twin} of split {other}; splits must not overlap")
-        if (value := fingerprints.perceptual_hash(example["image"])) is not None:
-            hashes.append((example["id"], value))
+                damaged.append(f"{record['id']} is the same image as {twin} of split {other}; splits must not overlap")
+        if (value := fingerprints.perceptual_hash(record["image"])) is not None:
+            hashes.append((record["id"], value))
         histogram += np.bincount(label.ravel(), minlength=256)
         sizes[label.shape[0], label.shape[1]] += 1
     return SplitReport(

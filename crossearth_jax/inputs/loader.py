@@ -70,7 +70,7 @@ def train_iterator(
     reader = _Reader(source, _train_size(source, largest_size(domains, config.window)), len(domains[0].classes))
     order = Order(seed, tuple(map(len, parts)), config.source_weights)
     batches = grain.MapDataset.range(start_step, sys.maxsize).map(_TrainBatches(reader, order, config.batch_size, rows))
-    # Threads would only fight over the interpreter lock for examples that are already decoded.
+    # Threads would only fight over the interpreter lock for records that are already decoded.
     threads = 0 if in_memory else config.prefetch
     dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
     workers = 0 if in_memory else config.workers
@@ -192,12 +192,10 @@ class _Reader:
         index = np.zeros(len(indices), np.int32)
         size = np.zeros((len(indices), 2), np.int32)
         replaced = np.zeros(len(indices), bool)
-        for row, record in enumerate(indices):
-            example = transforms.check_labels(self.source[record], self.classes)
-            size[row] = np.minimum(example["label"].shape, self.size)
-            image[row], label[row] = transforms.window(
-                example["image"], example["label"], self.size, tuple(places[row])
-            )
-            index[row] = example["index"]
-            replaced[row] = example["index"] != record
+        for row, number in enumerate(indices):
+            record = transforms.check_labels(self.source[number], self.classes)
+            size[row] = np.minimum(record["label"].shape, self.size)
+            image[row], label[row] = transforms.window(record["image"], record["label"], self.size, tuple(places[row]))
+            index[row] = record["index"]
+            replaced[row] = record["index"] != number
         return Batch(image=image, label=label, size=size, index=index, replaced=replaced)

@@ -1,4 +1,4 @@
-"""Prepared datasets as random-access sources of decoded examples.
+"""Prepared datasets as random-access sources of decoded records.
 
 A prepared dataset is read by name from its array_record files; the code that built it is not needed. Every
 dataset of the benchmark has the features image (PNG or JPEG), id and, unless it is unlabelled, label (PNG of
@@ -27,8 +27,8 @@ from crossearth_jax.benchmark.registry import prepared_directory
 from crossearth_jax.config import UserError
 
 
-class Example(TypedDict):
-    """One image with its labels."""
+class Record(TypedDict):
+    """One prepared image with its labels, decoded."""
 
     image: UInt8[np.ndarray, "h w 3"]  # RGB
     label: UInt8[np.ndarray, "h w"]  # train ids, IGNORE
@@ -39,11 +39,11 @@ class Example(TypedDict):
 
 @runtime_checkable
 class Source(Protocol):
-    """Examples by record number."""
+    """Records by number."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Example: ...
+    def __getitem__(self, index: int) -> Record: ...
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of the image at `index`."""
@@ -97,7 +97,7 @@ def prepared_splits(domain: str, data_dir: str | Path) -> list[str]:
 class PreparedSplit:
     """One split of a prepared domain, decoded on access.
 
-    `source[i]` is an `Example`; an unlabelled domain has IGNORE everywhere.
+    `source[i]` is an `Record`; an unlabelled domain has IGNORE everywhere.
     """
 
     def __init__(self, domain: str, split: str, data_dir: str | Path):
@@ -122,7 +122,7 @@ class PreparedSplit:
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> Record:
         """Reads and decodes record `index`.
 
         Raises:
@@ -148,13 +148,13 @@ class PreparedSplit:
             ) from error
 
 
-def _decode(record: Mapping[str, Any], index: int, domain: str) -> Example:
+def _decode(record: Mapping[str, Any], index: int, domain: str) -> Record:
     _check_filled(record)
     image = _pixels(record["image"], "RGB")
     label = _pixels(record["label"], "L") if "label" in record else np.full(image.shape[:2], IGNORE, np.uint8)
     if label.shape != image.shape[:2]:
         raise ValueError(f"the image has shape {image.shape}, its label {label.shape}")
-    return Example(image=image, label=label, index=index, id=record["id"].decode(), domain=domain)
+    return Record(image=image, label=label, index=index, id=record["id"].decode(), domain=domain)
 
 
 def _size(record: Mapping[str, Any]) -> tuple[int, int]:
@@ -197,8 +197,8 @@ class SkippingSource:
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index: int) -> Example:
-        """The example at `index` or the first readable one after it.
+    def __getitem__(self, index: int) -> Record:
+        """The record at `index` or the first readable one after it.
 
         Raises:
           UserError: no record is readable.
@@ -230,7 +230,7 @@ class JoinedSource:
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> Record:
         source, start = self._find(index)
         example = source[index - start]
         return {**example, "index": start + example["index"]}
@@ -246,18 +246,18 @@ class JoinedSource:
 
 
 class MemorySource:
-    """Every example of a small source, decoded once."""
+    """Every record of a small source, decoded once."""
 
     def __init__(self, source: Source):
-        self._examples = [source[index] for index in range(len(source))]
+        self._records = [source[index] for index in range(len(source))]
 
     def __len__(self) -> int:
-        return len(self._examples)
+        return len(self._records)
 
-    def __getitem__(self, index: int) -> Example:
-        return self._examples[index]
+    def __getitem__(self, index: int) -> Record:
+        return self._records[index]
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of the image at `index`."""
-        height, width = self._examples[index]["label"].shape
+        height, width = self._records[index]["label"].shape
         return height, width

@@ -1,4 +1,4 @@
-"""Host-side transforms of one example: the label check and the static-size window."""
+"""Host-side transforms of one record: the label check and the static-size window."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from jaxtyping import UInt8
 
 from crossearth_jax.benchmark import IGNORE
 from crossearth_jax.config import UserError
-from crossearth_jax.inputs.sources import Example
+from crossearth_jax.inputs.sources import Record
 
 
-def check_labels(example: Example, classes: int) -> Example:
-    """Returns `example` if its labels are train ids below `classes` or IGNORE.
+def check_labels(record: Record, classes: int) -> Record:
+    """Returns `record` if its labels are train ids below `classes` or IGNORE.
 
     Raises:
       UserError: another value occurs; the loss would silently treat it as some class.
     """
-    label = example["label"]
+    label = record["label"]
     unknown = (label >= classes) & (label != IGNORE)
     if unknown.any():
         raise UserError(
-            f"{example['domain']}: record {example['index']} ('{example['id']}') has the label values"
+            f"{record['domain']}: record {record['index']} ('{record['id']}') has the label values"
             f" {np.unique(label[unknown]).tolist()}, expected 0..{classes - 1} or {IGNORE}; prepare the dataset again"
         )
-    return example
+    return record
 
 
 def window(

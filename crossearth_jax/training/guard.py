@@ -12,7 +12,7 @@ from absl import logging
 
 from crossearth_jax.config import UserError
 from crossearth_jax.runtime import parallel
-from crossearth_jax.runtime.atomic import replacing
+from crossearth_jax.runtime.atomic import write_npz
 
 POLICIES = ("stop", "skip")
 MOST_IN_A_ROW = 20  # skipped steps: a skipped step leaves the parameters alone, so such a fault does not heal
@@ -21,8 +21,9 @@ MOST_IN_A_ROW = 20  # skipped steps: a skipped step leaves the parameters alone,
 class Guard:
     """Watches for steps that are not finite, one step late so that the device is never idle.
 
-    The step itself has left the parameters alone (`training.step`). Whoever saves the state calls `flush` first, so
-    that no checkpoint holds a step that was not looked at.
+    The step itself has left the parameters alone (`training.step`), the running average included, whether the loss, the
+    gradient or the update was not finite; `optax.apply_if_finite` looks at gradients alone. Whoever saves the state
+    calls `flush` first, so that no checkpoint holds a step that was not looked at.
     """
 
     def __init__(self, policy: str, workdir: Path):
@@ -81,6 +82,5 @@ class Guard:
         arrays: Any = {name: parallel.fetch(value) for name, value in batch.items()}
         path = self._workdir / f"nonfinite_step_{step}.npz"
         if jax.process_index() == 0:
-            with replacing(path) as temporary, temporary.open("wb") as file:
-                np.savez_compressed(file, step=np.int64(step), **arrays)
+            write_npz(path, step=np.asarray(step, np.int64), **arrays)
         return path

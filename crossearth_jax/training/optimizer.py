@@ -18,6 +18,7 @@ def schedule(config: OptimizerConfig, horizon: int) -> optax.Schedule:
 
     As the reference counts: the last warm-up step already has the full rate, and a run may stop before the horizon
     (CrossEarth stops at 30,000 of 40,000). `config.horizon` may be None; `Config.horizon` is the number that counts.
+    `optax.polynomial_schedule` forms 1 - i / span, which cancels in float32 near the end, so its rates are others.
     """
 
     def rate(step: Any) -> Float[Array, ""]:
@@ -25,7 +26,6 @@ def schedule(config: OptimizerConfig, horizon: int) -> optax.Schedule:
         ramp = jnp.minimum(step / max(config.warmup_steps - 1, 1), 1.0)
         warm = config.warmup_factor + (1 - config.warmup_factor) * ramp
         span = max(horizon - config.warmup_steps - 1, 1)
-        # The remaining share is formed before dividing: 1 - i / span would cancel in float32 near the end.
         left = jnp.clip((span - (step - config.warmup_steps)) / span, 0.0, 1.0)
         return config.learning_rate * jnp.where(step < config.warmup_steps, warm, left**config.power)
 

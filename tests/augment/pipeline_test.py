@@ -24,7 +24,7 @@ CONFIG = AugmentConfig(crop_size=64)
 
 @jax.jit
 def augment_with(geometric_draws, photometric_draws, image, label):
-    example = pipeline.Example(*geometric.geometric(CONFIG, geometric_draws, image, label))
+    example = pipeline.Sample(*geometric.geometric(CONFIG, geometric_draws, image, label))
     example = example._replace(image=photometric.photometric(photometric_draws, example.image))
     return example, normalize(pipeline.fill_padding(example))
 

@@ -60,5 +60,8 @@ def test_results_say_which_targets_the_styles_were_estimated_from(tiny_config, t
     style = dataclasses.replace(tiny_config.style, statistics=str(tmp_path / "s.npz"))
     seen = style_targets(dataclasses.replace(tiny_config, style=style))
     assert seen == (target,) and style_targets(tiny_config) == ()
-    assert protocol_text(seen) == f"{PROTOCOL}; not blind to {target}, whose styles are in the style statistics"
-    assert protocol_text(()) == PROTOCOL
+    assert (
+        protocol_text(tiny_config, SETTING, seen)
+        == f"{PROTOCOL}; not blind to {target}, whose styles are in the style statistics"
+    )
+    assert protocol_text(tiny_config, SETTING, ()) == PROTOCOL

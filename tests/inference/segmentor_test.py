@@ -14,6 +14,7 @@ import crossearth_jax
 from crossearth_jax.config import Config, DataConfig, EvaluateConfig, UserError
 from crossearth_jax.convert import read_config
 from crossearth_jax.ops.normalization import normalize
+from crossearth_jax.runtime import parallel
 from crossearth_jax.training.export import describe_run
 from crossearth_jax.weights.torch_writer import write_torch_zip
 
@@ -78,6 +79,20 @@ def test_devices_share_a_batch_and_invalid_pixels_have_the_mean_colour(model):
     assert len(scores.sharding.device_set) == 8
     normalised = np.where(valid[..., None], normalize(jnp.asarray(images)), 0)
     np.testing.assert_allclose(scores, model.scores(normalised), rtol=1e-5, atol=1e-5)
+
+
+def test_parameters_are_copied_to_the_devices_once(folder, monkeypatch):
+    model = crossearth_jax.load(folder / "full.pth", config=CONFIG)
+    copies = []
+
+    def copy(mesh, params):
+        copies.append(len(params))
+        return copy_to(mesh, params)
+
+    copy_to = parallel.copy_to
+    monkeypatch.setattr(parallel, "copy_to", copy)
+    first, second = model.sliding_windows(), model.sliding_windows(flips=True)
+    assert copies == [len(model.params)] and first is not second
 
 
 def test_flips_average_the_mirror_images(model):
