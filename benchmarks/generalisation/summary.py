@@ -1,0 +1,95 @@
+"""From the rows of a study to its table: means over unseen domains, and paired differences with their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from benchmarks.generalisation.variants import REFERENCE, VARIANTS
+
+RESAMPLES = 10_000
+LEVEL = 0.95
+
+Row = Mapping[str, Any]
+
+
+def paired(rows: Sequence[Row], variant: str, other: str = REFERENCE) -> dict[tuple[str, str, int], float]:
+    """Differences of mIoU, by (source, target, seed), of the pairs of which both runs are finished."""
+    scores = {
+        name: {(r["source"], r["target"], r["seed"]): r["miou"] for r in rows if r["variant"] == name}
+        for name in (variant, other)
+    }
+    return {key: score - scores[other][key] for key, score in scores[variant].items() if key in scores[other]}
+
+
+def interval(differences: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """The 95 % interval of their mean, by resampling the pairs."""
+    values: Float[np.ndarray, " n"] = np.asarray(differences)
+    drawn = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
+    low, high = np.quantile(values[drawn].mean(1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def report(rows: Sequence[Row]) -> str:
+    """The report as Markdown: a table for each head, and the differences by source and target."""
+    parts = ["# Generalisation", ""]
+    for head in dict.fromkeys(row["head"] for row in rows):
+        of_head = [row for row in rows if row["head"] == head]
+        parts += [f"## Head {head}", "", *table(of_head), "", *by_target(of_head), ""]
+    return "\n".join(parts)
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """One line for each variant, in the order of the variants."""
+    lines = [
+        f"| variant | unseen mIoU | difference to {REFERENCE} [95 %] | in-domain mIoU | difference [95 %] | runs | "
+        "trainable | minutes a run |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    unseen, own = ([row for row in rows if row["cross_domain"] is wanted] for wanted in (True, False))
+    for variant in VARIANTS:
+        mine = [row for row in rows if row["variant"] == variant.name]
+        if not mine:
+            continue
+        runs = {(row["source"], row["seed"]): row for row in mine}
+        columns = [variant.name]
+        for part in (unseen, own):
+            scores = [row["miou"] for row in part if row["variant"] == variant.name]
+            columns += [f"{np.mean(scores):.1f}" if scores else "-", _difference(part, variant.name)]
+        parameters = next(iter(runs.values()))["trainable"] / 1e6
+        minutes = np.mean([row["seconds"] for row in runs.values()]) / 60
+        columns += [str(len(runs)), f"{parameters:.2f} M", f"{minutes:.1f}"]
+        lines.append(f"| {' | '.join(columns)} |")
+    return lines
+
+
+def _difference(rows: Sequence[Row], variant: str) -> str:
+    if variant == REFERENCE:
+        return ""
+    differences = list(paired(rows, variant).values())
+    if not differences:
+        return "-"
+    if len(differences) == 1:
+        return f"{differences[0]:+.1f}"
+    low, high = interval(differences)
+    return f"{np.mean(differences):+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def by_target(rows: Sequence[Row]) -> list[str]:
+    """Mean mIoU over the seeds for each pair of source and target."""
+    pairs = list(dict.fromkeys((row["source"], row["target"]) for row in rows))
+    names = [f"{_short(source)} → {_short(target)}" for source, target in pairs]
+    lines = [f"| variant | {' | '.join(names)} |", f"|---{'|---' * len(pairs)}|"]
+    for variant in VARIANTS:
+        mine = [row for row in rows if row["variant"] == variant.name]
+        if mine:
+            cells = [[r["miou"] for r in mine if (r["source"], r["target"]) == pair] for pair in pairs]
+            lines.append(f"| {variant.name} | {' | '.join(f'{np.mean(c):.1f}' if c else '-' for c in cells)} |")
+    return lines
+
+
+def _short(domain: str) -> str:
+    return domain.rpartition("/")[2]
