@@ -191,6 +191,9 @@ def prepare_file(path: str | Path, data_dir: str | Path, names: Sequence[str] | 
     file = read_domains_file(path)
     for own in file.find(names):
         _prepare_own(file, own, data_dir)
+    for folder in sorted((Path(data_dir).expanduser() / file.name).glob("*/")):
+        if folder.name not in file.domains and prepared_directory(f"{file.name}/{folder.name}", data_dir) is not None:
+            logging.warning("%s is no longer in %s, but stays a domain until you delete the folder", folder, file.path)
     return file
 
 
@@ -214,7 +217,10 @@ def _state(own: OwnDomain, data_dir: str | Path) -> tuple[Path | None, list[str]
     present = prepared_directory(own.key, data_dir)
     if present is None:
         return None, []
-    made = json.loads((present / "metadata.json").read_text("utf-8"))[own_builder.MADE_FROM]
+    recorded = present / "metadata.json"
+    made = json.loads(recorded.read_text("utf-8")).get(own_builder.MADE_FROM) if recorded.exists() else None
+    if made is None:
+        raise UserError(f"{present} was not prepared from a domains.toml; delete it, or give the file another name")
     try:
         now = own_builder.made_from(own, plan.source_files(own))
     except UserError as error:

@@ -58,7 +58,8 @@ class Numbers:
     def train_ids(self, pixels: Pixels, name: str) -> Labels:
         """See `LabelRule`."""
         if pixels.ndim == 3:
-            raise UserError(f"{name} holds colours, expected one class number per pixel")
+            remedy = f"; {self.remedy}" if self.remedy else ""
+            raise UserError(f"{name} holds colours, expected one class number per pixel{remedy}")
         if pixels.dtype == np.uint8:
             labels = _number_table(tuple(self.table.items()))[pixels]
         else:

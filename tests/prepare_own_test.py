@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import shapely
 import tensorflow_datasets as tfds
 from crossearth_data.own import own_builder, plan  # pyright: ignore[reportMissingImports]
 from miniatures import own
@@ -248,6 +249,36 @@ def test_a_large_raster_is_never_read_as_a_whole(tmp_path, monkeypatch):
     example = next(source[index] for index in range(len(source)) if source[index]["id"] == "a_64_128_128_192")
     np.testing.assert_array_equal(example["image"], values[:, 128:192, 64:128].transpose(1, 2, 0))
     np.testing.assert_array_equal(example["label"], values[0, 128:192, 64:128] % 3)
+
+
+def test_several_processes_write_the_same_records(tmp_path, monkeypatch):
+    own.raster(tmp_path / "a.tif", np.random.default_rng(0).integers(0, 3000, (3, 96, 96), np.uint16))
+    own.vector(tmp_path / "p.geojson", [shapely.box(500_000, 4_999_900, 500_100, 5_000_000)], ["road"])
+    own.domains(
+        tmp_path,
+        'images = "a.tif"\nlabels = { vector = "p.geojson", column = "kind", background = "land" }\n'
+        'range = "p2,p98"\ntile = 32\nsplit = { by = "block", test = 0.3 }',
+    )
+    found = []
+    for workers in (1, 2):
+        monkeypatch.setattr(own_builder.pool, "WORTH_PROCESSES", 0 if workers > 1 else 10**9)
+        monkeypatch.setattr(own_builder.pool, "cores", lambda: 2)
+        prepare_file(tmp_path / "domains.toml", tmp_path / f"data{workers}")
+        source = PreparedSplit("domains/x", "train", tmp_path / f"data{workers}")
+        found.append({source[i]["id"]: (source[i]["image"], source[i]["label"]) for i in range(len(source))})
+    assert found[0].keys() == found[1].keys()
+    for name, (image, label) in found[0].items():
+        np.testing.assert_array_equal(image, found[1][name][0])
+        np.testing.assert_array_equal(label, found[1][name][1])
+    assert {int(value) for _, label in found[0].values() for value in np.unique(label)} == {1, 2}
+
+
+def test_a_domain_that_left_the_file_is_named(two, caplog):
+    path, data_dir = two
+    prepare_file(path, data_dir)
+    own.domains(path.parent, TWO[TWO.index("[domains.b]") :])
+    prepare_file(path, data_dir)
+    assert any("domains/a is no longer in" in record.message for record in caplog.records)
 
 
 def test_the_input_is_recorded_with_the_data(two):

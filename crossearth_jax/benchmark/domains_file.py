@@ -62,6 +62,7 @@ class VectorLabels:
     """Polygons on the ground."""
 
     file: Path
+    layer: str | None  # of the file; None: it has one
     column: str | None  # which names the class; None: every polygon is `single`
     single: int | None  # train id of all polygons
     rule: PolygonRule
@@ -495,6 +496,8 @@ def _labels(domain: _Table, taxonomy: Taxonomy, folder: Path, files: tuple[str, 
         "labels", "a pattern such as 'city/label/*.png', or a table", lambda v: isinstance(v, str | list | dict)
     )
     if not isinstance(domain.value["labels"], dict):
+        if by_layout:
+            raise domain.error("labels", "the layout says where labels are, expected a table without files")
         files = _patterns(domain.texts("labels"), folder)
         return NumberLabels(files=files, table=_plain_numbers(taxonomy), stated=False)
     table = domain.table("labels")
@@ -598,6 +601,7 @@ def _vector_labels(table: _Table, taxonomy: Taxonomy, folder: Path) -> VectorLab
     single = table.text("class", None, "the name of a class")
     return VectorLabels(
         file=_existing(table, "vector", folder),
+        layer=table.text("layer", None),
         column=table.text("column", None),
         single=None if single is None else _class(table, "class", single, taxonomy),
         rule=_polygon_rule(table, taxonomy),

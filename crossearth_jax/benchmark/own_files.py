@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import glob
@@ -9,15 +10,16 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from crossearth_jax.benchmark import domains_file
 from crossearth_jax.benchmark.domains_file import BlockSplit, ColourLabels, CvatLabels, NumberLabels, OwnDomain
 from crossearth_jax.config import UserError
+from crossearth_jax.runtime import picture_files
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # read by Pillow; every other file is a raster
 _SIDECARS = (".xml", ".txt", ".json", ".csv", ".ovr", ".msk", ".tfw", ".jgw", ".pgw", ".wld", ".prj", ".db")
@@ -107,12 +109,32 @@ def header_size(path: Path) -> tuple[int, int]:
     """
     if path.suffix.lower() not in PICTURES:
         return _raster_size(path)
-    try:
-        with Image.open(path) as picture:
-            turned = picture.getexif().get(_ORIENTATION, 1) in _TURNED
-            return (picture.width, picture.height) if turned else (picture.height, picture.width)
-    except (OSError, SyntaxError, UnidentifiedImageError) as error:
-        raise UserError(f"{path} cannot be read as a picture ({error}); replace or remove it") from None
+    with opened_picture(path) as picture:
+        turned = picture.getexif().get(_ORIENTATION, 1) in _TURNED
+        return (picture.width, picture.height) if turned else (picture.height, picture.width)
+
+
+@contextlib.contextmanager
+def opened_picture(path: Path) -> Iterator[Image.Image]:
+    """Opens a picture for a look at its header.
+
+    Raises:
+      UserError: it is damaged, or larger than what is decoded as a whole.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is lower
+        try:
+            with Image.open(path) as picture:
+                if picture.width * picture.height > picture_files.MAX_PIXELS:
+                    raise Image.DecompressionBombError(f"it has {picture.width} x {picture.height} pixels")
+                yield picture
+        except Image.DecompressionBombError as error:
+            raise UserError(
+                f"{path} is too large for a picture ({error}, at most {picture_files.MAX_PIXELS} in all); convert it to"
+                " GeoTIFF, which is read in parts: gdal_translate -co TILED=YES"
+            ) from None
+        except (OSError, SyntaxError) as error:
+            raise UserError(f"{path} cannot be read as a picture ({error}); replace or remove it") from None
 
 
 def _raster_size(path: Path) -> tuple[int, int]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, UInt8
-from PIL import Image, UnidentifiedImageError
 
 from crossearth_jax.benchmark import own_files
 from crossearth_jax.benchmark.domains_file import OwnDomain, VectorLabels
@@ -114,15 +113,12 @@ def open_image(path: Path, domain: OwnDomain) -> OwnImage:
 
 def _is_plain(path: Path) -> bool:
     """Whether a picture is opaque RGB of 8 bits."""
-    try:
-        with Image.open(path) as picture, path.open("rb") as file:
-            bits = file.read(25)[24] if picture.format == "PNG" else 8  # Pillow opens 16-bit RGB as 8-bit RGB
-            plain = picture.mode in ("RGB", "P") and "transparency" not in picture.info and bits <= 8
-            if not plain and picture.getexif().get(_ORIENTATION, 1) != 1:
-                raise UserError(f"{path} is a turned picture of mode {picture.mode}; save it upright or as 8-bit RGB")
-            return plain
-    except (OSError, SyntaxError, UnidentifiedImageError) as error:
-        raise UserError(f"{path} cannot be read as a picture ({error}); replace or remove it") from None
+    with own_files.opened_picture(path) as picture, path.open("rb") as file:
+        bits = file.read(25)[24] if picture.format == "PNG" else 8  # Pillow opens 16-bit RGB as 8-bit RGB
+        plain = picture.mode in ("RGB", "P") and "transparency" not in picture.info and bits <= 8
+        if not plain and picture.getexif().get(_ORIENTATION, 1) != 1:
+            raise UserError(f"{path} is a turned picture of mode {picture.mode}; save it upright or as 8-bit RGB")
+        return plain
 
 
 def _open_raster(path: Path, domain: OwnDomain) -> Raster:

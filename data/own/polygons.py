@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyogrio
 import pyogrio.raw
 import rasterio.features
 import rasterio.warp
@@ -42,21 +43,26 @@ class Polygons:
     note: str  # what was repaired or left out; "" if nothing
 
 
-def read_polygons(file: Path, column: str | None) -> Polygons:
-    """Every polygon of the file's first layer; invalid ones are repaired, empty ones left out.
+def read_polygons(file: Path, column: str | None = None, layer: str | None = None) -> Polygons:
+    """Every polygon of a layer, or of the only one; invalid ones are repaired, empty ones left out.
 
     Raises:
       UserError: the file cannot be read, has no coordinate reference system or no such column, or holds lines.
     """
     # By the time of change, too: within one process a file may be replaced.
-    return _read_polygons(file, column, file.stat().st_mtime_ns)
+    return _read_polygons(file, column, layer, file.stat().st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=4)
-def _read_polygons(file: Path, column: str | None, changed: int) -> Polygons:
+def _read_polygons(file: Path, column: str | None, layer: str | None, changed: int) -> Polygons:
     del changed
     try:
-        meta, _, encoded, values = pyogrio.raw.read(file, columns=None if column else [])
+        layers = [str(name) for name, _ in pyogrio.list_layers(file)]
+        if layer not in layers and (layer is not None or len(layers) != 1):
+            raise UserError(
+                f'{file} has the layers {", ".join(layers)}; choose one with layer = "{layers[0]}" in labels'
+            )
+        meta, _, encoded, values = pyogrio.raw.read(file, layer=layer, columns=None if column else [])
     except (DataSourceError, DataLayerError) as error:
         raise UserError(
             f"cannot read the polygons of {file} ({error}); expected GeoPackage, GeoJSON or Shapefile"
@@ -102,9 +108,11 @@ def _areas(shape: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=8)
-def _placed(file: Path, column: str | None, changed: int, crs: str) -> tuple[Any, tuple[str, ...], shapely.STRtree]:
+def _placed(
+    file: Path, column: str | None, layer: str | None, changed: int, crs: str
+) -> tuple[Any, tuple[str, ...], shapely.STRtree]:
     """Polygons in another coordinate reference system, their names and an index of their boxes."""
-    polygons = _read_polygons(file, column, changed)
+    polygons = _read_polygons(file, column, layer, changed)
     shapes, target = polygons.shapes, CRS.from_wkt(crs)
     if target != polygons.crs:
 
@@ -127,10 +135,10 @@ class PolygonLabels:
         Raises:
           UserError: a file cannot be used, or a polygon's class is unknown.
         """
-        polygons = read_polygons(self.given.file, self.given.column)
+        polygons = read_polygons(self.given.file, self.given.column, self.given.layer)
         if self.given.column is not None:
             refuse_unknown(polygons.names, self.given.rule, f"column '{self.given.column}' of {self.given.file}")
-        area = [] if self.given.area is None else [read_polygons(self.given.area, None).note]
+        area = [] if self.given.area is None else [read_polygons(self.given.area).note]
         return [note for note in (polygons.note, *area) if note]
 
     def read(self, image: OwnImage, box: Box) -> UInt8[np.ndarray, "h w"]:
@@ -138,19 +146,19 @@ class PolygonLabels:
         assert isinstance(image, Raster)
         given, rule = self.given, self.given.rule
         window = image.grid.shifted(box.top, box.left, box.bottom - box.top, box.right - box.left)
-        shapes, names = _within(given.file, given.column, window)
+        shapes, names = _within(window, given.file, given.column, given.layer)
         ids = [rule.names[name] for name in names] if given.single is None else [given.single] * len(shapes)
         size = window.height, window.width
         labels = burnt(shapes, ids, rule, size, window.transform)
         if given.area is not None:
-            areas = _within(given.area, None, window)[0]
+            areas = _within(window, given.area)[0]
             labels[~_covered(areas, size, window.transform)] = IGNORE
         return labels
 
 
-def _within(file: Path, column: str | None, window: Any) -> tuple[Any, list[str]]:
+def _within(window: Any, file: Path, column: str | None = None, layer: str | None = None) -> tuple[Any, list[str]]:
     """Polygons whose box touches the window, in the order of the file, and their names."""
-    shapes, names, index = _placed(file, column, file.stat().st_mtime_ns, window.crs.to_wkt())
+    shapes, names, index = _placed(file, column, layer, file.stat().st_mtime_ns, window.crs.to_wkt())
     found = np.sort(index.query(shapely.box(*window.bounds())))
     return shapes[found], [names[i] for i in found]
 

@@ -157,6 +157,21 @@ def test_a_file_that_is_no_vector_and_an_image_without_a_place(tmp_path):
         plan.make_plan(own.domains(tmp_path, 'images = "b.png"\n' + rows).domains["x"])
 
 
+def test_one_of_several_layers(tmp_path):
+    own.raster(tmp_path / "a.tif", np.full((3, 6, 8), 90, np.uint8))
+    for name, kind in (("roads", "road"), ("houses", "building")):
+        pyogrio.raw.write(
+            tmp_path / "p.gpkg", shapely.to_wkb([box(0, 0, 8, 6)]), [np.array([kind], object)], ["kind"], layer=name,
+            geometry_type="Polygon", crs=own.UTM, append=name == "houses",
+        )  # fmt: skip
+    rows = RASTER + 'labels = {{ vector = "p.gpkg", column = "kind"{} }}'
+    with pytest.raises(UserError, match=r'p.gpkg has the layers roads, houses; choose one with layer = "roads"'):
+        plan.make_plan(own.domains(tmp_path, rows.format("")).domains["x"])
+    made = plan.make_plan(own.domains(tmp_path, rows.format(', layer = "houses"')).domains["x"])
+    (found,) = plan.examples(made.pieces["test"], 1)
+    assert set(found[2].ravel().tolist()) == {0}
+
+
 def test_a_replaced_file_is_read_again(tmp_path):
     own.vector(tmp_path / "p.gpkg", [box(0, 0, 1, 1)], ["road"])
     assert polygons.read_polygons(tmp_path / "p.gpkg", "kind").names == ("road",)

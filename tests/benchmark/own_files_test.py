@@ -128,3 +128,10 @@ def test_size_of_a_turned_picture_and_of_a_raster(tmp_path):
     (tmp_path / "b.tif").write_bytes(b"no raster")
     with pytest.raises(UserError, match=r"b.tif cannot be read as a raster"):
         header_size(tmp_path / "b.tif")
+
+
+def test_a_picture_that_is_too_large(tmp_path, monkeypatch):
+    monkeypatch.setattr("crossearth_jax.runtime.picture_files.MAX_PIXELS", 100)
+    Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"a.png is too large for a picture \(it has 20 x 10 pixels, .*gdal_translate"):
+        header_size(tmp_path / "a.png")
