@@ -2,6 +2,6 @@
 
 In the order data flows: `scene` reads windows (`bands` and `radiometry` decide which numbers become 8-bit RGB),
 `scoring` sends them through a model in batches, `mosaic` blends the overlapping scores, `product` writes Cloud
-Optimized GeoTIFFs, `polygons` and `preview` are made from the finished map. Only this package and the dataset
-builders know rasterio.
+Optimized GeoTIFFs, `polygons` and `preview` are made from the finished map. This package and the dataset
+builders read rasters, nothing else does.
 """
