@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import sys
 import traceback
@@ -13,7 +14,8 @@ import jax
 from absl import flags, logging
 from ml_collections import config_flags
 
-from crossearth_jax.benchmark.registry import settings_of
+from crossearth_jax.benchmark.domains_file import DomainsFile
+from crossearth_jax.benchmark.registry import settings_from, settings_of
 from crossearth_jax.config import Config, UserError, from_config_dict
 from crossearth_jax.config_check import check_config
 from crossearth_jax.runtime import command, parallel
@@ -98,12 +100,16 @@ def _run(config: Config, workdir: Path) -> int:
     from crossearth_jax.analysis.additions import add_to_results
     from crossearth_jax.inference.evaluate import evaluate, validate
     from crossearth_jax.inference.segmentor import load
-    from crossearth_jax.prepare import prepare_domains
+    from crossearth_jax.prepare import prepare_domains, prepare_file
     from crossearth_jax.report import write_report
     from crossearth_jax.training.export import ensure_exported
     from crossearth_jax.training.loop import train
     from crossearth_jax.training.stop import Stopped
 
+    if config.data.domains_file is not None:
+        with _first_process_first():
+            file = prepare_file(config.data.domains_file, config.data.data_dir)
+        config = _with_rows_of(file, config)
     data = config.data
     targets = [setting.target for setting in settings_of(data.source, config.evaluate.settings, data.data_dir)]
     if _MODE.value == "train":
@@ -125,6 +131,19 @@ def _run(config: Config, workdir: Path) -> int:
             add_to_results(config, workdir, segmentor, found)
             logging.info("report: %s", write_report(workdir))
     return 0
+
+
+def _with_rows_of(file: DomainsFile, config: Config) -> Config:
+    """The configuration with the settings whose targets are in the file, unless it names settings itself.
+
+    The folder of prepared data may hold other domains of this name, which the file no longer has.
+    """
+    if config.evaluate.settings:
+        return config
+    keys = {domain.key for domain in file.find()}
+    rows = settings_from(config.data.source, config.data.data_dir)
+    names = tuple(row.name for row in rows if row.target in keys)
+    return dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, settings=names))
 
 
 @contextlib.contextmanager
