@@ -1,5 +1,6 @@
 """The notebooks run from top to bottom as they are committed, shortened by the environment variables they read."""
 
+import json
 import os
 import re
 import time
@@ -49,14 +50,18 @@ def outputs(cells, kind):
 def test_quickstart_trains_reports_and_maps(monkeypatch, tmp_path):
     run = Path(os.environ.get("CROSSEARTH_RUN", tmp_path / "run"))  # CI has one already, and says with which flags
     options = os.environ.get("CROSSEARTH_FLAGS", f"{TINY} --config.data.data_dir={tmp_path}/data")
+    own = f"{TINY} --config.data.batch_size=2 --config.evaluate.stride=128 --config.data.data_dir={tmp_path}/data"
     start = time.time()
-    cells = executed("quickstart_blue_marble", monkeypatch, RUN=run, FLAGS=options, BOUNDS="9,44,11,46")
+    cells = executed("quickstart_blue_marble", monkeypatch, RUN=run, FLAGS=options, OWN_FLAGS=own, BOUNDS="9,44,11,46")
     report, *headings = outputs(cells, "text/markdown")
     assert "| temperate brown (temperate_green2temperate_brown) |" in report
     assert headings == ["**blue_marble/temperate_green**", "**blue_marble/cold_brown**"]
-    assert len(outputs(cells, "image/png")) == 3
+    assert len(outputs(cells, "image/png")) == 4
     for made in ("results.json", "report.html", "map.tif"):
         assert (run / made).stat().st_mtime > start
+    assert json.loads((run.with_name(f"{run.name}-own") / "results.json").read_text()).keys() == {
+        "inland2inland", "inland2coast",
+    }  # fmt: skip
 
 
 def test_evaluate_colab_scores_a_checkpoint(monkeypatch, tmp_path, tiny_config):

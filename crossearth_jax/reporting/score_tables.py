@@ -63,8 +63,8 @@ class Table:
 
 
 def domain_title(name: str) -> str:
-    """ "blue_marble/cold_brown" -> "cold brown"; datasets without configurations keep their name."""
-    return name.rsplit("/", 1)[-1].replace("_", " ")
+    """ "blue_marble/cold_brown" -> "cold brown"; datasets without configurations keep their name, "+" joins sources."""
+    return " + ".join(part.rsplit("/", 1)[-1] for part in name.split("+")).replace("_", " ")
 
 
 def number(value: float | None, **dress: object) -> Entry:
