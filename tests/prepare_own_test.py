@@ -200,6 +200,20 @@ def test_check_before_and_after_preparation_say_the_same(two, capsys):
     assert capsys.readouterr().out.startswith("domains/a has changed since it was prepared: 1 changed files such as ")
 
 
+def test_check_names_every_file_with_unknown_values(two, capsys):
+    path, data_dir = two
+    for number in (1, 4):
+        own.save(path.parent / f"l/{number}.png", np.full((30, 40), 7, np.uint8))
+    with pytest.raises(UserError, match="not as expected: domains/a train, domains/a test; see above"):
+        check_file(path, data_dir)
+    said = capsys.readouterr().out
+    for number in (1, 4):
+        assert (
+            f"  fault: {path.parent / f'l/{number}.png'} has the unknown label values 7 (1200 pixels); expected 0"
+            in said
+        )
+
+
 def test_near_duplicates_across_splits_are_a_warning(two, capsys):
     path, data_dir = two
     gradient = np.linspace(0, 255, 40)[None, :, None] * np.ones((30, 1, 3)) / 2

@@ -12,7 +12,7 @@ import difflib
 import json
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -251,7 +251,7 @@ def read_domains_file(path: str | Path) -> DomainsFile:
     for key in domains.value:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", key):
             raise domains.error(key, "the name of a domain may have letters, digits, - and _; choose another one")
-        found[key] = _domain(domains.table(key), key, taxonomy, path.parent)
+        found[key] = _domain(domains.table(key), key, taxonomy)
     root.finish()
     return DomainsFile(path=path, name=name, taxonomy=taxonomy, domains=found)
 
@@ -260,7 +260,8 @@ class _Table:
     """A table of the file: gives values of the type that is asked for, and knows which key was never asked for."""
 
     def __init__(self, value: Mapping[str, Any], keys: tuple[str, ...], path: Path, text: str):
-        self.value, self._keys, self._path, self._text = value, keys, path, text
+        self.value, self.folder = value, path.parent  # paths in the file start at its folder
+        self._keys, self._path, self._text = keys, path, text
         self._known = list[str]()
 
     def error(self, key: str, problem: str) -> UserError:
@@ -270,7 +271,7 @@ class _Table:
         where = f", line {line}" if line else ""
         return UserError(f"{self._path}{where}, {'.'.join(keys)}: {problem}")
 
-    def take(self, key: str, expected: str, test: Any, default: Any = ...) -> Any:
+    def take(self, key: str, expected: str, test: Callable[[Any], Any], default: Any = ...) -> Any:
         """The value of `key` if it passes `test`; `...` as default makes it required."""
         self._known.append(key)
         value = self.value.get(key, ...)
@@ -298,9 +299,12 @@ class _Table:
         value = self.take(key, expected, test, default)
         return (value,) if isinstance(value, str) else tuple(value)
 
-    def number(self, key: str, default: Any, expected: str, test: Any) -> Any:
+    def number(self, key: str, default: Any, expected: str, test: Callable[[Any], bool]) -> Any:
         """A number that is no truth value."""
-        right = lambda value: isinstance(value, int | float) and not isinstance(value, bool) and test(value)  # noqa: E731
+
+        def right(value: Any) -> bool:
+            return isinstance(value, int | float) and not isinstance(value, bool) and test(value)
+
         return self.take(key, expected, right, default)
 
     def whole(self, key: str, default: int, least: int) -> int:
@@ -398,19 +402,19 @@ def _colour(table: _Table, key: str, text: Any) -> Colour:
     return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
 
 
-def _domain(table: _Table, name: str, taxonomy: Taxonomy, folder: Path) -> OwnDomain:
+def _domain(table: _Table, name: str, taxonomy: Taxonomy) -> OwnDomain:
     layouts = [key for key in ("images", "mmseg", "imagefolder") if key in table.value]
     if len(layouts) != 1:
         found = f"found {' and '.join(layouts)}" if layouts else "none is given"
         raise table.error("", f"{found}, expected one of images (with labels), mmseg and imagefolder")
     images, pairs, files, split = (), None, (), WholeSplit(split="test")
     if layouts == ["images"]:
-        images = _patterns(table.texts("images", expected="a pattern or a list of them, such as 'city/*.tif'"), folder)
+        images = _patterns(table, table.texts("images", expected="a pattern or a list of them, such as 'city/*.tif'"))
     elif layouts == ["mmseg"]:
-        root = folder / table.text("mmseg")
+        root = table.folder / table.text("mmseg")
         images, files, split = _mmseg(table, root)
     else:
-        pairs = folder / table.text("imagefolder")
+        pairs = table.folder / table.text("imagefolder")
         if not pairs.is_dir():
             raise table.error("imagefolder", f"{pairs} is not a folder; name the one that holds train/ and test/")
         split = FolderSplit(train=("train",), validation=("validation", "valid", "val", "dev"), test=("test",))
@@ -420,8 +424,8 @@ def _domain(table: _Table, name: str, taxonomy: Taxonomy, folder: Path) -> OwnDo
         dataset=taxonomy.name,
         images=images,
         pairs=pairs,
-        labels=_labels(table, taxonomy, folder, files, by_layout=layouts != ["images"]),
-        split=_split(table, folder) if "split" in table.value else split,
+        labels=_labels(table, taxonomy, files, by_layout=layouts != ["images"]),
+        split=_split(table) if "split" in table.value else split,
         **_bands(table),
         **_range(table),
         gsd=table.length("gsd", "metres per pixel, more than 0"),
@@ -434,8 +438,8 @@ def _domain(table: _Table, name: str, taxonomy: Taxonomy, folder: Path) -> OwnDo
     return domain
 
 
-def _patterns(patterns: Sequence[str], folder: Path) -> tuple[str, ...]:
-    return tuple(str(Path(folder, Path(pattern).expanduser())) for pattern in patterns)
+def _patterns(table: _Table, patterns: Sequence[str]) -> tuple[str, ...]:
+    return tuple(str(Path(table.folder, Path(pattern).expanduser())) for pattern in patterns)
 
 
 def _mmseg(table: _Table, root: Path) -> tuple[tuple[str, ...], tuple[str, ...], SplitRule]:
@@ -488,7 +492,7 @@ def _range(table: _Table) -> dict[str, Any]:
     return {"value_range": (low, high) if values else None, "percentiles": (low, high) if percentiles else None}
 
 
-def _labels(domain: _Table, taxonomy: Taxonomy, folder: Path, files: tuple[str, ...], *, by_layout: bool) -> Labels:
+def _labels(domain: _Table, taxonomy: Taxonomy, files: tuple[str, ...], *, by_layout: bool) -> Labels:
     """The labels of a domain; `files` and `by_layout`: where a folder layout says that they are."""
     if by_layout and "labels" not in domain.value:
         return NumberLabels(files=files, table=_plain_numbers(taxonomy), stated=False)
@@ -498,7 +502,7 @@ def _labels(domain: _Table, taxonomy: Taxonomy, folder: Path, files: tuple[str, 
     if not isinstance(domain.value["labels"], dict):
         if by_layout:
             raise domain.error("labels", "the layout says where labels are, expected a table without files")
-        files = _patterns(domain.texts("labels"), folder)
+        files = _patterns(domain, domain.texts("labels"))
         return NumberLabels(files=files, table=_plain_numbers(taxonomy), stated=False)
     table = domain.table("labels")
     kinds = [kind for kind in ("files", "vector", "coco", "cvat", "label_studio") if kind in table.value]
@@ -511,26 +515,26 @@ def _labels(domain: _Table, taxonomy: Taxonomy, folder: Path, files: tuple[str, 
         raise table.error("", f"found {' and '.join(kinds) or 'none'}, expected {expected}")
     kind = kinds[0] if kinds else "files"
     if kind == "files":
-        files = files if by_layout else _patterns(table.texts("files"), folder)
+        files = files if by_layout else _patterns(table, table.texts("files"))
         labels = _pixel_labels(table, taxonomy, files)
     elif kind == "vector":
-        labels = _vector_labels(table, taxonomy, folder)
+        labels = _vector_labels(table, taxonomy)
     elif kind == "coco":
-        labels = CocoLabels(file=_existing(table, "coco", folder), rule=_polygon_rule(table, taxonomy))
+        labels = CocoLabels(file=_existing(table, "coco"), rule=_polygon_rule(table, taxonomy))
     elif kind == "cvat":
-        labels = CvatLabels(folder=_existing(table, "cvat", folder), names=_names(table, taxonomy))
+        labels = CvatLabels(folder=_existing(table, "cvat"), names=_names(table, taxonomy))
     else:
         labels = LabelStudioLabels(
-            folder=_existing(table, "label_studio", folder),
-            tasks=_existing(table, "tasks", folder),
+            folder=_existing(table, "label_studio"),
+            tasks=_existing(table, "tasks"),
             rule=_polygon_rule(table, taxonomy),
         )
     table.finish()
     return labels
 
 
-def _existing(table: _Table, key: str, folder: Path) -> Path:
-    path = folder / Path(table.text(key)).expanduser()
+def _existing(table: _Table, key: str) -> Path:
+    path = table.folder / Path(table.text(key)).expanduser()
     if not path.exists():
         raise table.error(key, f"{path} does not exist; paths start at the folder of the file")
     return path
@@ -595,21 +599,21 @@ def _polygon_rule(table: _Table, taxonomy: Taxonomy) -> PolygonRule:
     )
 
 
-def _vector_labels(table: _Table, taxonomy: Taxonomy, folder: Path) -> VectorLabels:
+def _vector_labels(table: _Table, taxonomy: Taxonomy) -> VectorLabels:
     if ("column" in table.value) == ("class" in table.value):
         raise table.error("", "expected column (which names the class of each polygon) or class (of all polygons)")
     single = table.text("class", None, "the name of a class")
     return VectorLabels(
-        file=_existing(table, "vector", folder),
+        file=_existing(table, "vector"),
         layer=table.text("layer", None),
         column=table.text("column", None),
         single=None if single is None else _class(table, "class", single, taxonomy),
         rule=_polygon_rule(table, taxonomy),
-        area=_existing(table, "area", folder) if "area" in table.value else None,
+        area=_existing(table, "area") if "area" in table.value else None,
     )
 
 
-def _split(domain: _Table, folder: Path) -> SplitRule:
+def _split(domain: _Table) -> SplitRule:
     if isinstance(domain.value["split"], str):
         name = domain.take(
             "split", '"train", "test" or a table such as { by = "group", … }', lambda v: v in ("train", "test")
@@ -621,13 +625,12 @@ def _split(domain: _Table, folder: Path) -> SplitRule:
     by = table.text("by", expected=f"one of {', '.join(rules)}")
     if by not in rules:
         raise table.error("by", f"found '{by}'{_meant(by, rules)}")
-    rule = rules[by](table, folder)
+    rule = rules[by](table)
     table.finish()
     return rule
 
 
-def _group_split(table: _Table, folder: Path) -> GroupSplit:
-    del folder
+def _group_split(table: _Table) -> GroupSplit:
     pattern = table.text("group", expected="a regular expression such as 't(\\d+)_.*'")
     try:
         groups = re.compile(pattern).groups
@@ -643,15 +646,14 @@ def _group_split(table: _Table, folder: Path) -> GroupSplit:
     return rule
 
 
-def _list_split(table: _Table, folder: Path) -> ListSplit:
-    given = {name: _existing(table, name, folder) for name in SPLITS if name in table.value}
+def _list_split(table: _Table) -> ListSplit:
+    given = {name: _existing(table, name) for name in SPLITS if name in table.value}
     if not given:
         raise table.error("", "no list is given; name a text file for train, validation or test")
     return ListSplit(**{name: given.get(name) for name in SPLITS})
 
 
-def _folder_split(table: _Table, folder: Path) -> FolderSplit:
-    del folder
+def _folder_split(table: _Table) -> FolderSplit:
     return FolderSplit(
         train=table.texts("train", ("train",)),
         validation=table.texts("validation", ("val", "validation")),
@@ -666,11 +668,9 @@ def _shares(table: _Table) -> dict[str, Any]:
     return {**shares, "seed": table.whole("seed", 0, 0)}
 
 
-def _block_split(table: _Table, folder: Path) -> BlockSplit:
-    del folder
+def _block_split(table: _Table) -> BlockSplit:
     return BlockSplit(**_shares(table), block=table.length("block", "the side of a block in metres, more than 0"))
 
 
-def _random_split(table: _Table, folder: Path) -> RandomSplit:
-    del folder
+def _random_split(table: _Table) -> RandomSplit:
     return RandomSplit(**_shares(table))

@@ -15,7 +15,7 @@ from crossearth_jax.inputs.sources import CorruptRecordError, PreparedSplit
 from crossearth_jax.runtime import fingerprints
 from crossearth_jax.runtime.progress import Progress
 
-_FAULTS_SHOWN = 20
+_FAULTS_SHOWN, _SIZES_SHOWN = 20, 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +65,9 @@ class SplitReport:
         shares = [f"{name} {self.histogram[i] / labelled:.1%}" for i, name in enumerate(self.domain.classes)]
         ignored = f"ignored {self.histogram[IGNORE] / max(int(self.histogram.sum()), 1):.1%}"
         sizes = ", ".join(f"{height}x{width}: {count}" for (height, width), count in sorted(self.sizes.items()))
+        if len(self.sizes) > _SIZES_SHOWN:
+            heights, widths = zip(*self.sizes, strict=True)
+            sizes = f"{min(heights)}x{min(widths)} to {max(heights)}x{max(widths)}"
         scenes = "" if self.scenes is None else f" of {self.scenes} scenes"
         status = "" if self.faults or self.warnings or self.notes else " ok"
         lines = [f"{self.domain.name} {self.split}: {self.images} images{scenes} ({sizes}){status}"]
