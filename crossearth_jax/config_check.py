@@ -82,7 +82,8 @@ def check_config(config: Config) -> None:
         _check_tables,
     ):
         check(config)
-    check_classes(config)
+    if config.data.domains_file is None:  # what such a file describes may have to be prepared again first
+        check_classes(config)
 
 
 def numbers(section: Any, prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -17,7 +17,7 @@ from ml_collections import config_flags
 from crossearth_jax.benchmark.domains_file import DomainsFile
 from crossearth_jax.benchmark.registry import settings_from, settings_of
 from crossearth_jax.config import Config, UserError, from_config_dict
-from crossearth_jax.config_check import check_config
+from crossearth_jax.config_check import check_classes, check_config
 from crossearth_jax.runtime import command, parallel
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -109,6 +109,7 @@ def _run(config: Config, workdir: Path) -> int:
     if config.data.domains_file is not None:
         with _first_process_first():
             file = prepare_file(config.data.domains_file, config.data.data_dir)
+        check_classes(config)
         config = _with_rows_of(file, config)
     data = config.data
     targets = [setting.target for setting in settings_of(data.source, config.evaluate.settings, data.data_dir)]

@@ -1,5 +1,6 @@
 """From files to a report and a map in two commands, as docs/howto/own_dataset.md shows it, in miniature."""
 
+import dataclasses
 import importlib
 import json
 import subprocess
@@ -12,7 +13,8 @@ import rasterio
 import shapely
 
 from crossearth_jax.config import UserError, from_config_dict
-from crossearth_jax.config_check import check_config
+from crossearth_jax.config_check import check_classes, check_config
+from crossearth_jax.prepare import prepare_file
 from crossearth_jax.weights.native import read_description
 from tests.miniatures import own
 
@@ -142,6 +144,21 @@ def test_sizes_follow_from_the_images(size, crop, patch, window, vit_crop, tmp_p
     assert (config.model.classes, config.data.source) == (3, "domains/x")
     larger = own_config(f"{tmp_path}/domains.toml,x,vit_b")
     assert (larger.model.vit.width, larger.model.vit.image_size, larger.data.window) == (768, vit_crop, vit_crop)
+
+
+def test_a_class_that_is_added_waits_for_the_preparation(tmp_path, own_config):
+    own.pairs(tmp_path)
+    rows = 'images = "i/*.png"\nlabels = "l/*.png"\nsplit = "train"'
+    own.domains(tmp_path, rows)
+    prepare_file(tmp_path / "domains.toml", tmp_path / "data")
+    own.domains(tmp_path, rows, classes='["building", "road", "land", "sea"]')
+    config = own_config(f"{tmp_path}/domains.toml,x")  # is not refused
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, data_dir=str(tmp_path / "data")))
+    check_config(config)
+    with pytest.raises(UserError, match=r"model\.classes is 4, but domains/x has 3 classes"):
+        check_classes(config)
+    prepare_file(tmp_path / "domains.toml", tmp_path / "data")
+    check_classes(config)
 
 
 @pytest.fixture

@@ -113,7 +113,9 @@ def find_domain(name: str, data_dir: str | Path) -> Domain:
         known = known_domains(data_dir)
         near = difflib.get_close_matches(name, known, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
-        raise UserError(f"unknown domain '{name}'; {hint}")
+        raise UserError(
+            f"unknown domain '{name}'; {hint}; a domain of your own is known once its domains.toml is prepared"
+        )
     return DOMAINS[name]
 
 
