@@ -32,6 +32,11 @@ _CHECKPOINTS = flags.DEFINE_string(
     "With --mode=evaluate: a folder of runs, published .pth and converted .safetensors files; fills the table of the "
     "config's settings with whatever is there.",
 )  # fmt: skip
+_SHIFTS = flags.DEFINE_bool(
+    "shifts", False,
+    "With --mode=evaluate: also score the source's own test images under appearance shifts (haze, light, season, "
+    "sensor, compression, resolution, shadow).",
+)  # fmt: skip
 _TOPOLOGY = flags.DEFINE_list(
     "topology", [], "With --mode=compile: TPU slices and GPUs to compile for, such as v5e:2x4,v5p:4x8x8,h100:8."
 )
@@ -98,7 +103,8 @@ def _run(config: Config, workdir: Path) -> int:
         return 0
     # Imported after the flags are parsed, so that a wrong one is answered at once.
     from crossearth_jax.analysis.additions import add_to_results
-    from crossearth_jax.inference.evaluate import evaluate, validate
+    from crossearth_jax.inference.evaluate import evaluate, is_evaluated, validate
+    from crossearth_jax.inference.robustness import score_shifts
     from crossearth_jax.inference.segmentor import load
     from crossearth_jax.prepare import prepare_domains, prepare_file
     from crossearth_jax.report import write_report
@@ -127,9 +133,13 @@ def _run(config: Config, workdir: Path) -> int:
     if targets:
         model_file = ensure_exported(workdir, config.evaluate.select)
         segmentor = load(model_file, window=config.evaluate.window, stride=config.evaluate.stride)
-        found = evaluate(config, workdir, segmentor)
+        if not (_SHIFTS.value and is_evaluated(config, workdir, segmentor)):
+            found = evaluate(config, workdir, segmentor)
+            if jax.process_index() == 0:
+                add_to_results(config, workdir, segmentor, found)
+        if _SHIFTS.value:
+            score_shifts(config, workdir, segmentor)
         if jax.process_index() == 0:
-            add_to_results(config, workdir, segmentor, found)
             logging.info("report: %s", write_report(workdir))
     return 0
 
@@ -171,6 +181,9 @@ def _parse(argv: list[str]) -> tuple[Config, Path]:
         raise UserError("--config and --workdir are needed, e.g. --config=configs/blue_marble.py --workdir=runs/first")
     if _CHECKPOINTS.value is not None and _MODE.value != "evaluate":
         raise UserError(f"--checkpoints is for --mode=evaluate, found --mode={_MODE.value}; leave one of them out")
+    if _SHIFTS.value and (_MODE.value != "evaluate" or _CHECKPOINTS.value is not None):
+        other = "--checkpoints" if _CHECKPOINTS.value is not None else f"--mode={_MODE.value}"
+        raise UserError(f"--shifts is for --mode=evaluate of one run, found {other}; leave one of them out")
     if compiling and not _TOPOLOGY.value:
         raise UserError("--mode=compile needs --topology, e.g. --topology=v5e:2x4 or --topology=v5e:16x16,v5p:4x8x8")
     config = from_config_dict(_CONFIG.value)

@@ -21,7 +21,7 @@ import pytest
 from benchmarks.kill_and_resume import complete_saves
 from crossearth_jax.benchmark import DOMAINS
 from crossearth_jax.config import MeshConfig
-from crossearth_jax.inference import evaluate
+from crossearth_jax.inference import evaluate, robustness
 from crossearth_jax.inference.domains import score_domain
 from crossearth_jax.inference.segmentor import load
 from crossearth_jax.runtime import parallel
@@ -83,6 +83,15 @@ def start(experiment, workdir, *flags, program=QUICK):
         subprocess.Popen([*command, f"--process_id={i}"], env=environment, stderr=subprocess.PIPE, text=True)
         for i in range(2)
     ]
+
+
+# Two shifts of two strengths are enough to see who scores what.
+FEW_SHIFTS = """
+from crossearth_jax.augment.shifts import SHIFTS
+from crossearth_jax.inference import robustness
+
+robustness.SHIFTS, robustness.STRENGTHS = {name: SHIFTS[name] for name in ("haze", "shadow")}, (2, 5)
+"""
 
 
 def outputs(processes):
@@ -232,3 +241,22 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(split_between_proce
     assert first == second
     step = int(first.split()[3])
     assert step in complete_saves(workdir) and logged(workdir)[-1]["step"] == step
+
+
+def test_two_processes_score_shifts_as_one_does(config, experiment, two_processes, monkeypatch):
+    workdir = two_processes[0]
+    scored = (workdir / "results.json").read_text()
+    processes = start(experiment, workdir, "--mode=evaluate", "--shifts", program=FEW_SHIFTS + QUICK)
+    errors = outputs(processes)
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    assert (workdir / "results.json").read_text() == scored  # the targets are not scored again
+    found = json.loads((workdir / "shifts.json").read_text())
+    monkeypatch.setattr(robustness, "SHIFTS", {name: robustness.SHIFTS[name] for name in ("haze", "shadow")})
+    monkeypatch.setattr(robustness, "STRENGTHS", (2, 5))
+    (workdir / "shifts.json").unlink()
+    alone = json.loads(robustness.score_shifts(config, workdir, load(workdir)).read_text())
+    assert found["identity"] == alone["identity"]
+    for name, shift in alone["shifts"].items():
+        for strength, scores in shift["strengths"].items():
+            assert found["shifts"][name]["strengths"][strength]["miou"] == pytest.approx(scores["miou"], abs=0.05)
+    assert "Appearance shifts" in (workdir / "report.html").read_text()

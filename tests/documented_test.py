@@ -38,6 +38,7 @@ RUN_BY = {
         "--workdir": ".ci/run",
         "--mode": "tests/training/loop_test.py::test_restored_run_is_the_trained_one",
         "--checkpoints": ".ci/run",
+        "--shifts": "tests/distributed_test.py::test_two_processes_score_shifts_as_one_does",
         "--topology": "tests/aot/compile_test.py::test_wrong_slices_are_refused",
         "--batch_per_chip": "tests/aot/compile_test.py::test_wrong_slices_are_refused",
         "--distributed": DISTRIBUTED,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -18,6 +18,9 @@ from crossearth_jax.inputs.transforms import check_labels
 from crossearth_jax.runtime import parallel
 from crossearth_jax.runtime.progress import Progress
 
+# What an image looks like, of the image and its record number; None leaves it as it is.
+Appearance = Callable[[UInt8[np.ndarray, "h w 3"], int], UInt8[np.ndarray, "h w 3"]] | None
+
 EXAMPLE_SIDE = 512  # pixels, of the images a report shows
 
 
@@ -31,7 +34,14 @@ class DomainResult:
     predictions: UInt8[np.ndarray, "n h w"]
 
 
-def score_domain(windows: SlidingWindows, domain: Domain, split: str, data_dir: str, examples: int = 0) -> DomainResult:
+def score_domain(
+    windows: SlidingWindows,
+    domain: Domain,
+    split: str,
+    data_dir: str,
+    examples: int = 0,
+    appearance: Appearance = None,
+) -> DomainResult:
     """Scores every image of one split of one domain; all processes of a run call it together.
 
     Each process scores its share of the images on its own devices; the confusion matrices are summed at the end.
@@ -41,7 +51,8 @@ def score_domain(windows: SlidingWindows, domain: Domain, split: str, data_dir: 
       domain: its facts.
       split: name of the split.
       data_dir: folder of the prepared datasets.
-      examples: images to keep.
+      examples: images to keep, as they were before `appearance`.
+      appearance: changes images before anything else is done with them.
 
     Raises:
       UserError: the domain is not prepared, or a record is corrupt: a score over a part of the images is no score.
@@ -53,7 +64,7 @@ def score_domain(windows: SlidingWindows, domain: Domain, split: str, data_dir: 
     progress = Progress(len(share), "images")
     confusion = np.zeros((classes, classes), np.int64)
     kept = Examples(examples)
-    for record, predicted in _predictions(windows, source, share, domain, split):
+    for record, predicted in _predictions(windows, source, share, domain, split, appearance):
         confusion += metrics.confusion(record["label"], predicted, classes)
         kept.add(record, predicted)
         progress.advance(note=domain.name)
@@ -61,7 +72,7 @@ def score_domain(windows: SlidingWindows, domain: Domain, split: str, data_dir: 
 
 
 def _predictions(
-    windows: SlidingWindows, source: Source, numbers: range, domain: Domain, split: str
+    windows: SlidingWindows, source: Source, numbers: range, domain: Domain, split: str, appearance: Appearance
 ) -> Iterator[tuple[Record, UInt8[np.ndarray, "_ _"]]]:
     """Every record with its predicted classes, as the benchmark scores it.
 
@@ -80,7 +91,8 @@ def _predictions(
                     "prepare the dataset again"
                 )
             waiting[position] = record
-            yield resizing.resized_image(record["image"], domain.resize)
+            image = record["image"] if appearance is None else appearance(record["image"], number)
+            yield resizing.resized_image(image, domain.resize)
 
     if domain.resize is None:
         for position, labels in windows.labels(images()):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from crossearth_jax.inference.domains import DomainResult, score_domain
 from crossearth_jax.inference.results import row, score
 from crossearth_jax.inference.segmentor import Segmentor
 from crossearth_jax.models.network import SegmentationModel
+from crossearth_jax.runtime import parallel
 from crossearth_jax.runtime.atomic import write_json
 from crossearth_jax.weights.native import Description
 
@@ -45,13 +47,8 @@ def evaluate(config: Config, workdir: Path, segmentor: Segmentor) -> dict[str, D
     Raises:
       UserError: the model was trained on another domain than the configuration's source, or a target is not prepared.
     """
-    source, data_dir = config.data.source, config.data.data_dir
-    described = segmentor.description
-    if described.trained_on != source:
-        raise UserError(
-            f"the model in {workdir} was trained on {described.trained_on or 'an unknown domain'}, the configuration's "
-            f"source is {source}; use another --workdir, or the configuration that the run was started with"
-        )
+    source, data_dir, described = config.data.source, config.data.data_dir, segmentor.description
+    check_source(segmentor, source, workdir)
     settings = settings_of(source, config.evaluate.settings, data_dir)
     targets = {setting.target: find_domain(setting.target, data_dir) for setting in settings}
     windows = segmentor.sliding_windows(batch_size=config.evaluate.batch_size)
@@ -71,6 +68,28 @@ def evaluate(config: Config, workdir: Path, segmentor: Segmentor) -> dict[str, D
         for setting in settings:
             logging.info("%s: mIoU %.2f", setting.name, rows[setting.name]["miou"])
     return found
+
+
+def check_source(segmentor: Segmentor, source: str, workdir: Path) -> None:
+    """Raises a UserError if the run's model was not trained on the configuration's source."""
+    trained_on = segmentor.description.trained_on
+    if trained_on != source:
+        raise UserError(
+            f"the model in {workdir} was trained on {trained_on or 'an unknown domain'}, the configuration's "
+            f"source is {source}; use another --workdir, or the configuration that the run was started with"
+        )
+
+
+def is_evaluated(config: Config, workdir: Path, segmentor: Segmentor) -> bool:
+    """Whether `results.json` holds the scores of this checkpoint on all the config's settings; all processes ask."""
+    try:
+        rows = json.loads((workdir / "results.json").read_text(encoding="utf-8"))
+        settings = settings_of(config.data.source, config.evaluate.settings, config.data.data_dir)
+        steps = [rows[setting.name]["checkpoint_step"] for setting in settings]
+        complete = all(step == segmentor.description.step for step in steps)
+    except (OSError, ValueError, KeyError, TypeError):
+        complete = False
+    return parallel.all_agree(complete)
 
 
 def evaluate_model(
@@ -118,10 +137,16 @@ def validate(config: Config, params: Mapping[str, jax.Array]) -> float:
     described = Description(model=model.config, window=config.evaluate.window, stride=config.evaluate.stride)
     windows = Segmentor(model, dict(params), described).sliding_windows(batch_size=config.evaluate.batch_size)
     matrices = [score_domain(windows, domain, holdout(domain), data_dir).confusion for domain in domains]
-    own = [setting.classes for setting in settings_from(source, data_dir) if not setting.cross_domain]
-    scored = {name for classes in own or [domains[0].classes] for name in classes}
+    scored = scored_classes(source, data_dir)
     iou = metrics.iou(np.sum(matrices, axis=0))[[name in scored for name in domains[0].classes]]
     return float(np.nanmean(iou) * 100) if np.isfinite(iou).any() else 0.0
+
+
+def scored_classes(source: str, data_dir: str) -> tuple[str, ...]:
+    """The classes that count in the source's own domains: those of its in-domain settings, or all if it has none."""
+    own = [setting.classes for setting in settings_from(source, data_dir) if not setting.cross_domain]
+    names = source_domains(source, data_dir)[0].classes
+    return tuple(name for name in names if not own or any(name in classes for classes in own))
 
 
 def holdout(domain: Domain) -> str:

@@ -33,6 +33,7 @@ def run_content(run: Run, method: str) -> Content:
         "gap": score_tables.gap_table(run),
         "losses": diagnosis.loss_table(run),
         "features": diagnosis.centre_table(run, run.features) if run.features else None,
+        "shifts": score_tables.shift_table(run.robustness) if run.robustness else None,
     }
     drawn = {"results": plots.scores(run.cells, _series(run), "mIoU of every domain"), "losses": plots.losses(run)}
     if run.features and len(run.features.values) > 1:
@@ -41,6 +42,8 @@ def run_content(run: Run, method: str) -> Content:
     for title, series in curve_groups(run.metrics).items():
         logarithmic = title.startswith("Loss terms")
         drawn[f"training_{_slug(title)}"] = diagrams.curves(title, series, logarithmic=logarithmic)
+    if run.robustness:
+        drawn["shifts"] = plots.shifts(run.robustness)
     shown = {score_tables.domain_title(c.target): e for c, e in run.evaluated() if len(e.images)}
     if shown:
         drawn["examples"] = plots.panels(shown)

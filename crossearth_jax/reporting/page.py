@@ -22,6 +22,7 @@ def run_page(run: Run, content: Content) -> str:
         "results": "Results",
         "classes": "IoU by class",
         "gap": "Domain gap" if "gap" in content.tables else "",
+        "shifts": "Appearance shifts" if "shifts" in content.tables else "",
         "features": "Features of classes" if "features" in content.diagrams else "",
         "confusion": "Confusion matrices" if run.evaluations else "",
         "training": "Training" if content.curves else "",
@@ -60,6 +61,7 @@ def run_markdown(run: Run, content: Content) -> str:
         "classes": "IoU by class",
         "gap": "Domain gap",
         "losses": "Largest losses",
+        "shifts": "Appearance shifts",
         "features": "Features of classes",
     }
     shown = {heading: content.tables[name] for name, heading in headings.items() if name in content.tables}

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from crossearth_jax.reporting import figures, projection, score_tables, summary
 from crossearth_jax.reporting.diagrams import FAINT, INK, MUTED, SERIES, Diagram, drawing, dress
-from crossearth_jax.reporting.run import Cell, ClassFeatures, Evaluation, Run
+from crossearth_jax.reporting.run import Cell, ClassFeatures, Evaluation, Robustness, Run
 
 MARKERS = ("o", "D", "s", "^", "v", "P", "X", "h")
 LINE = 0.22  # inches per row of a dot plot
@@ -56,6 +56,27 @@ def losses(run: Run) -> Diagram | None:
     _rows(axes, names, title)
     axes.set_xlabel("IoU, percent", color=MUTED)
     _legend(axes, len(kinds) + 1)
+    return Diagram(title, figure)
+
+
+@drawing
+def shifts(robustness: Robustness) -> Diagram:
+    """A line per appearance shift: mIoU against strength, from the clean images (strength 0) on."""
+    title = "Own test images under appearance shifts"
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, shift) in enumerate(robustness.shifts.items()):
+        scores = {0: robustness.clean, **dict(sorted(shift.scores.items()))}
+        points = [(strength, score.miou) for strength, score in scores.items() if score.miou is not None]
+        axes.plot(
+            *np.reshape(points, (-1, 2)).T, label=name, color=SERIES[number % 8], marker=MARKERS[number % 8],
+            linestyle="-" if number < 8 else "--", linewidth=1.2, markersize=4, clip_on=False,
+        )  # fmt: skip
+    dress(axes, title)
+    axes.set_xlabel("strength (0: clean)", color=MUTED)
+    axes.set_ylabel("mIoU, percent", color=MUTED)
+    axes.set_ylim(0)
+    _legend(axes, len(robustness.shifts))
     return Diagram(title, figure)
 
 

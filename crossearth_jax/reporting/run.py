@@ -18,6 +18,7 @@ from crossearth_jax.config import UserError
 # Of an entry of results.json. It changes when a field changes its meaning or goes, not when one is added. Every entry
 # has it, since the keys of the file itself are settings alone, and entries are copied one by one into tables.
 SCHEMA_VERSION = 1
+SHIFTS_VERSION = 1  # of shifts.json, by the same rule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,6 +95,24 @@ class ClassFeatures:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ShiftScores:
+    """One kind of appearance shift: its scores by strength, those that are finished."""
+
+    parameter: str  # what the values are, with their unit
+    values: Mapping[int, float]
+    scores: Mapping[int, Score]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Robustness:
+    """`shifts.json`: the source's own test images under appearance shifts."""
+
+    source: str
+    clean: Score
+    shifts: Mapping[str, ShiftScores]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
     """Everything a report is made of; the mappings are empty where a run has none of it."""
 
@@ -106,6 +125,7 @@ class Run:
     metrics: Mapping[str, Series]  # by quantity
     styles: StyleExamples | None
     features: ClassFeatures | None = None
+    robustness: Robustness | None = None
 
     def evaluated(self) -> Iterator[tuple[Cell, Evaluation]]:
         """The settings whose evaluation is kept, in-domain first, then by the number of gaps crossed."""
@@ -153,6 +173,7 @@ def read_run(workdir: Path) -> Run:
         metrics=_read_metrics(workdir / "metrics.jsonl"),
         styles=_read_styles(workdir / "evaluation" / "style_examples.npz"),
         features=_read_features(workdir / "evaluation" / "class_features.npz"),
+        robustness=_read_shifts(workdir / "shifts.json", {cell.checkpoint_step for cell in cells}),
     )
 
 
@@ -267,6 +288,32 @@ def _read_features(path: Path) -> ClassFeatures | None:
         domains=arrays["domains"].astype(np.int64),
         class_names=tuple(map(str, arrays["class_names"])),
         domain_names=tuple(map(str, arrays["domain_names"])),
+    )
+
+
+def _read_shifts(path: Path, steps: set[int]) -> Robustness | None:
+    """The scores under shifts, if they are of the checkpoint whose scores the report shows."""
+    if not path.exists():
+        return None
+    remedy = "score the shifts again (--mode=evaluate --shifts)"
+    stored = _read_json(path, remedy)
+    version = stored.get("schema_version")
+    if version != SHIFTS_VERSION:
+        raise UserError(f"{path} has the schema version {version}, this program reads {SHIFTS_VERSION}; {remedy}")
+    if {stored.get("checkpoint_step")} != steps:
+        return None
+    where = str(path)
+    return Robustness(
+        source=_get(stored, "source", str, where),
+        clean=_score(_get(stored, "clean", dict, where), where),
+        shifts={
+            name: ShiftScores(
+                parameter=_get(shift, "parameter", str, where),
+                values={int(k): float(v["value"]) for k, v in _get(shift, "strengths", dict, where).items()},
+                scores={int(k): _score(v, f"{where}, {name} {k}") for k, v in shift["strengths"].items()},
+            )
+            for name, shift in _get(stored, "shifts", dict, where).items()
+        },
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from crossearth_jax.reporting import summary
-from crossearth_jax.reporting.run import Cell, Evaluation, Run
+from crossearth_jax.reporting.run import Cell, Evaluation, Robustness, Run
 
 BASELINE_TITLES = {"colour": "Colour only", "majority": "Majority class"}
 NOTHING = "\u2013"
@@ -192,6 +192,35 @@ def gap_table(run: Run) -> Table | None:
         head=tuple(heads),
         blocks=tuple(Block(title=title, rows=tuple(rows)) for title, rows in by_title.items()),
     )
+
+
+def shift_table(robustness: Robustness) -> Table:
+    """Shift x strength: mIoU, its mean over the strengths, and how far that is below the clean images."""
+    strengths = sorted({strength for shift in robustness.shifts.values() for strength in shift.scores})
+    clean = robustness.clean.miou
+    rows, means = [], []
+    for name, shift in robustness.shifts.items():
+        values = [shift.scores[k].miou if k in shift.scores else None for k in strengths]
+        means.append(summary.mean_of(values))
+        note = shift.parameter + ": " + ", ".join(f"{value:g}" for _, value in sorted(shift.values.items()))
+        rows.append((Entry(text=name, note=note), *map(number, values), *_mean_and_drop(means[-1], clean)))
+    overall = summary.mean_of(means)
+    blank = [Entry(text="")] * len(strengths)
+    rows.append((Entry(text=f"Mean of {len(rows)}", bold=True), *blank, *_mean_and_drop(overall, clean)))
+    first = (Entry(text="clean"), *blank, number(clean, bold=True), Entry(text=""))
+    return Table(
+        caption=(
+            "mIoU in percent of the source's own test images under appearance shifts, strengths from weak to strong. "
+            "Change: mean of the strengths minus clean, in points. These are no real domains and enter no mean of them."
+        ),
+        head=(Entry(text="Shift"), *(Entry(text=str(k)) for k in strengths), Entry(text="Mean"), Entry(text="Change")),
+        blocks=(Block(title="", rows=(first, *rows)),),
+    )
+
+
+def _mean_and_drop(mean: float | None, clean: float | None) -> tuple[Entry, Entry]:
+    change = None if mean is None or clean is None else mean - clean
+    return number(mean, bold=True), signed(change)
 
 
 def confusion_table(evaluation: Evaluation, title: str) -> Table:

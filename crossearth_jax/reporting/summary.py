@@ -57,8 +57,12 @@ def unseen(cells: Iterable[Cell]) -> tuple[Cell, ...]:
 
 def mean(cells: Sequence[Cell], value: Value) -> float | None:
     """Unweighted mean over settings; None if there are none or one of them lacks the value."""
-    values = [value(cell) for cell in cells]
-    present = [v for v in values if v is not None]
+    return mean_of([value(cell) for cell in cells])
+
+
+def mean_of(values: Sequence[float | None]) -> float | None:
+    """Unweighted mean; None if there are no values or one is None."""
+    present = [value for value in values if value is not None]
     return sum(present) / len(present) if present and len(present) == len(values) else None
 
 

@@ -366,3 +366,40 @@ def test_runs_of_the_same_name_are_told_apart(make_run, tmp_path):
     runs = [make_run("x/run"), make_run("y/run")]
     text = report.write_comparison(runs, tmp_path / "out").read_text(encoding="utf-8")
     assert ["Target", "x/run", "y/run"] in Page(text).rows
+
+
+def test_shifts_stand_apart_with_mean_and_change(make_run):
+    run = make_run("shifted")
+    plain = report.write_report(run).read_text()
+    strengths = {
+        "haze": {str(k): {"value": 0.1 * k, "miou": 60.0 - 5 * k, "iou": {"water": 60.0}} for k in (1, 2, 3)},
+        "jpeg": {"1": {"value": 60.0, "miou": 62.0, "iou": {"water": 62.0}}},
+    }
+    content = {
+        "schema_version": 1,
+        "source": "blue_marble/temperate_green",
+        "checkpoint_step": 4000,
+        "clean": {"miou": 64.0, "iou": {"water": 64.0}},
+        "shifts": {name: {"parameter": "number", "strengths": values} for name, values in strengths.items()},
+    }
+    (run / "shifts.json").write_text(json.dumps(content))
+    text = report.write_report(run).read_text()
+    page = Page(text)
+    first = next(i for i, row in enumerate(page.rows) if row[0].startswith("Shift"))
+    rows = page.rows[first : first + 5]
+    assert [row[0].split("number")[0].strip() for row in rows] == ["Shift", "clean", "haze", "jpeg", "Mean of 2"]
+    assert [cell.strip() for cell in rows[1][1:]] == ["", "", "", "64.0", ""]
+    assert [cell.strip() for cell in rows[2][1:]] == ["55.0", "50.0", "45.0", "50.0", "\u221214.0"]
+    # A shift that is not finished has no mean, and neither have all of them.
+    assert [cell.strip() for cell in rows[3][1:]] == ["62.0", "\u2013", "\u2013", "\u2013", "\u2013"]
+    assert rows[4][-2].strip() == "\u2013"
+    assert "Own test images under appearance shifts" in text and "shifts" in page.anchors
+    assert "number: 0.1, 0.2, 0.3" in text
+    assert "## Appearance shifts" in (run / "report.md").read_text()
+    # Means of real domains are what they were.
+    of_results = [[row for row in Page(t).rows if row and row[0].startswith("Mean of")] for t in (plain, text)]
+    assert of_results[0] == [row for row in of_results[1] if row[0] != "Mean of 2"]
+    content["schema_version"] = 2
+    (run / "shifts.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="has the schema version 2, this program reads 1; score the shifts again"):
+        report.write_report(run)
