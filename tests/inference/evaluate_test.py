@@ -74,7 +74,7 @@ def test_every_addition_may_fail_alone(run, tmp_path, monkeypatch, caplog, cheap
         (additions, "style_distances"): ("style distances", {"style_distance"}, set()),
         (additions, "style_examples"): ("examples of restyled images", set(), {"style_examples.npz"}),
         (additions, "class_features"): ("features of the classes", set(), {"class_features.npz"}),
-        (additions, "_write_domain"): ("confusion matrices and examples of images", set(), {f"{SETTING.name}.npz"}),
+        (additions, "find_domain"): ("confusion matrices and examples of images", set(), {f"{SETTING.name}.npz"}),
     }
     for (module, name), (what, fields, missing) in cases.items():
         caplog.clear()
