@@ -11,11 +11,14 @@ and scores again only what has changed: the checkpoint, the prepared target or t
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
+import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from absl import logging
@@ -36,20 +39,19 @@ from crossearth_jax.runtime.atomic import replacing, write_json
 VERSION = 1  # of what a cell holds; another one scores every cell again
 
 
-class Cell(NamedTuple):
-    """A checkpoint on a target."""
+@dataclasses.dataclass
+class Cell:
+    """A checkpoint on a target, with its result or the reasons why there is none.
+
+    A setting without a checkpoint or without prepared data has one cell, without a checkpoint.
+    """
 
     setting: Setting
-    candidate: Candidate
-    path: Path  # of its file
-    identity: dict[str, Any]  # what it was computed from
-
-
-class Plan(NamedTuple):
-    """What can be scored, and why the rest cannot."""
-
-    cells: list[Cell]
-    missing: dict[str, tuple[str, ...]]  # setting -> what is missing and how to get it
+    candidate: Candidate | None = None
+    path: Path = Path()  # of its file, if it has a checkpoint
+    identity: dict[str, Any] = dataclasses.field(default_factory=dict)  # what its result is computed from
+    result: dict[str, Any] | None = None  # an entry of results.json, and the confusion matrix
+    missing: tuple[str, ...] = ("not scored yet",)  # why there is no result
 
 
 def fill_table(config: Config, workdir: Path, checkpoints: Path) -> Path:
@@ -70,43 +72,76 @@ def fill_table(config: Config, workdir: Path, checkpoints: Path) -> Path:
     if unknown:
         raise UserError(f"unknown settings: {', '.join(unknown)}; known: {', '.join(known)}")
     settings = [known[name] for name in names] or of_source
-    plan = make_plan(settings, config.data.data_dir, workdir, checkpoints)
-    for name, reasons in plan.missing.items():
-        for reason in reasons:
-            logging.warning("%s is not scored: %s", name, reason)
-    pending = [cell for cell in plan.cells if read_cell(cell) is None]  # before any is scored, on every process
-    logging.info(
-        "%d cells: %d to score, %d scored before", len(plan.cells), len(pending), len(plan.cells) - len(pending)
-    )
-    report = write_table(settings, plan, config.data.data_dir, workdir, checkpoints)
-    for candidate, cells in _by_candidate(pending):
-        for cell in score_cells(config, candidate, cells, plan.missing):
-            report = write_table(settings, plan, config.data.data_dir, workdir, checkpoints)
+    cells = find_cells(settings, config.data.data_dir, workdir, checkpoints)
+    pending: dict[Candidate, list[Cell]] = {}
+    for cell in cells:
+        if cell.candidate is None:
+            for reason in cell.missing:
+                logging.warning("%s is not scored: %s", cell.setting.name, reason)
+        elif cell.result is None:
+            pending.setdefault(cell.candidate, []).append(cell)
+    done, left = sum(cell.result is not None for cell in cells), sum(map(len, pending.values()))
+    logging.info("%d cells: %d to score, %d scored before", done + left, left, done)
+    report = write_table(cells, config.data.data_dir, workdir, checkpoints)
+    for candidate, own in pending.items():
+        try:  # models of one shape share their compiled program
+            windows = candidate.load().sliding_windows(batch_size=config.evaluate.batch_size)
+        except UserError as error:
+            logging.error("%s is not scored: %s", candidate.path, error)
+            for cell in own:
+                cell.missing = (f"{candidate.label} cannot be used: {error}",)
+            continue
+        for cell in own:
+            try:
+                cell.result = score_cell(windows, cell.setting, candidate, config.data.data_dir)
+            except UserError as error:
+                logging.error("%s by %s is not scored: %s", cell.setting.name, candidate.label, error)
+                cell.missing = (str(error),)
+                continue
+            if jax.process_index() == 0:
+                write_json(cell.path, {"identity": cell.identity, "result": cell.result})
+            report = write_table(cells, config.data.data_dir, workdir, checkpoints)
             logging.info("%s by %s: done, see %s", cell.setting.name, candidate.label, report)
-    report = write_table(settings, plan, config.data.data_dir, workdir, checkpoints)
-    if all(read_cell(cell) is None for cell in plan.cells):
+        del windows  # the memory is needed for the next one
+    report = write_table(cells, config.data.data_dir, workdir, checkpoints)
+    if all(cell.result is None for cell in cells):
         raise UserError(f"not one of {len(settings)} settings can be scored; {report} says what each of them lacks")
     return report
 
 
-def make_plan(settings: Sequence[Setting], data_dir: str, workdir: Path, checkpoints: Path) -> Plan:
-    """Pairs settings with checkpoints and prepared targets.
+def find_cells(settings: Sequence[Setting], data_dir: str, workdir: Path, checkpoints: Path) -> list[Cell]:
+    """Pairs settings with checkpoints and prepared targets, and reads the results that are up to date.
+
+    Every process of a run calls it before any cell is scored, so that all of them find the same results.
 
     Raises:
       UserError: `checkpoints` is no folder.
     """
     candidates = find_candidates(checkpoints)
-    plan = Plan([], {})
+    cells: list[Cell] = []
     for setting in settings:
         found, lacking = candidates.get(setting.source, []), lacking_data(setting.target, data_dir)
-        reasons = [*([] if found else [lacking_checkpoint(setting, checkpoints)]), *([lacking] if lacking else [])]
+        reasons = (*(() if found else (lacking_checkpoint(setting, checkpoints),)), *((lacking,) if lacking else ()))
         if reasons:
-            plan.missing[setting.name] = tuple(reasons)
+            cells.append(Cell(setting, missing=reasons))
             continue
+        info = dataset_directory(setting.target, data_dir) / "dataset_info.json"
         for candidate in found:
-            path = workdir / "cells" / f"{setting.name} by {candidate.label}.json"
-            plan.cells.append(Cell(setting, candidate, path, _identity(setting, candidate, data_dir)))
-    return plan
+            cell = Cell(setting, candidate, workdir / "cells" / f"{setting.name} by {candidate.label}.json")
+            cell.identity = {
+                "version": VERSION,
+                "setting": setting.name,
+                "checkpoint": candidate.label,
+                "checkpoint_state": candidate.fingerprint(),
+                "data": hashlib.sha256(info.read_bytes()).hexdigest(),
+                "resize": repr(find_domain(setting.target, data_dir).resize),
+            }
+            with contextlib.suppress(OSError, ValueError):  # no file yet, or a damaged one
+                stored = json.loads(cell.path.read_text(encoding="utf-8"))
+                if isinstance(stored, dict) and stored.get("identity") == cell.identity:
+                    cell.result = stored["result"]
+            cells.append(cell)
+    return cells
 
 
 def lacking_checkpoint(setting: Setting, checkpoints: Path) -> str:
@@ -142,89 +177,36 @@ def lacking_data(target: str, data_dir: str) -> str | None:
     return f"{target} is prepared in {data_dir} without its split {split}: delete the folder, then {prepare}"
 
 
-def _identity(setting: Setting, candidate: Candidate, data_dir: str) -> dict[str, Any]:
-    info = dataset_directory(setting.target, data_dir) / "dataset_info.json"
-    return {
-        "version": VERSION,
-        "setting": setting.name,
-        "checkpoint": candidate.label,
-        "checkpoint_state": candidate.fingerprint(),
-        "data": hashlib.sha256(info.read_bytes()).hexdigest(),
-        "resize": repr(find_domain(setting.target, data_dir).resize),
-    }
-
-
-def read_cell(cell: Cell) -> dict[str, Any] | None:
-    """The result in a cell's file if it was computed from what is there now."""
-    try:
-        stored = json.loads(cell.path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return stored["result"] if isinstance(stored, dict) and stored.get("identity") == cell.identity else None
-
-
-def _by_candidate(cells: Sequence[Cell]) -> list[tuple[Candidate, list[Cell]]]:
-    groups: dict[Candidate, list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault(cell.candidate, []).append(cell)
-    return list(groups.items())
-
-
-def score_cells(
-    config: Config, candidate: Candidate, cells: Sequence[Cell], missing: dict[str, tuple[str, ...]]
-) -> Iterator[Cell]:
-    """Writes the file of every cell of one checkpoint and yields it; what fails is added to `missing`.
-
-    Models of one shape share their compiled program.
-    """
-    try:
-        windows = candidate.load().sliding_windows(batch_size=config.evaluate.batch_size)
-    except UserError as error:
-        logging.error("%s is not scored: %s", candidate.path, error)
-        missing.update({cell.setting.name: (f"{candidate.label} cannot be used: {error}",) for cell in cells})
-        return
-    for cell in cells:
-        try:
-            result = score_cell(windows, cell, config.data.data_dir)
-        except UserError as error:
-            logging.error("%s by %s is not scored: %s", cell.setting.name, candidate.label, error)
-            missing[cell.setting.name] = (str(error),)
-            continue
-        if jax.process_index() == 0:
-            write_json(cell.path, {"identity": cell.identity, "result": result})
-        yield cell
-
-
-def score_cell(windows: SlidingWindows, cell: Cell, data_dir: str) -> dict[str, Any]:
-    """The content of a cell's file."""
-    domain = find_domain(cell.setting.target, data_dir)
+def score_cell(windows: SlidingWindows, setting: Setting, candidate: Candidate, data_dir: str) -> dict[str, Any]:
+    """The result of a cell."""
+    domain = find_domain(setting.target, data_dir)
     found = score_domain(windows, domain, domain.eval_split, data_dir)
-    return row(cell.setting, domain.classes, found.confusion, cell.candidate.step) | {
-        "checkpoint": cell.candidate.label,
-        "kind": cell.candidate.kind,
+    return row(setting, domain.classes, found.confusion, candidate.step) | {
+        "checkpoint": candidate.label,
+        "kind": candidate.kind,
         "images": len(PreparedSplit(domain.name, domain.eval_split, data_dir)),
         "images_of_benchmark": domain.counts[domain.eval_split],
         "confusion": found.confusion.tolist(),
     }
 
 
-def write_table(settings: Sequence[Setting], plan: Plan, data_dir: str, workdir: Path, checkpoints: Path) -> Path:
+def write_table(cells: Sequence[Cell], data_dir: str, workdir: Path, checkpoints: Path) -> Path:
     """Writes `results.json`, `report.md` and `report.html` of the cells that are finished; returns the page's path."""
     rows, results = [], {}
-    for setting in settings:
-        target = find_domain(setting.target, data_dir)
-        cells = [cell for cell in plan.cells if cell.setting is setting]
-        scored = [result for cell in cells if (result := read_cell(cell)) is not None]
-        for result in scored:
-            key = setting.name if len(cells) == 1 else f"{setting.name} by {result['checkpoint']}"
-            results[key] = {name: value for name, value in result.items() if name != "confusion"}
-        rows += [Row(setting, target, result, ()) for result in scored]
-        if len(scored) < max(len(cells), 1):
-            rows.append(Row(setting, target, None, plan.missing.get(setting.name, ("not scored yet",))))
+    for setting, group in itertools.groupby(cells, key=lambda cell: cell.setting):
+        own, target = list(group), find_domain(setting.target, data_dir)
+        for cell in own:
+            if cell.result is not None:
+                key = setting.name if len(own) == 1 else f"{setting.name} by {cell.result['checkpoint']}"
+                results[key] = {name: value for name, value in cell.result.items() if name != "confusion"}
+                rows.append(Row(setting, target, cell.result, ()))
+        missing = dict.fromkeys(reason for cell in own if cell.result is None for reason in cell.missing)
+        if missing:
+            rows.append(Row(setting, target, None, tuple(missing)))
     page = workdir / "report.html"
     if jax.process_index() == 0:
         write_json(workdir / "results.json", results)
-        open_rows = benchmark.OPEN_ROWS if any(map(benchmark.training_of, plan.missing | results)) else ()
+        open_rows = benchmark.OPEN_ROWS if any(benchmark.training_of(cell.setting.name) for cell in cells) else ()
         for path, text in (
             (workdir / "report.md", overview.markdown_page(rows, open_rows, str(checkpoints))),
             (page, overview.html_page(rows, open_rows, str(checkpoints))),
