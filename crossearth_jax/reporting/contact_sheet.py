@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import UInt8
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
@@ -80,12 +80,8 @@ def _drawn_over(
     """The image tinted by class, with white lines between classes; ignored pixels stay as they are."""
     tinted = (1 - OPACITY) * image + OPACITY * coloured(label, colours)
     drawn = np.where((label == IGNORE)[..., None], image, np.rint(tinted).astype(np.uint8))
-    drawn[_edges(label)] = OUTLINE
-    return drawn
-
-
-def _edges(label: UInt8[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     edges = np.zeros(label.shape, bool)
     edges[1:] |= label[1:] != label[:-1]
     edges[:, 1:] |= label[:, 1:] != label[:, :-1]
-    return edges
+    drawn[edges] = OUTLINE
+    return drawn

@@ -35,13 +35,17 @@ def run_content(run: Run, method: str) -> Content:
         "features": diagnosis.centre_table(run, run.features) if run.features else None,
         "shifts": score_tables.shift_table(run.robustness) if run.robustness else None,
     }
-    drawn = {"results": plots.scores(run.cells, _series(run), "mIoU of every domain"), "losses": plots.losses(run)}
+    scores = {
+        title: {cell.name: value(cell) for cell in run.cells} for title, value in score_tables.score_columns(run.cells)
+    }
+    drawn = {"results": plots.scores(run.cells, scores, "mIoU of every domain"), "losses": plots.losses(run)}
     if run.features and len(run.features.values) > 1:
         points = projection.project(run.features.values, method)
         drawn["features"] = plots.feature_maps(run.features, run.palette, points, method)
     for title, series in curve_groups(run.metrics).items():
         logarithmic = title.startswith("Loss terms")
-        drawn[f"training_{_slug(title)}"] = diagrams.curves(title, series, logarithmic=logarithmic)
+        slug = re.sub(r"[^a-z0-9]+", "_", title.lower()).strip("_")
+        drawn[f"training_{slug}"] = diagrams.curves(title, series, logarithmic=logarithmic)
     if run.robustness:
         drawn["shifts"] = plots.shifts(run.robustness)
     shown = {score_tables.domain_title(c.target): e for c, e in run.evaluated() if len(e.images)}
@@ -73,15 +77,6 @@ def _present(made: Mapping[str, Table | None], drawn: Mapping[str, Diagram | Non
     )
 
 
-def _series(run: Run) -> dict[str, dict[str, float | None]]:
-    values = dict(score_tables.score_columns(run.cells))
-    return {title: {cell.name: value(cell) for cell in run.cells} for title, value in values.items()}
-
-
-def _slug(title: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", title.lower()).strip("_")
-
-
 def curve_groups(metrics: Mapping[str, Series]) -> dict[str, dict[str, Series]]:
     """Diagram title -> its curves: loss terms together, every other quantity alone, none that is always 0.
 
@@ -98,10 +93,6 @@ def curve_groups(metrics: Mapping[str, Series]) -> dict[str, dict[str, Series]]:
                 found[title] = dict(items[8 * i : 8 * (i + 1)])
     for name, values in metrics.items():
         if name != "loss" and not name.startswith("loss/") and values.values.any():
-            found[_quantity(name)] = {name: values}
+            words = name.replace("_per_second", "/s").replace("_", " ")
+            found[words[:1].upper() + words[1:]] = {name: values}
     return found
-
-
-def _quantity(name: str) -> str:
-    words = name.replace("_per_second", "/s").replace("_", " ")
-    return words[:1].upper() + words[1:]

@@ -100,8 +100,13 @@ def curves(title: str, series: Mapping[str, Series], *, logarithmic: bool = Fals
     """
     figure = Figure(figsize=(4.6, 2.7), layout="constrained")
     axes = figure.subplots()
-    for (label, values), colour in zip(series.items(), SERIES, strict=False):
-        _curve(axes, label, values, colour)
+    for (label, logged), colour in zip(series.items(), SERIES, strict=False):
+        shown = slice(None, None, -(-len(logged.steps) // MAX_POINTS))
+        radius = len(logged.steps) // 40
+        if radius:
+            axes.plot(logged.steps[shown], logged.values[shown], color=colour, alpha=0.25, linewidth=0.8)
+        smooth = running_mean(logged.values, radius)
+        axes.plot(logged.steps[shown], smooth[shown], color=colour, linewidth=1.6, label=label)
     dress(axes, title)
     axes.set_xlabel("step", color=MUTED)
     if logarithmic:
@@ -112,15 +117,6 @@ def curves(title: str, series: Mapping[str, Series], *, logarithmic: bool = Fals
     if len(series) > 1:
         figure.legend(loc="outside lower center", frameon=False, labelcolor=MUTED, fontsize=8, ncols=4)
     return Diagram(title, figure)
-
-
-def _curve(axes: Axes, label: str, series: Series, colour: str) -> None:
-    stride = -(-len(series.steps) // MAX_POINTS)
-    radius = len(series.steps) // 40
-    if radius:
-        axes.plot(series.steps[::stride], series.values[::stride], color=colour, alpha=0.25, linewidth=0.8)
-    smooth = running_mean(series.values, radius)
-    axes.plot(series.steps[::stride], smooth[::stride], color=colour, linewidth=1.6, label=label)
 
 
 def running_mean(values: Float[np.ndarray, " n"], radius: int) -> Float[np.ndarray, " n"]:

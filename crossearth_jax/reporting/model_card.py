@@ -27,8 +27,13 @@ def model_card(description: Description, digest: str, address: str, licence: str
     head = "\n".join(f"{key}: {json.dumps(value)}" for key, value in _metadata(address, licence, run).items())
     parts = [f"---\n{head}\n---", f"# {address.split('/')[-1].split('@')[0]}", _use(address), _classes(description)]
     if run:
-        parts += ["## Results", *_results(run)]
-    return "\n\n".join([*parts, _provenance(description, digest, run), _licence(licence)]) + "\n"
+        protocol = escape_markdown("; ".join(dict.fromkeys(cell.protocol for cell in run.cells if cell.protocol)))
+        note = f"Protocol: {protocol}. In-domain scores stand apart and enter no mean of unseen domains."
+        parts += ["## Results", as_markdown(score_tables.main_table(run)).rstrip(), note]
+    parts.append(_provenance(description, digest, run))
+    terms = f"`{licence}`." if licence != UNKNOWN else "Not stated by who published the weights."
+    parts.append(f"## Licence\n\n{terms} The training data keep their own terms.")
+    return "\n\n".join(parts) + "\n"
 
 
 def _metadata(address: str, licence: str, run: Run | None) -> dict[str, Any]:
@@ -75,12 +80,6 @@ def _classes(description: Description) -> str:
     return "\n".join(["## Classes", "", "| id | class | colour |", "| ---: | --- | --- |", *rows, "", text])
 
 
-def _results(run: Run) -> list[str]:
-    protocol = "; ".join(dict.fromkeys(cell.protocol for cell in run.cells if cell.protocol))
-    note = f"Protocol: {escape_markdown(protocol)}. In-domain scores stand apart and enter no mean of unseen domains."
-    return [as_markdown(score_tables.main_table(run)).rstrip(), note]
-
-
 def _provenance(description: Description, digest: str, run: Run | None) -> str:
     facts = {"Weights": escape_markdown(description.source or "unknown"), "sha256 of the parameters": f"`{digest}`"}
     if run:
@@ -94,8 +93,3 @@ def _provenance(description: Description, digest: str, run: Run | None) -> str:
         }
     lines = [f"- {name}: {value}" for name, value in facts.items()]
     return "\n".join(["## Provenance", "", *lines])
-
-
-def _licence(licence: str) -> str:
-    text = f"`{licence}`." if licence != UNKNOWN else "Not stated by who published the weights."
-    return f"## Licence\n\n{text} The training data keep their own terms."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -133,7 +133,14 @@ def panels(evaluations: Mapping[str, Evaluation]) -> Diagram:
     figure = Figure(figsize=(6.0, 1.5 * len(evaluations) + 0.5), layout="constrained")
     grid = figure.subplots(len(evaluations), 4, squeeze=False)
     for row, (domain, evaluation) in zip(grid, evaluations.items(), strict=True):
-        for axes, pixels in zip(row, _pictures(evaluation), strict=True):
+        image, truth, prediction = evaluation.images[0], evaluation.labels[0], evaluation.predictions[0]
+        pictures = (
+            image,
+            figures.class_colours(truth, evaluation.palette),
+            figures.class_colours(prediction, evaluation.palette),
+            figures.error_colours(image, truth, prediction),
+        )
+        for axes, pixels in zip(row, pictures, strict=True):
             axes.imshow(pixels, interpolation="nearest")
             axes.set_xticks([])
             axes.set_yticks([])
@@ -149,11 +156,3 @@ def panels(evaluations: Mapping[str, Evaluation]) -> Diagram:
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False, labelcolor=MUTED, fontsize=8)
     return Diagram("Examples of every domain", figure)
-
-
-def _pictures(evaluation: Evaluation) -> Iterator[np.ndarray]:
-    image, truth, prediction = evaluation.images[0], evaluation.labels[0], evaluation.predictions[0]
-    yield image
-    yield figures.class_colours(truth, evaluation.palette)
-    yield figures.class_colours(prediction, evaluation.palette)
-    yield figures.error_colours(image, truth, prediction)

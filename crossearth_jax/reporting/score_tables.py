@@ -82,8 +82,10 @@ def signed(value: float | None, scale: float = 40.0) -> Entry:
 
 def score_columns(cells: Sequence[Cell]) -> list[tuple[str, summary.Value]]:
     """What a setting's score stands beside: the model, baselines, and published numbers if there are any."""
-    columns = [("This model", summary.model)]
-    columns += [(_title(name), summary.baseline(name)) for name in summary.baseline_names(cells)]
+    columns: list[tuple[str, summary.Value]] = [("This model", summary.model)]
+    for name in summary.baseline_names(cells):
+        title = BASELINE_TITLES.get(name, name.replace("_", " ").capitalize())
+        columns.append((title, summary.baseline(name)))
     if any(cell.published is not None for cell in cells):
         columns.append(("Published", summary.published))
     return columns
@@ -109,10 +111,6 @@ def main_table(run: Run) -> Table:
         blocks=tuple(blocks),
         plain=(0, len(head) - 1),
     )
-
-
-def _title(baseline: str) -> str:
-    return BASELINE_TITLES.get(baseline, baseline.replace("_", " ").capitalize())
 
 
 def _setting_row(
@@ -256,7 +254,7 @@ def comparison_table(runs: Mapping[str, Run]) -> Table:
         rows = [
             (
                 Entry(text=domain_title(cell.target), note=cell.name),
-                *_best_bold([_miou(cells.get(cell.name)) for cells in of_run.values()]),
+                *_best_bold([cells[cell.name].miou if cell.name in cells else None for cells in of_run.values()]),
             )
             for cell in group.cells
         ]
@@ -292,10 +290,6 @@ def class_comparison_table(runs: Mapping[str, Run]) -> Table | None:
         head=(Entry(text="Class"), *(Entry(text=title) for title in runs)),
         blocks=(Block(title="", rows=tuple(rows)),),
     )
-
-
-def _miou(cell: Cell | None) -> float | None:
-    return None if cell is None else cell.miou
 
 
 def _best_bold(values: Sequence[float | None]) -> list[Entry]:

@@ -95,16 +95,17 @@ def baseline_names(cells: Sequence[Cell]) -> tuple[str, ...]:
 def gaps(cells: Sequence[Cell]) -> tuple[Gap, ...]:
     """The gap of every cross-domain setting whose source has an in-domain cell."""
     references = {cell.source: cell for cell in cells if not cell.cross_domain}
-    pairs = [(cell, references[cell.source]) for cell in unseen(cells) if cell.source in references]
-    return tuple(gap for cell, reference in pairs if (gap := _gap(cell, reference)))
-
-
-def _gap(cell: Cell, reference: Cell) -> Gap | None:
-    change: dict[str, float] = {}
-    for name in cell.classes:
-        here, there = cell.iou.get(name), reference.iou.get(name)
-        if name in reference.classes and here is not None and there is not None:
-            change[name] = here - there
-    if not change:
-        return None
-    return Gap(cell=cell, reference=reference, change=change, mean=sum(change.values()) / len(change))
+    found: list[Gap] = []
+    for cell in unseen(cells):
+        reference = references.get(cell.source)
+        if reference is None:
+            continue
+        change: dict[str, float] = {}
+        for name in cell.classes:
+            here, there = cell.iou.get(name), reference.iou.get(name)
+            if name in reference.classes and here is not None and there is not None:
+                change[name] = here - there
+        if change:
+            mean_change = sum(change.values()) / len(change)
+            found.append(Gap(cell=cell, reference=reference, change=change, mean=mean_change))
+    return tuple(found)
