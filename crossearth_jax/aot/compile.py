@@ -54,7 +54,14 @@ def compile_steps(
     records: list[dict[str, Any]] = []
     for topology, devices in slices.items():
         mesh = parallel.make_mesh(config.mesh, devices)
-        scaled = _with_batch(config, mesh, batch_per_chip)
+        scaled = config
+        if batch_per_chip is not None:
+            size = batch_per_chip * mesh.size
+            scaled = dataclasses.replace(
+                config,
+                data=dataclasses.replace(config.data, batch_size=size),
+                evaluate=dataclasses.replace(config.evaluate, batch_size=size),
+            )
         for step, build in (("train", trace_training), ("evaluate", trace_evaluation)):
             record = _compile(scaled, mesh, topology, step, build)
             print(step_line(record), flush=True)
@@ -64,17 +71,6 @@ def compile_steps(
                 temporary.write_text(compile_table(records), encoding="utf-8")
     _refuse_surprises(records)
     return records
-
-
-def _with_batch(config: Config, mesh: Mesh, per_chip: int | None) -> Config:
-    if per_chip is None:
-        return config
-    size = per_chip * mesh.size
-    return dataclasses.replace(
-        config,
-        data=dataclasses.replace(config.data, batch_size=size),
-        evaluate=dataclasses.replace(config.evaluate, batch_size=size),
-    )
 
 
 class Traced(NamedTuple):
@@ -88,10 +84,19 @@ class Traced(NamedTuple):
 def trace_training(config: Config, mesh: Mesh) -> Traced:
     """Traces the training step for `mesh`."""
     program = build_program(config, mesh)
-    size = largest_size(source_domains(config.data.source, config.data.data_dir), config.data.window)
+    side = largest_size(source_domains(config.data.source, config.data.data_dir), config.data.window)
     state = _placed(program.state, program.state_shardings)
     frozen = _placed(program.frozen, program.frozen_shardings)
-    batch = _batch(mesh, config.data.batch_size, size, size=((2,), jnp.int32), index=((), jnp.int32))
+    arrays = {
+        "image": ((*side, 3), jnp.uint8),
+        "label": (side, jnp.uint8),
+        "size": ((2,), jnp.int32),
+        "index": ((), jnp.int32),
+    }
+    split, count = parallel.batch_sharding(mesh), config.data.batch_size
+    batch = {
+        name: jax.ShapeDtypeStruct((count, *shape), dtype, sharding=split) for name, (shape, dtype) in arrays.items()
+    }
     step = program.step.trace(state, frozen, batch)
     origins = jax.tree.map(lambda _: NOTHING, state)
     origins = origins._replace(trainable=dict.fromkeys(state.trainable, Origin(trainable=True, batch=False)))
@@ -115,14 +120,6 @@ def trace_evaluation(config: Config, mesh: Mesh) -> Traced:
 
 def _placed(shapes: Any, shardings: Any) -> Any:
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-
-
-def _batch(mesh: Mesh, count: int, side: tuple[int, int], **others: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    sharding = parallel.batch_sharding(mesh)
-    arrays = {"image": ((*side, 3), jnp.uint8), "label": (side, jnp.uint8)} | others
-    return {
-        name: jax.ShapeDtypeStruct((count, *shape), dtype, sharding=sharding) for name, (shape, dtype) in arrays.items()
-    }
 
 
 def _compile(config: Config, mesh: Mesh, topology: str, step: str, build: Any) -> dict[str, Any]:
@@ -169,6 +166,10 @@ def describe(compiled: Any, config: Config, mesh: Mesh, chip: chips.Chip, traced
     aliased, temporaries = memory.alias_size_in_bytes, memory.temp_size_in_bytes
     flops, sent = program.flops(), collectives.bytes_by_kind(found)
     moved, crossing = arguments + outputs + temporaries, sent.get(collectives.BETWEEN_SLICES, 0.0)
+    reasons: dict[str, dict[str, float]] = {}
+    for collective in found:
+        kinds = reasons.setdefault(collective.reason or "unexplained", {})
+        kinds[collective.kind] = kinds.get(collective.kind, 0) + collective.bytes
     bound = chips.roofline(chip, flops, moved, sum(sent.values()) - crossing, crossing)
     return {
         "hbm": {
@@ -178,7 +179,7 @@ def describe(compiled: Any, config: Config, mesh: Mesh, chip: chips.Chip, traced
         },
         "flops": flops,
         "sent": sent,
-        "reasons": _reasons(found),
+        "reasons": reasons,
         "unexplained": [str(collective) for collective in found if not collective.reason],
         "roofline": bound._asdict(),
         "compiler": {"optimal_seconds": cost.get("optimal_seconds"), "cycles": program.cycles()},
@@ -191,14 +192,6 @@ def explained(program: hlo.Program, config: Config, mesh: Mesh, traced: Traced) 
     shapes = model.shapes()
     shardings = parallel.param_shardings(mesh, shapes, model.axes())
     return collectives.explain(collectives.find(program, mesh), shardings, shapes, traced.trainable, traced.shared)
-
-
-def _reasons(explained: list[collectives.Collective]) -> dict[str, dict[str, float]]:
-    reasons: dict[str, dict[str, float]] = {}
-    for collective in explained:
-        kinds = reasons.setdefault(collective.reason or "unexplained", {})
-        kinds[collective.kind] = kinds.get(collective.kind, 0) + collective.bytes
-    return reasons
 
 
 def _refuse_surprises(records: list[dict[str, Any]]) -> None:

@@ -33,8 +33,12 @@ def step_line(record: Mapping[str, Any]) -> str:
 
 def compile_table(records: Sequence[Mapping[str, Any]]) -> str:
     """A Markdown table of all records, and one of their collectives."""
-    rows = [_row(record) for record in records]
-    lines = [_line(_COLUMNS), _line(["---"] * len(_COLUMNS)), *map(_line, rows), "", *_collectives(records)]
+    lines = [_line(_COLUMNS), _line(["---"] * len(_COLUMNS)), *(_line(_row(record)) for record in records), ""]
+    lines += [_line(["step", "slice", "collective", "MB sent", "why"]), _line(["---"] * 5)]
+    for record in records:
+        for reason, kinds in record.get("reasons", {}).items():
+            for kind, size in kinds.items():
+                lines.append(_line([record["step"], record["topology"], kind, f"{size / 1e6:.3g}", reason]))
     return "\n".join(lines) + "\n"
 
 
@@ -56,16 +60,6 @@ def _row(record: Mapping[str, Any]) -> list[str]:
         _estimate(record["compiler"]),
         f"{record['seconds']:.0f}",
     ]
-
-
-def _collectives(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    rows = [
-        [record["step"], record["topology"], kind, f"{size / 1e6:.3g}", reason]
-        for record in records
-        for reason, kinds in record.get("reasons", {}).items()
-        for kind, size in kinds.items()
-    ]
-    return [_line(["step", "slice", "collective", "MB sent", "why"]), _line(["---"] * 5), *map(_line, rows)]
 
 
 def _line(cells: Sequence[str]) -> str:

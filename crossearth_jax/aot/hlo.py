@@ -113,14 +113,12 @@ class Program:
 
     def flops(self) -> float:
         """Floating-point operations of all matrix products and convolutions, two per multiplication and addition."""
-        return sum(times * self._flops(computation, i) for computation, i, times in self.executed())
-
-    def _flops(self, computation: str, instruction: Instruction) -> float:
-        count = _counter(instruction)
-        if count is None:
-            return 0.0
-        left, right = (self.computations[computation][name].shapes[0].dims for name in instruction.operands[:2])
-        return count(instruction, left, right, instruction.shapes[0].dims)
+        total = 0.0
+        for computation, instruction, times in self.executed():
+            if count := _counter(instruction):
+                left, right = (self.computations[computation][name].shapes[0].dims for name in instruction.operands[:2])
+                total += times * count(instruction, left, right, instruction.shapes[0].dims)
+        return total
 
     def joined(self, computation: str, name: str) -> tuple[Shape, ...]:
         """The arrays that the named value is a concatenation of, seen through fusions and padding; () if it is none."""
