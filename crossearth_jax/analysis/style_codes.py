@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 
 import jax
@@ -33,24 +34,13 @@ def code_moments(
         return network.encode(params, batch.astype(jnp.float32) / 255)
 
     moments: Moments | None = None
-    for batch in _batches(images, batch_size):
+    for batch in itertools.batched(map(_resized, images), batch_size):
         # The last batch is filled up with copies of one image: another shape would be compiled anew.
         filled = np.stack(batch + batch[:1] * (batch_size - len(batch)))
         codes = np.asarray(encode(params, filled))[: len(batch)]
         moments = moments or Moments(codes.shape[1])
         moments.add(codes)
         yield moments
-
-
-def _batches(images: Iterable[UInt8[np.ndarray, "h w 3"]], size: int) -> Iterator[list[np.ndarray]]:
-    batch: list[np.ndarray] = []
-    for image in images:
-        batch.append(_resized(image))
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _resized(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "256 256 3"]:

@@ -153,12 +153,14 @@ def _prediction_sums(
     logits = jax.vmap(sampling.sample_points)(mask_logits[match.query], points)
     targets = jax.vmap(sampling.sample_label, in_axes=(None, 0, 0))(packed, points, jnp.arange(len(points)))
     weights = point_weights(config, logits)
+    mask = weights * jax.nn.sigmoid(logits)
+    dice = 1 - (2 * (mask * targets).sum(1) + 1) / (mask.sum(1) + (weights * targets).sum(1) + 1)
     cross_entropy, class_weight = _class_sums(config, match, class_logits)
     return Sums(
         cross_entropy=cross_entropy,
         class_weight=class_weight,
         mask=(weights * (jax.nn.softplus(logits) - logits * targets)).sum(1).sum(where=match.matched),
-        dice=_dice(logits, targets, weights).sum(where=match.matched),
+        dice=dice.sum(where=match.matched),
         masks=jnp.maximum(match.matched.sum(), 1).astype(jnp.float32),
     )
 
@@ -175,13 +177,6 @@ def point_weights(config: LossConfig, logits: Float[Array, "k m"]) -> Float[Arra
     candidates = _candidates(config)
     chosen = smallest(jnp.abs(logits[:, :candidates]), _uncertain(config))
     return jnp.concatenate([chosen, jnp.ones_like(logits[:, candidates:])], axis=1)
-
-
-def _dice(
-    logits: Float[Array, "k m"], targets: Float[Array, "k m"], weights: Float[Array, "k m"]
-) -> Float[Array, " k"]:
-    mask = weights * jax.nn.sigmoid(logits)
-    return 1 - (2 * (mask * targets).sum(1) + 1) / (mask.sum(1) + (weights * targets).sum(1) + 1)
 
 
 def _class_sums(

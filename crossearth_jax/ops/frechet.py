@@ -17,15 +17,10 @@ def frechet_distance(
     The symmetric form needs only eigenvalues of positive semidefinite matrices, so covariances of fewer samples than
     dimensions are no special case. Float64; at least 0.
     """
-    root = _square_root(covariance_a)
+    eigenvalues, vectors = np.linalg.eigh(covariance_a.astype(np.float64))
+    root = (vectors * np.sqrt(np.clip(eigenvalues, 0, None))) @ vectors.T  # the symmetric square root of A
     eigenvalues = np.linalg.eigvalsh(root @ covariance_b.astype(np.float64) @ root)
     cross = np.sqrt(np.clip(eigenvalues, 0, None)).sum()
     difference = mean_a.astype(np.float64) - mean_b.astype(np.float64)
     distance = difference @ difference + np.trace(covariance_a) + np.trace(covariance_b) - 2 * cross
     return max(float(distance), 0.0)
-
-
-def _square_root(covariance: np.ndarray) -> np.ndarray:
-    """Symmetric square root of a positive semidefinite matrix."""
-    eigenvalues, vectors = np.linalg.eigh(covariance.astype(np.float64))
-    return (vectors * np.sqrt(np.clip(eigenvalues, 0, None))) @ vectors.T

@@ -70,7 +70,9 @@ def read_label(data: bytes, name: str, *, colours: bool) -> UInt8[np.ndarray, "h
         return pixels[..., 0]
     if mode in ("L", "P", "1"):
         numbers = pixels.astype(np.uint8)
-        return numbers if colours else _unscaled(numbers, data, mode)
+        if not colours and mode == "L" and data.startswith(b"\x89PNG\r\n\x1a\n") and data[24] < 8:
+            numbers //= 255 // (2 ** data[24] - 1)  # Pillow stretches grey PNG of 2 or 4 bits to 0..255
+        return numbers
     if mode not in ("RGB", "RGBA"):
         raise UserError(
             f"{name} is a label image of mode {mode}{_meaning(mode)}, expected one or three channels of 8 bits"
@@ -129,12 +131,6 @@ def _bits(picture: Image.Image, data: bytes) -> int:
     if picture.format == "TIFF":
         return max(getattr(picture, "tag_v2", {}).get(_BITS_PER_SAMPLE, (1,)))
     return 8
-
-
-def _unscaled(pixels: UInt8[np.ndarray, "h w"], data: bytes, mode: str) -> UInt8[np.ndarray, "h w"]:
-    """Numbers as they are stored: Pillow stretches grey PNG of 2 or 4 bits to 0..255."""
-    small_png = mode == "L" and data[:8] == b"\x89PNG\r\n\x1a\n" and data[24] < 8
-    return pixels // (255 // (2 ** data[24] - 1)) if small_png else pixels
 
 
 def _meaning(mode: str) -> str:

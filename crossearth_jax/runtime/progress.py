@@ -64,7 +64,8 @@ class Progress:
 
     def _line(self, units: int, seconds: float, note: str) -> str:
         rate = units / max(seconds, 1e-9)
-        speed = f"{_short(rate * self._scale)} {self._rate_unit}/s"
+        shown = rate * self._scale
+        speed = f"{shown:.0f} {self._rate_unit}/s" if shown >= 100 else f"{shown:.3g} {self._rate_unit}/s"
         if self._total is None:
             parts = [f"{self._done} {self._unit}", speed]
         elif self._done < self._total:
@@ -74,10 +75,6 @@ class Progress:
         else:
             parts = [f"{self._done}/{self._total} {self._unit} in {_duration(seconds)}", speed]
         return ", ".join([*parts, note] if note else parts)
-
-
-def _short(rate: float) -> str:
-    return f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def _duration(seconds: float) -> str:
