@@ -73,7 +73,10 @@ def to_backbone(tensors: Mapping[str, np.ndarray], image_size: int | None = None
     if kernel.shape[-1] == PATCH:
         check_converted(positions, image_size)
     else:
-        side = _patches(image_size or IMAGE_SIZE)
+        image_size = image_size or IMAGE_SIZE
+        if image_size < PATCH or image_size % PATCH:
+            raise UserError(f"image size {image_size} is no multiple of the patch size, {PATCH}")
+        side = image_size // PATCH
         logging.info("resizing the patch kernel %s -> 16 x 16 and positions to %d x %d", kernel.shape[2:], side, side)
         tensors |= {
             "patch_embed.proj.weight": resize_kernel(np.asarray(kernel, np.float32), PATCH),
@@ -143,12 +146,6 @@ def check_converted(positions: Float[np.ndarray, "1 n c"], image_size: int | Non
             f"this backbone was converted for images of {found} x {found}, not {image_size} x {image_size}; leave "
             f"it at {found} (positions are interpolated when images have another size), or take the original file"
         )
-
-
-def _patches(image_size: int) -> int:
-    if image_size < PATCH or image_size % PATCH:
-        raise UserError(f"image size {image_size} is no multiple of the patch size, {PATCH}")
-    return image_size // PATCH
 
 
 def _need(tensors: Mapping[str, np.ndarray], name: str) -> np.ndarray:

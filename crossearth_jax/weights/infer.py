@@ -6,6 +6,7 @@ DINOv2 (64 channels per head) and from CrossEarth's head, or from a configuratio
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -41,13 +42,20 @@ def infer_config(shapes: Shapes) -> ModelConfig:
     try:
         classes = shapes.get("head/mask_decoder/class_head/bias", (7,))[0] - 1
         has_head = "head/mask_decoder/class_head/bias" in shapes
-        reins = _reins(shapes) if "reins/tokens_a" in shapes else None if has_head else ReinsConfig()
+        reins = None if has_head else ReinsConfig()
+        if "reins/tokens_a" in shapes:
+            _, tokens, rank = shapes["reins/tokens_a"]
+            reins = ReinsConfig(tokens=tokens, rank=rank)
+        mim = None
+        if "mim/input_conv/kernel" in shapes:
+            mim = MimConfig(width=shapes["mim/input_conv/kernel"][3])
+            mim = dataclasses.replace(mim, token_size=shapes.get("mim/mask_token", (mim.token_size,))[0])
         return ModelConfig(
             classes=classes,
             vit=_vit(shapes) if "backbone/position" in shapes else ViTConfig(),
             reins=reins,
             head=_head(shapes) if has_head else HeadConfig(),
-            mim=_mim(shapes) if "mim/input_conv/kernel" in shapes else None,
+            mim=mim,
         )
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"the parameters are of no complete model ({error!r}); {_GIVE}") from None
@@ -79,11 +87,6 @@ def feature_blocks(depth: int) -> tuple[int, int, int, int]:
     return first, second, third, last
 
 
-def _reins(shapes: Shapes) -> ReinsConfig:
-    _, tokens, rank = shapes["reins/tokens_a"]
-    return ReinsConfig(tokens=tokens, rank=rank)
-
-
 def _head(shapes: Shapes) -> HeadConfig:
     default = HeadConfig()
     encoder, decoder = "head/pixel_decoder/encoder", "head/mask_decoder/layers"
@@ -97,14 +100,6 @@ def _head(shapes: Shapes) -> HeadConfig:
         decoder_layers=decoder_layers,
         decoder_mlp_width=shapes[f"{decoder}/0/mlp/fc1/kernel"][1],
         queries=shapes.get("head/mask_decoder/queries", (default.queries,))[0],
-    )
-
-
-def _mim(shapes: Shapes) -> MimConfig:
-    default = MimConfig()
-    return MimConfig(
-        width=shapes["mim/input_conv/kernel"][3],
-        token_size=shapes.get("mim/mask_token", (default.token_size,))[0],
     )
 
 

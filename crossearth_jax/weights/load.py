@@ -55,34 +55,28 @@ def load_weights(
     name = pathlib.Path(path).name
     file = read_tensors(path)
     logging.info("%s: %d tensors, %s bytes", name, len(file.tensors), f"{pathlib.Path(path).stat().st_size:,}")
+    if ignore is not None:
+        left_out = {key for key in file.tensors if re.fullmatch(ignore, key)}
+        logging.warning("%d tensors are ignored as asked: %s", len(left_out), ", ".join(sorted(left_out)[:10]))
+        file = dataclasses.replace(file, tensors={k: v for k, v in file.tensors.items() if k not in left_out})
     try:
-        weights = _load(file if ignore is None else _without(file, ignore), name, config, backbone, image_size)
+        image_size = config.vit.image_size if config and not image_size else image_size
+        params = _ours(file, image_size)
+        if backbone is not None:
+            params = _with_backbone(params, backbone, image_size)
+        if native.is_native(file.metadata):
+            described = native.describe(file.metadata)
+            config = config or described.model
+        else:
+            config = config or infer.infer_config(infer.shapes_of(params))
+            described = Description(model=config, **_classes(file.metadata, params), source=name)
+        config = _as_in_file(params, config)
+        infer.check(infer.shapes_of(params), config)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
+    weights = Weights(params, dataclasses.replace(described, model=config))
     _log(weights, name)
     return weights
-
-
-def _load(
-    file: TensorFile,
-    name: str,
-    config: ModelConfig | None,
-    backbone: str | os.PathLike[str] | None,
-    image_size: int | None,
-) -> Weights:
-    image_size = config.vit.image_size if config and not image_size else image_size
-    params = _ours(file, image_size)
-    if backbone is not None:
-        params = _with_backbone(params, backbone, image_size)
-    if native.is_native(file.metadata):
-        described = native.describe(file.metadata)
-        config = config or described.model
-    else:
-        config = config or infer.infer_config(infer.shapes_of(params))
-        described = Description(model=config, **_classes(file.metadata, params), source=name)
-    config = _as_in_file(params, config)
-    infer.check(infer.shapes_of(params), config)
-    return Weights(params, dataclasses.replace(described, model=config))
 
 
 def _ours(file: TensorFile, image_size: int | None) -> Tensors:
@@ -95,12 +89,6 @@ def _ours(file: TensorFile, image_size: int | None) -> Tensors:
     elif dinov2.is_dinov2(tensors):
         tensors = dinov2.to_backbone(tensors, image_size)
     return reference_names.from_reference(tensors)
-
-
-def _without(file: TensorFile, ignore: str) -> TensorFile:
-    left_out = {name for name in file.tensors if re.fullmatch(ignore, name)}
-    logging.warning("%d tensors are ignored as asked: %s", len(left_out), ", ".join(sorted(left_out)[:10]))
-    return dataclasses.replace(file, tensors={k: v for k, v in file.tensors.items() if k not in left_out})
 
 
 def _with_backbone(params: Tensors, backbone: str | os.PathLike[str], image_size: int | None) -> Tensors:
@@ -121,19 +109,16 @@ def _classes(meta: Mapping[str, Any], params: Tensors) -> dict[str, Any]:
     classes = len(params.get("head/mask_decoder/class_head/bias", [])) - 1
     names = found.get("classes", found.get("CLASSES"))
     palette = found.get("palette", found.get("PALETTE"))
-    return {
-        "class_names": tuple(map(str, names)) if _is_list(names, classes) else (),
-        "palette": _palette(palette) if _is_list(palette, classes) else (),
-    }
+    colours: Palette = ()
+    if _is_list(palette, classes) and all(
+        _is_list(colour, 3) and all(type(x) is int and 0 <= x < 256 for x in colour) for colour in palette
+    ):
+        colours = tuple((r, g, b) for r, g, b in palette)
+    return {"class_names": tuple(map(str, names)) if _is_list(names, classes) else (), "palette": colours}
 
 
 def _is_list(value: Any, length: int) -> TypeGuard[list[Any] | tuple[Any, ...]]:
     return isinstance(value, list | tuple) and len(value) == length
-
-
-def _palette(colours: Any) -> Palette:
-    whole = all(_is_list(c, 3) and all(type(x) is int and 0 <= x < 256 for x in c) for c in colours)
-    return tuple((r, g, b) for r, g, b in colours) if whole else ()
 
 
 def _as_in_file(params: Tensors, config: ModelConfig) -> ModelConfig:

@@ -39,7 +39,8 @@ def to_ours(rules: Iterable[Rule], tensors: Mapping[str, np.ndarray]) -> tuple[T
         names = [one.reference.replace("{i}", i) for i in numbers]
         used.update(names)
         if one.stacked:
-            _check_stack(one, numbers)
+            if numbers != [str(i) for i in range(len(numbers))]:
+                raise UserError(f"{one.reference} has layers {', '.join(numbers)}; expected 0, 1, 2 … without a gap")
             params[one.ours[0]] = _stack(names, [one.split(name, tensors[name])[0] for name in names])
         else:
             for i, name in zip(numbers, names, strict=True):
@@ -63,20 +64,14 @@ def to_reference(rules: Iterable[Rule], params: Mapping[str, np.ndarray]) -> tup
             if missing := [name for name in names if name not in params]:
                 raise UserError(f"parameter {missing[0]} is missing beside {names[0]}")
             used.update(names)
-            tensors |= _unsplit(one, i, [np.asarray(params[name]) for name in names])
+            parts = [np.asarray(params[name]) for name in names]
+            if one.stacked:
+                for layer, part in enumerate(parts[0]):
+                    tensors[one.reference.replace("{i}", str(layer))] = one.layout.to_reference(part)
+            else:
+                parts = [one.layout.to_reference(part) for part in parts]
+                tensors[one.reference.replace("{i}", i)] = np.concatenate(parts) if len(parts) > 1 else parts[0]
     return tensors, used
-
-
-def _unsplit(one: Rule, layer: str, arrays: list[np.ndarray]) -> Tensors:
-    if one.stacked:
-        return {one.reference.replace("{i}", str(k)): one.layout.to_reference(x) for k, x in enumerate(arrays[0])}
-    parts = [one.layout.to_reference(x) for x in arrays]
-    return {one.reference.replace("{i}", layer): np.concatenate(parts) if len(parts) > 1 else parts[0]}
-
-
-def _check_stack(one: Rule, numbers: list[str]) -> None:
-    if numbers != [str(i) for i in range(len(numbers))]:
-        raise UserError(f"{one.reference} has layers {', '.join(numbers)}; expected 0, 1, 2 … without a gap")
 
 
 def _stack(names: Sequence[str], arrays: Sequence[np.ndarray]) -> np.ndarray:

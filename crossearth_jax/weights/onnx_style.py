@@ -101,16 +101,13 @@ def _leaf(name: str, values: np.ndarray, steps: np.ndarray, zero: np.ndarray) ->
     if zero.any():
         raise UserError(f"{name} has a zero point other than 0; expected symmetric quantisation")
     if values.ndim == 4:
-        values = _kernel(values, name)
+        pattern = "o i h w -> h w i o"
+        if name.endswith("depthwise/kernel"):
+            pattern = "c 1 h w -> h w c"
+        elif name.endswith(("fc/kernel", "scale/kernel", "shift/kernel")):
+            pattern = "o i 1 1 -> i o"
+        values = rearrange(values, pattern)
     return {name: np.ascontiguousarray(values), f"{name}{SCALE}": steps}
-
-
-def _kernel(values: np.ndarray, name: str) -> np.ndarray:
-    if name.endswith("depthwise/kernel"):
-        return rearrange(values, "c 1 h w -> h w c")
-    if name.endswith(("fc/kernel", "scale/kernel", "shift/kernel")):
-        return rearrange(values, "o i 1 1 -> i o")
-    return rearrange(values, "o i h w -> h w i o")
 
 
 def main(argv: list[str]) -> None:

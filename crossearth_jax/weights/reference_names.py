@@ -96,19 +96,16 @@ def canonical(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         _prefix(tensors, r"(?:.*\.)?(?=ghiasi\.layers\.0\.conv\.weight)"): "augmentor.",
         _prefix(tensors, r"(?:.*\.)?(?=stylePredictor\.fc\.weight)"): "augmentor.",
     }
-    return {_renamed(name, prefixes): tensor for name, tensor in tensors.items()}
+    renamed: dict[str, np.ndarray] = {}
+    for name, tensor in tensors.items():
+        prefix = next((prefix for prefix in prefixes if prefix and name.startswith(prefix)), None)
+        renamed[name if prefix is None else prefixes[prefix] + name.removeprefix(prefix)] = tensor
+    return renamed
 
 
 def _prefix(tensors: Mapping[str, np.ndarray], pattern: str) -> str | None:
     """What stands before the module that the pattern looks for; None if it is not there."""
     return next((match[0] for name in tensors if (match := re.match(pattern, name))), None)
-
-
-def _renamed(name: str, prefixes: Mapping[str | None, str]) -> str:
-    for prefix, replacement in prefixes.items():
-        if prefix and name.startswith(prefix):
-            return replacement + name.removeprefix(prefix)
-    return name
 
 
 def _convolutions(tensors: Mapping[str, np.ndarray]) -> set[str]:

@@ -151,7 +151,9 @@ def from_torch(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray]
     used: set[str] = set()
     for name in tensors:
         module = name.removesuffix(".weight")
-        ours = _translate(module) if module != name else None
+        if module == name:
+            continue
+        ours = next((rename(match) for pattern, rename in _MODULES if (match := re.fullmatch(pattern, module))), None)
         if ours is not None:
             source = {leaf: tensors[full] for leaf in _LEAVES if (full := _full_name(module, leaf)) in tensors}
             params |= {f"style/{ours}/{leaf}": value for leaf, value in _kernel_and_bias(source).items()}
@@ -169,13 +171,6 @@ _LEAVES = (
 def _full_name(module: str, leaf: str) -> str:
     """A batch norm is a sibling of its convolution."""
     return f"{module.removesuffix('conv')}{leaf}" if leaf.startswith("bn.") else f"{module}.{leaf}"
-
-
-def _translate(module: str) -> str | None:
-    for pattern, rename in _MODULES:
-        if match := re.fullmatch(pattern, module):
-            return rename(match)
-    return None
 
 
 def _kernel_and_bias(source: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

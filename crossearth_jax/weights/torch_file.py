@@ -50,9 +50,18 @@ def read_torch(path: str | os.PathLike[str]) -> TorchFile:
     """
     buffer = map_file(path)
     try:
-        return TorchFile(_read(buffer), buffer)
+        if buffer[:4] == b"PK\x03\x04":
+            content, tensors = _read_zip(buffer)
+        elif buffer[: len(_LEGACY_MAGIC)] == _LEGACY_MAGIC:
+            content, tensors = _read_legacy(buffer)
+        else:
+            raise FormatError(_describe(buffer))
+        claimed = sum(tensor.nbytes for tensor in tensors)
+        if claimed > EXPANSION * len(buffer) + SLACK:
+            raise FormatError(f"its tensors claim {claimed:,} bytes, far more than the {len(buffer):,} of the file")
     except FormatError as error:
         raise UserError(f"cannot read {os.fspath(path)}: {error}") from None
+    return TorchFile(content, buffer)
 
 
 def map_file(path: str | os.PathLike[str]) -> mmap.mmap:
@@ -71,19 +80,6 @@ def map_file(path: str | os.PathLike[str]) -> mmap.mmap:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise UserError(f"cannot open {path}: {error.strerror}") from None
-
-
-def _read(buffer: mmap.mmap) -> Any:
-    if buffer[:4] == b"PK\x03\x04":
-        content, tensors = _read_zip(buffer)
-    elif buffer[: len(_LEGACY_MAGIC)] == _LEGACY_MAGIC:
-        content, tensors = _read_legacy(buffer)
-    else:
-        raise FormatError(_describe(buffer))
-    claimed = sum(tensor.nbytes for tensor in tensors)
-    if claimed > EXPANSION * len(buffer) + SLACK:
-        raise FormatError(f"its tensors claim {claimed:,} bytes, far more than the {len(buffer):,} of the file")
-    return content
 
 
 def _describe(buffer: mmap.mmap) -> str:
