@@ -1,14 +1,13 @@
-"""The augmentations of a training batch, on the accelerator: a list of transforms of one sample.
+"""The augmentations of a training batch, on the accelerator, one sample at a time.
 
-Every transform has a name, and its key is the sample's key folded with that name: switching one transform off
-does not change the noise of the others.
+Every augmentation has a name, and its key is the sample's key folded with that name: switching one off does not
+change the noise of the others.
 """
 
 from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -30,28 +29,6 @@ class Sample(NamedTuple):
     inside: Bool[Array, "h w"]
 
 
-Transform = Callable[[Key[Array, ""], Sample], Sample]
-
-
-def resize_crop_flip(config: AugmentConfig, key: Key[Array, ""], sample: Sample) -> Sample:
-    """Resizes, crops and flips at random."""
-    draws = draw_geometric(config, key, *sample.label.shape)
-    return Sample(*geometric(config, draws, *sample))
-
-
-def distort_colours(config: AugmentConfig, key: Key[Array, ""], sample: Sample) -> Sample:
-    """Changes brightness, contrast, saturation and hue at random."""
-    return sample._replace(image=photometric(draw_photometric(config, key), sample.image))
-
-
-def transforms(config: AugmentConfig) -> dict[str, Transform]:
-    """Returns the transforms by name, in the order they are applied."""
-    chosen: dict[str, Transform] = {"geometric": functools.partial(resize_crop_flip, config)}
-    if config.photometric:
-        chosen["photometric"] = functools.partial(distort_colours, config)
-    return chosen
-
-
 def named_key(key: Key[Array, ""], name: str) -> Key[Array, ""]:
     """Derives the key of the consumer with this name."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
@@ -69,11 +46,14 @@ def augment_sample(
     label: UInt8[Array, "h w"],
     size: Int[Array, " 2"],
 ) -> tuple[Float32[Array, "s s 3"], UInt8[Array, "s s"], Bool[Array, "s s"]]:
-    """Augments one sample; see `augment`."""
+    """Resizes, crops and flips one sample, then changes its colours; see `augment`."""
     rows, columns = (jnp.arange(length) < filled for length, filled in zip(label.shape, size, strict=True))
     sample = Sample(image, label, rows[:, None] & columns)
-    for name, transform in transforms(config).items():
-        sample = transform(named_key(key, name), sample)
+    draws = draw_geometric(config, named_key(key, "geometric"), *label.shape)
+    sample = Sample(*geometric(config, draws, *sample))
+    if config.photometric:
+        colours = draw_photometric(config, named_key(key, "photometric"))
+        sample = sample._replace(image=photometric(colours, sample.image))
     return fill_padding(sample), sample.label, sample.inside
 
 

@@ -301,14 +301,11 @@ def _classes(
         names, colours = benchmark.TAXONOMIES[class_names].classes, benchmark.TAXONOMIES[class_names].palette
     elif class_names is not None:
         names = tuple(class_names)
-    colours = tuple(palette or colours or _colours(classes))
+    colours = tuple(palette or colours)
+    if not colours:  # hues around the circle
+        rgb = (colorsys.hsv_to_rgb(i / classes, 0.6, 0.9) for i in range(classes))
+        colours = tuple((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in rgb)
     for what, found in (("class names", names or colours), ("colours", colours)):
         if len(found) != classes:
             raise UserError(f"there are {len(found)} {what} for {classes} classes; give one for each")
     return names, colours
-
-
-def _colours(count: int) -> Palette:
-    """Distinct colours: hues around the circle."""
-    rgb = (colorsys.hsv_to_rgb(i / count, 0.6, 0.9) for i in range(count))
-    return tuple((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in rgb)

@@ -132,8 +132,13 @@ class WindowPlan:
     @functools.cached_property
     def weight_sums(self) -> tuple[Float[np.ndarray, " H"], Float[np.ndarray, " W"]]:
         """Sums over all windows for every row and every column of pixels; a pixel's sum is the product of both."""
-        starts = (self.tops, self.lefts)
-        rows, columns = (_weight_sums(s, length, self.blend) for s, length in zip(starts, self.extent, strict=True))
+        axes: list[Float[np.ndarray, " n"]] = []
+        for starts, length in zip((self.tops, self.lefts), self.extent, strict=True):
+            weights, sums = window_weights(length, self.blend), np.zeros(starts[-1] + length, np.float32)
+            for start in starts:
+                sums[start : start + length] += weights
+            axes.append(sums)
+        rows, columns = axes
         return rows, columns
 
     @functools.cached_property
@@ -153,14 +158,6 @@ class WindowPlan:
     def __len__(self) -> int:
         """Number of windows to score, those across seams counted twice."""
         return sum(len(self.columns(panel)) for panel in range(self.panels)) * len(self.tops)
-
-
-def _weight_sums(starts: list[int], length: int, blend: Blend) -> Float[np.ndarray, " n"]:
-    weights = window_weights(length, blend)
-    sums = np.zeros(starts[-1] + length, np.float32)
-    for start in starts:
-        sums[start : start + length] += weights
-    return sums
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
