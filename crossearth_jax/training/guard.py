@@ -67,7 +67,11 @@ class Guard:
         if not jax.device_get(nonfinite):
             self._in_a_row = 0
             return
-        path = self._save(step, batch)
+        # The whole batch: every process takes part, the first one writes.
+        arrays: Any = {name: parallel.fetch(value) for name, value in batch.items()}
+        path = self._workdir / f"nonfinite_step_{step}.npz"
+        if jax.process_index() == 0:
+            write_npz(path, step=np.asarray(step, np.int64), **arrays)
         fault = f"the loss, gradient or update of step {step} was not finite"
         look = f"look into it with 'python -m crossearth_jax.replay {path}'"
         self.skipped, self._in_a_row = self.skipped + 1, self._in_a_row + 1
@@ -76,11 +80,3 @@ class Guard:
         if self._in_a_row == MOST_IN_A_ROW:
             raise UserError(f"{fault}, nor were the {MOST_IN_A_ROW - 1} before it, which were skipped; {look}")
         logging.warning("%s and was skipped (%d so far); %s", fault, self.skipped, look)
-
-    def _save(self, step: int, batch: Mapping[str, jax.Array]) -> Path:
-        """Writes the global batch; every process takes part, the first one writes."""
-        arrays: Any = {name: parallel.fetch(value) for name, value in batch.items()}
-        path = self._workdir / f"nonfinite_step_{step}.npz"
-        if jax.process_index() == 0:
-            write_npz(path, step=np.asarray(step, np.int64), **arrays)
-        return path

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,7 +59,12 @@ def train(config: Config, workdir: Path, validation: Validation | None = None) -
         done = int(run.state.step)
         checkpoints.set_aside(done)
         batches = train_iterator(config.data, config.seed, *parallel.input_shard(mesh), start_step=done)
-        validator = _validator(config, validation)
+        validator = None
+        if config.evaluate.select != "last":
+            if validation is None:
+                raise UserError("evaluate.select=best_on_source needs a validation; train with crossearth_jax.main")
+            every = config.evaluate.every or config.train.checkpoint_every
+            validator = Validator(every, functools.partial(validation, config))
         try:
             with MetricsWriter(workdir, done, images_per_step=config.data.batch_size, active=first) as writer:
                 guard = Guard(config.train.nonfinite, workdir)
@@ -78,15 +84,6 @@ class Validator(NamedTuple):
     def due(self, done: int, last: bool) -> bool:
         """Whether to score after `done` steps."""
         return last or done % self.every == 0
-
-
-def _validator(config: Config, validation: Validation | None) -> Validator | None:
-    if config.evaluate.select == "last":
-        return None
-    if validation is None:
-        raise UserError("evaluate.select=best_on_source needs a validation; train with crossearth_jax.main")
-    every = config.evaluate.every or config.train.checkpoint_every
-    return Validator(every, lambda params: validation(config, params))
 
 
 def _loop(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
@@ -45,19 +47,9 @@ def make_optimizer(config: OptimizerConfig, horizon: int, names: Mapping[str, An
         *clip,
         optax.scale_by_adam(config.b1, config.b2, config.eps),
         optax.add_decayed_weights(config.weight_decay, mask=decay),
-        _scale_each(rates),
+        optax.stateless(lambda updates, _: jax.tree.map(operator.mul, rates, updates)),
         optax.scale_by_learning_rate(schedule(config, horizon)),
     )
-
-
-def _scale_each(multipliers: Mapping[str, float]) -> optax.GradientTransformation:
-    """Multiplies each parameter's update by its own number."""
-
-    def scale(updates: Any, params: Any) -> Any:
-        del params
-        return {name: multipliers[name] * value for name, value in updates.items()}
-
-    return optax.stateless(scale)
 
 
 def average(decay: float | None, step: Any, old: Any, new: Any) -> Any:

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import SupportsFloat
@@ -103,19 +103,18 @@ class MetricsWriter:
 
 
 def _truncate(path: Path, last_step: int) -> None:
-    """Keeps the records up to `last_step`; the file is replaced as a whole or not at all."""
+    """Keeps the records up to `last_step` or the first broken line; the file is replaced as a whole or not at all."""
     if not path.exists():
         return
-    kept = [line for step, line in _records(path) if step <= last_step]
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def _records(path: Path) -> Iterator[tuple[int, str]]:
+    kept: list[str] = []
     with path.open(encoding="utf-8") as file:
         for line in file:
             try:
-                yield int(json.loads(line)["step"]), line
+                step = int(json.loads(line)["step"])
             except (ValueError, KeyError, TypeError):
-                return
+                break
+            if step <= last_step:
+                kept.append(line)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)
