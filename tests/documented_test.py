@@ -100,6 +100,7 @@ OTHER = {
     "source .venv/bin/activate": 'VIRTUAL_ENV="$scratch/venv"',
     ".venv/bin/pytest": "\npytest",
     "mkdocs build --strict": "mkdocs build --strict",
+    "python -m benchmarks.generalisation": "\npytest",  # tests/generalisation_test.py
 }
 # What a reader brings along to a snippet of Python, and what the names of its results stand for.
 GIVEN = {"images", "normalised"}

