@@ -26,7 +26,7 @@ from crossearth_jax.config import (
     StyleConfig,
     from_config_dict,
 )
-from crossearth_jax.losses import mask_set
+from crossearth_jax.losses import mask_set, segmentation
 from crossearth_jax.losses.mim import reconstruction_loss
 from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.training import step
@@ -67,7 +67,7 @@ def terms_and_gradients(trainable, frozen, example, points, kept, mim):
         )
         patch.setattr(step, "normalize", lambda images: images)
         patch.setattr(
-            step, "mask_set_loss", lambda config, key, *rest: mask_set.loss_from_points(config, points, *rest)
+            segmentation, "mask_set_loss", lambda config, key, *rest: mask_set.loss_from_points(config, points, *rest)
         )
         patch.setattr(
             step,
