@@ -41,7 +41,6 @@ from crossearth_jax.benchmark.registry import (
 from crossearth_jax.config import DataConfig, UserError
 from crossearth_jax.inputs.inspection import SplitReport, check_split
 from crossearth_jax.inputs.sources import PreparedSplit, dataset_directory, prepared_splits, quiet_tfds
-from crossearth_jax.reporting.contact_sheet import contact_sheet
 from crossearth_jax.runtime import command, fingerprints
 
 try:
@@ -406,6 +405,9 @@ def check_file(path: str | Path, data_dir: str | Path, names: Sequence[str] | No
     Raises:
       UserError: the file or one of its domains cannot be used, or a split has faults.
     """
+    # Matplotlib takes a second to import, which preparation and training need not spend.
+    from crossearth_jax.reporting.contact_sheet import contact_sheet
+
     file, faulty = read_domains_file(path), list[str]()
     for own in file.find(names):
         present, changed = _state(own, data_dir)
