@@ -1,6 +1,6 @@
-"""Draws docs/images/dataflow.svg: the way from an archive to a report, and what happens inside one training step.
+"""Draw docs/images/dataflow.svg: how data flows from an archive to a report, and the parts of a training step.
 
-`python docs/dataflow_picture.py` in the repository's root.
+Run `python docs/dataflow_picture.py` in the repository's root.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from xml.sax.saxutils import escape
 
 OUT = Path(__file__).parent / "images" / "dataflow.svg"
 WIDTH, HEIGHT = 1086, 470
-# Colours that read on a light and on a dark page.
+# Colours that are legible on a light and on a dark page.
 HOST, DEVICE, INK, ON_DEVICE = "#5b7083", "#00796b", "#78909c", "#ffffff"
 
-# Column, row, title, lines; a unit is a place on the grid of boxes.
+# The grid of boxes, in pixels: distances between columns and rows, and the size of a box.
 COLUMN, ROW, BOX_WIDTH, BOX_HEIGHT = 180, 150, 156, 84
 LEFT, TOP = 14, 20
 
 
 def main() -> None:
-    """Writes the picture."""
+    """Write the picture."""
     parts = [*host_row(), *step_frame(), *step_rows(), *result_row()]
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
@@ -32,9 +32,9 @@ def main() -> None:
 
 
 def host_row() -> list[str]:
-    """From files on disk to a global batch."""
+    """Draw the first row: from files on disk to a global batch."""
     boxes = [
-        ("archives", "official files", "or the repository's"),
+        ("archives", "official files", "or this repository"),
         ("data/<name>", "TFDS builder:", "tiles, train ids"),
         ("array_record", "prepared once,", "checked on reading"),
         ("inputs", "decode, fixed window,", "shard per process"),
@@ -45,22 +45,22 @@ def host_row() -> list[str]:
 
 
 def step_frame() -> list[str]:
-    """What surrounds the jitted step."""
+    """Draw the frame and caption around the jitted step."""
     x, y = LEFT - 6, TOP + ROW - 14
     return [
         f'<rect x="{x}" y="{y}" width="{5 * COLUMN + BOX_WIDTH + 12}" height="{BOX_HEIGHT + 44}" rx="10" fill="none" '
         f'stroke="{DEVICE}" stroke-width="1.5" stroke-dasharray="6 4"/>',
-        text(x + COLUMN, y + BOX_HEIGHT + 35, "one jitted step; random choices come from (seed, step)", DEVICE),
+        text(x + COLUMN, y + BOX_HEIGHT + 35, "one jitted step; random numbers are derived from (seed, step)", DEVICE),
     ]
 
 
 def step_rows() -> list[str]:
-    """The training step."""
+    """Draw the second row: the parts of the training step, from right to left."""
     boxes = [
         (5, 1, "augment", "scale, crop, flip,", "colour"),
         (4, 1, "style injection", "a share p of images", "is restyled in blocks"),
-        (3, 1, "content mask", "hidden blocks for", "the second task"),
-        (2, 1, "backbone", "ViT + Rein, once over", "both stacked images"),
+        (3, 1, "content mask", "masked blocks for", "the second task"),
+        (2, 1, "backbone", "ViT + Rein, once for", "both stacked images"),
         (1, 1, "two heads", "Mask2Former and", "reconstruction"),
         (0, 1, "losses", "matching on device;", "gradient, AdamW"),
     ]
@@ -70,20 +70,20 @@ def step_rows() -> list[str]:
 
 
 def result_row() -> list[str]:
-    """What becomes of the parameters."""
+    """Draw the third row: what is done with the trained parameters."""
     boxes = [
-        (0, "training", "checkpoints, metrics,", "exact resume"),
-        (1, "evaluate", "sliding window, one", "matrix per domain"),
-        (2, "report", "table of unseen", "domains, figures"),
+        (0, "training", "checkpoints, metrics,", "weights file"),
+        (1, "evaluate", "sliding windows, one", "matrix per domain"),
+        (2, "report", "scores of unseen", "domains, figures"),
         (4, "predict", "scenes of any size:", "GeoTIFF, polygons"),
-        (5, "convert", "published files,", "there and back"),
+        (5, "convert", "published files to", "ours and back"),
     ]
     drawn = [box(x, 2, title, lines, HOST) for x, title, *lines in boxes]
     return [*drawn, down(0, 1, 2), arrow(0, 2, 1, 2), arrow(1, 2, 2, 2), *under()]
 
 
 def under() -> list[str]:
-    """Checkpoints also lead to maps and files, below the other boxes."""
+    """Draw the arrows from training to maps and files, below the boxes."""
     y = TOP + 2 * ROW + BOX_HEIGHT
     x0, x1, x2 = (LEFT + column * COLUMN + BOX_WIDTH / 2 for column in (0, 4, 5))
     return [
@@ -93,7 +93,7 @@ def under() -> list[str]:
 
 
 def box(column: float, row: float, title: str, lines: list[str], colour: str) -> str:
-    """A titled box on the grid."""
+    """Return a box with a title and lines of text at a place of the grid."""
     x, y = LEFT + column * COLUMN, TOP + row * ROW
     rows = "".join(text(x + 12, y + 46 + 18 * i, each, ON_DEVICE) for i, each in enumerate(lines))
     return (
@@ -104,31 +104,31 @@ def box(column: float, row: float, title: str, lines: list[str], colour: str) ->
 
 
 def text(x: float, y: float, words: str, colour: str, weight: str = "400") -> str:
-    """One line of text."""
+    """Return one line of text."""
     return f'<text x="{x}" y="{y}" fill="{colour}" font-weight="{weight}">{escape(words)}</text>'
 
 
 def arrow(x0: int, y0: int, x1: int, y1: int) -> str:
-    """An arrow between neighbouring boxes of a row."""
+    """Return an arrow between neighbouring boxes of a row."""
     y = TOP + y0 * ROW + BOX_HEIGHT / 2
     start, end = LEFT + x0 * COLUMN, LEFT + x1 * COLUMN
     return line(f"M{start + BOX_WIDTH} {y}H{end - 3}" if x1 > x0 else f"M{start} {y}H{end + BOX_WIDTH + 3}")
 
 
 def down(column: int, row: int, below: int) -> str:
-    """An arrow to a box further down."""
+    """Return an arrow to a box in a lower row."""
     x = LEFT + column * COLUMN + BOX_WIDTH / 2
     return line(f"M{x} {TOP + row * ROW + BOX_HEIGHT}V{TOP + below * ROW - 3}")
 
 
 def elbow() -> str:
-    """From the end of the first row to the start of the step."""
+    """Return an arrow from the end of the first row to the start of the step."""
     y, x = TOP + BOX_HEIGHT / 2, LEFT + 5 * COLUMN + BOX_WIDTH / 2
     return line(f"M{LEFT + 4 * COLUMN + BOX_WIDTH} {y}H{x}V{TOP + ROW - 3}")
 
 
 def line(path: str) -> str:
-    """A line with an arrowhead."""
+    """Return a line with an arrowhead."""
     return f'<path d="{path}" fill="none" stroke="{INK}" stroke-width="1.8" marker-end="url(#head)"/>'
 
 

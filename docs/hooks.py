@@ -1,7 +1,8 @@
-"""What mkdocs is told beyond mkdocs.yml: pages made from the code, patterns in the navigation, nothing remote.
+"""Hooks of mkdocs: generate pages from the code, resolve patterns in the navigation, refuse remote resources.
 
-`mkdocs.yml` names this file under `hooks`. Made here are `commands.md` (the commands' own help), `configuration.md`
-(the fields of `crossearth_jax/config.py` with their comments) and `datasets/<name>.md` (the README of every dataset).
+`mkdocs.yml` names this file under `hooks`. The generated pages are `commands.md` (the help of the commands),
+`configuration.md` (the fields of `crossearth_jax/config.py` with their comments) and `datasets/<name>.md` (the README
+of every dataset).
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("main", "prepare", "report", "predict", "convert", "estimate_style", "push")
+COMMANDS = ("main", "prepare", "report", "predict", "convert", "estimate_style", "push", "replay")
 _HOST = r"""=["']?(?:https?:)?//"""
 REMOTE = re.compile(rf"<(?:script|img|iframe|source)\b[^>]*\ssrc{_HOST}|<link\b[^>]*stylesheet[^>]*href{_HOST}")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the pages that are made from the code, then resolves the patterns of the navigation."""
+    """Add the generated pages, then resolve the patterns of the navigation."""
     pages = {
         "commands.md": commands_page,
         "configuration.md": configuration_page,
@@ -45,7 +46,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_post_page(output: str, page: Any, config: MkDocsConfig) -> str:
-    """Refuses pages that would load something from another host when they are read."""
+    """Refuse pages that would load something from another host when they are read."""
     if found := REMOTE.search(output):
         raise PluginError(f"{page.file.src_uri} loads {output[found.start() : found.end() + 60]!r} from elsewhere")
     return output
@@ -56,7 +57,7 @@ def _reader(path: Path) -> Callable[[], str]:
 
 
 def entries(nav: Any) -> Iterator[str]:
-    """The pages and patterns of a navigation."""
+    """Yield the pages and patterns of a navigation."""
     if isinstance(nav, str):
         yield nav
         return
@@ -65,7 +66,7 @@ def entries(nav: Any) -> Iterator[str]:
 
 
 def resolved(nav: Any, rest: list[str]) -> Any:
-    """The navigation with patterns replaced by the pages of `rest` they match, and without empty sections."""
+    """Return the navigation with patterns replaced by the pages of `rest` they match, and without empty sections."""
     if isinstance(nav, str):
         return nav
     if isinstance(nav, dict):
@@ -82,11 +83,11 @@ def _listed(item: Any) -> Any:
 
 
 def commands_page() -> str:
-    """Every command with the help it prints."""
+    """Return the page of all commands with their help."""
     sections = [
         "# Commands",
-        "Each command prints this with `--help`. A mistake in the input ends with one line that says what was found, "
-        "what was expected and what to do, and exit code 2; an interruption ends with 130.",
+        "Each command prints its text below with `--help`. A mistake in the input ends a command with exit code 2 and "
+        "one line that says what was found, what was expected and what to do. Ctrl-C ends it with exit code 130.",
     ]
     for name in COMMANDS:
         sections += [f"## {name}", f"```text\n{help_of(f'crossearth_jax.{name}').strip()}\n```"]
@@ -94,7 +95,7 @@ def commands_page() -> str:
 
 
 def help_of(module: str) -> str:
-    """What `python -m module --help` prints."""
+    """Return what `python -m module --help` prints."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         importlib.import_module(module).main(["--help"])
@@ -102,14 +103,14 @@ def help_of(module: str) -> str:
 
 
 def configuration_page() -> str:
-    """The fields of every class of the configuration with default and comment."""
+    """Return the page with the fields of every class of the configuration, with default and comment."""
     text = (ROOT / "crossearth_jax" / "config.py").read_text("utf-8")
     classes = {node.name: node for node in ast.parse(text).body if isinstance(node, ast.ClassDef)}
     sections = [
         "# Configuration",
         "A configuration file in `configs/` returns a [`Config`](#config); any field can be changed on the command "
-        "line, for example `--config.train.steps=4000`. Unknown fields are refused. Defaults are those of the class; "
-        "the experiments in `configs/` choose their own.",
+        "line, for example `--config.train.steps=4000`. Unknown fields are refused. The tables show the defaults of "
+        "the classes; the experiments in `configs/` set other values.",
     ]
     for name, node in reversed(classes.items()):  # the whole before its parts
         if name.endswith("Config"):
@@ -123,7 +124,7 @@ def configuration_page() -> str:
 
 
 def fields(node: ast.ClassDef, lines: list[str]) -> Iterator[tuple[str, str, str, str]]:
-    """Name, type, default and comment of every field; the comment stands behind the field or above it."""
+    """Yield name, type, default and comment of every field; the comment is behind the field or above it."""
     for item in node.body:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
             default = "" if item.value is None else f"`{ast.unparse(item.value)}`"

@@ -1,6 +1,6 @@
-"""Draws docs/images/style_injection.png: real scenes in sampled styles, as Earth-Style Injection shows them.
+"""Draw docs/images/style_injection.png: real scenes, restyled by Earth-Style Injection with sampled style codes.
 
-`python docs/style_picture.py` in the repository's root (needs rasterio).
+Run `python docs/style_picture.py` in the repository's root (needs the extra `geo`).
 """
 
 from pathlib import Path
@@ -19,14 +19,14 @@ from crossearth_jax.weights.style_statistics import load_statistics
 
 ROOT = Path(__file__).parents[1]
 SCENES = (("landsat7_olinda.tif", "3,2,1"), ("sentinel2_virginia.tif", None), ("neon_osbs_029.tif", None))
-SIDE, BLOCK, MARGIN, HEADER = 192, 24, 6, 20  # blocks in the proportion of 64 to 512
+SIDE, BLOCK, MARGIN, HEADER = 192, 24, 6, 20  # pixels; blocks are 1/8 of the side, like 64 of 512 in training
 ALPHAS = (0.1, 0.5, 1.0)
 MASK_RATIO = 0.7  # share of blocks that take the restyled image
 SEED = 1
 
 
 def main() -> None:
-    """Restyles the scenes and the Blue Marble tile and saves the sheet."""
+    """Restyle the scenes and the Blue Marble tile, and save the sheet."""
     network, statistics = StyleNetwork("mobile"), load_statistics(None, "mobile").sampler
     params = load_style(network)
     images = jnp.asarray(np.stack([*(scene(file, bands) for file, bands in SCENES), blue_marble()]) / 255, "float32")
@@ -46,20 +46,20 @@ def main() -> None:
 
 
 def scene(file: str, bands: str | None) -> np.ndarray:
-    """The middle of a scene as prediction sees it."""
+    """Read the middle of a scene as prediction reads it."""
     with open_scene(str(ROOT / "data" / "scenes" / file), SceneOptions(bands=bands)) as raster:
         top, left = (raster.grid.height - SIDE) // 2, (raster.grid.width - SIDE) // 2
         return raster.read(top, left, SIDE, SIDE)[0]
 
 
 def blue_marble() -> np.ndarray:
-    """The Alps and the Po plain in the green season."""
+    """Return the Alps and the Po plain in the green season."""
     with Image.open(ROOT / "data" / "blue_marble" / "green_season.jpg") as picture:
         return np.asarray(picture.crop((2760, 600, 2760 + SIDE, 600 + SIDE)))
 
 
 def sheet(columns: dict[str, jax.Array]) -> Image.Image:
-    """Images in rows under the captions of their columns."""
+    """Arrange images in rows under the captions of their columns."""
     rows = len(next(iter(columns.values())))
     step = SIDE + MARGIN
     page = Image.new("RGB", (len(columns) * step + MARGIN, rows * step + HEADER + MARGIN), "white")
