@@ -1,1 +1,1 @@
-"""The networks, behind a functional door: segmentor.SegmentationModel."""
+"""The networks. Other packages use `network.SegmentationModel` and `style_network.StyleNetwork`: pure functions."""

@@ -1,7 +1,7 @@
-"""A light head: a fully convolutional network that scores every pixel by itself, without queries or matching.
+"""A light head: a fully convolutional network that classifies every pixel, without queries or matching.
 
-Not part of the reference. It trains in a fraction of Mask2Former's time, and shows what a method brings when the head
-is not the limit. The usual per-pixel head of the field (Long et al., arXiv 1411.4038), on four levels of the backbone.
+Not part of the reference. It trains in a fraction of Mask2Former's time, so methods can be compared without a heavy
+head. This is the usual per-pixel head (Long et al., arXiv 1411.4038) on the feature levels of the backbone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from crossearth_jax.ops.resize import scale_bilinear
 
 
 class FcnHead(nnx.Module):
-    """Patch features of the feature blocks to the logits of every class, by two 3 x 3 convolutions."""
+    """Turn the patch features of the feature blocks into class logits by two 3 x 3 and one 1 x 1 convolution."""
 
     def __init__(self, config: HeadConfig, backbone: ViTConfig, classes: int, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         self.enlargement = max(backbone.pyramid)
@@ -28,10 +28,10 @@ class FcnHead(nnx.Module):
         self.classifier = conv(config.width, classes, 1, dtype, axes=(), rngs=rngs)
 
     def __call__(self, levels: tuple[Float[Array, "b h w c"], ...]) -> Float[Array, "b H W k"]:
-        """Predicts float32 logits at the finest level of the pyramid (stride 4 for patches of 16 pixels).
+        """Predict float32 logits at the finest level of the pyramid (stride 4 for patches of 16 pixels).
 
         Args:
-          levels: all at the patch grid. The first convolution looks at patches, the second at the enlarged map.
+          levels: all on the patch grid. The first convolution runs on this grid, the second on the enlarged map.
         """
         x = nnx.relu(self.norm1(self.conv1(jnp.concatenate(levels, axis=-1))))
         x = nnx.relu(self.norm2(self.conv2(scale_bilinear(x, self.enlargement))))

@@ -1,8 +1,8 @@
-"""Layers that the networks share: the reference's normalisation and attention.
+"""Layers that the networks share.
 
-`dtype` is the type in which a layer multiplies: `linear` and `conv` cast their input to it and return it. What is
-added up over many layers (the tokens of the backbone and of both decoders) stays in float32, and so do the norms: a
-small addition, such as Rein's at its initial scale, would be rounded away in bfloat16.
+`dtype` is the type of the matrix products: `linear` and `conv` cast their input to it and return it. The residual
+streams (the tokens of the backbone and of both decoders) and the norms stay in float32. In bfloat16 a small update,
+such as Rein's at its initial scale, would be lost to rounding.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from crossearth_jax.models.torch_names import LINEAR, SAME, Rule, affine, rule
 from crossearth_jax.ops.attention import attention
 from crossearth_jax.runtime.parallel import LogicalAxes
 
-_ZEROS = nnx.initializers.zeros_init()  # in place of the initial values, which `parameters` draws
+_ZEROS = nnx.initializers.zeros_init()  # placeholder: `parameters.initial_values` draws the real initial values
 
 
 def linear(
@@ -33,7 +33,7 @@ def linear(
     axes: LogicalAxes = (),
     rngs: nnx.Rngs,
 ) -> nnx.Linear:
-    """A linear layer; initial values are PyTorch's unless others are given, `axes` are the kernel's."""
+    """Create a linear layer. Initial values are PyTorch's unless given; `axes` are the kernel's logical axes."""
     default = Distribution("uniform", inputs**-0.5)
     return nnx.Linear(
         inputs,
@@ -60,9 +60,9 @@ def conv(
     axes: LogicalAxes = ("window", "window", "embed", None),
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """A convolution: padded to keep the size, or without padding where it has a stride.
+    """Create a convolution: padded to keep the size at stride 1, without padding at a larger stride.
 
-    Initial values of kernel and bias are PyTorch's unless others are given, `axes` are the kernel's.
+    Initial values of kernel and bias are PyTorch's unless given; `axes` are the kernel's logical axes.
     """
     default = Distribution("uniform", (kernel**2 * inputs) ** -0.5)
     return nnx.Conv(
@@ -82,7 +82,7 @@ def conv(
 
 
 def layer_norm(width: int, epsilon: float, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """Layer norm in float32; the variance is the mean of squared deviations, as PyTorch's."""
+    """Create a layer norm in float32. Its variance is the mean of squared deviations, as in PyTorch."""
     return nnx.LayerNorm(
         width,
         epsilon=epsilon,
@@ -95,7 +95,7 @@ def layer_norm(width: int, epsilon: float, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
 
 
 def group_norm(width: int, groups: int, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    """Group norm (epsilon 1e-5) in float32."""
+    """Create a group norm (epsilon 1e-5) in float32."""
     return nnx.GroupNorm(
         width,
         groups,
@@ -109,9 +109,9 @@ def group_norm(width: int, groups: int, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
 
 
 def stack[T: nnx.Module](build: Callable[[nnx.Rngs], T], count: int, *, rngs: nnx.Rngs) -> T:
-    """Builds a module whose parameters are those of `count` such modules, stacked on a leading axis.
+    """Build a module whose parameters are those of `count` such modules, stacked on a leading axis.
 
-    `jax.lax.scan` over the result hands out one layer after another.
+    `jax.lax.scan` over the result runs one layer after another.
     """
     stacked = jax.vmap(lambda key: build(nnx.Rngs(key)))(jax.random.split(rngs.params(), count))
     add_layer_axis(stacked)
@@ -119,7 +119,7 @@ def stack[T: nnx.Module](build: Callable[[nnx.Rngs], T], count: int, *, rngs: nn
 
 
 class Mlp(nnx.Module):
-    """Two linear layers with ReLU between."""
+    """Two linear layers with a ReLU between them."""
 
     def __init__(self, width: int, hidden: int, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         kernel = xavier_normal(width, hidden)
@@ -127,16 +127,16 @@ class Mlp(nnx.Module):
         self.fc2 = linear(hidden, width, dtype, kernel=kernel, axes=("mlp", "embed"), rngs=rngs)
 
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
-        """Transforms every token by itself."""
+        """Transform every token independently."""
         return self.fc2(nnx.relu(self.fc1(x)))
 
 
 class MultiHeadAttention(nnx.Module):
-    """Attention with separate projections of queries, keys and values."""
+    """Multi-head attention with separate projections of queries, keys and values."""
 
     def __init__(self, width: int, heads: int, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         self.heads = heads
-        # PyTorch draws the projections of queries, keys and values as one matrix of three times the outputs.
+        # PyTorch initialises the three projections as one matrix with three times the outputs.
         packed = xavier_normal(width, 3 * width)
         self.query, self.key, self.value = (
             linear(width, width, dtype, kernel=packed, bias=ZEROS, axes=("embed", "heads"), rngs=rngs) for _ in range(3)
@@ -151,14 +151,14 @@ class MultiHeadAttention(nnx.Module):
         value: Float[Array, "b k c"],
         mask: Bool[Array, "b q k"] | None = None,
     ) -> Float[Array, "b q c"]:
-        """Attends from queries to keys; mask is True where a query may look."""
+        """Attend from queries to keys; `mask` is True where attention is allowed."""
         projected = self.query(query), self.key(key), self.value(value)
         query, key, value = (rearrange(x, "b t (n d) -> b t n d", n=self.heads) for x in projected)
         return self.out(rearrange(attention(query, key, value, mask), "b q n d -> b q (n d)"))
 
 
 def attention_names(reference: str, ours: str) -> list[Rule]:
-    """Names of a `MultiHeadAttention`: the reference packs the projections of queries, keys and values into one."""
+    """Return the name rules of a `MultiHeadAttention`; the reference packs its three input projections into one."""
     parts = ("query", "key", "value")
     return [
         rule(f"{reference}.in_proj_weight", tuple(f"{ours}/{part}/kernel" for part in parts), LINEAR),

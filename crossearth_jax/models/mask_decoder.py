@@ -1,4 +1,4 @@
-"""Mask2Former's transformer decoder: queries that look at the pixels of their own mask (arXiv 2112.01527)."""
+"""Mask2Former's transformer decoder: each query attends to the pixels of its own mask (arXiv 2112.01527)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from crossearth_jax.ops.sine_encoding import sine_encoding
 
 
 class Predictions(NamedTuple):
-    """Masks and their classes, before the first decoder layer and after each; the last is the final one."""
+    """Class and mask logits before the first decoder layer and after each layer; the last entry is the final one."""
 
-    class_logits: Float[Array, "p b q k1"]  # "no object" last
+    class_logits: Float[Array, "p b q k1"]  # of the K classes, then of "no object"
     mask_logits: Float[Array, "p b q h w"]  # at stride 4
 
 
 class DecoderLayer(nnx.Module):
-    """Post-norm layer: masked cross-attention, then self-attention, then a feed-forward part."""
+    """Post-norm layer: masked cross-attention, self-attention, feed-forward network."""
 
     def __init__(self, config: HeadConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         self.cross_attention = MultiHeadAttention(config.width, config.heads, dtype, rngs=rngs)
@@ -45,14 +45,17 @@ class DecoderLayer(nnx.Module):
         value: Float[Array, "b n d"],
         mask: Bool[Array, "b q n"],
     ) -> Float[Array, "b q d"]:
-        """Updates the queries' states, in float32; `position` tells them apart and is not part of what is averaged."""
+        """Update the query states, in float32.
+
+        `position` is added to the queries and to the keys of the self-attention, not to the values.
+        """
         x = self.norm1(x + self.cross_attention(x + position, key, value, mask))
         x = self.norm2(x + self.self_attention(x + position, x + position, x))
         return self.norm3(x + self.mlp(x))
 
 
 class MaskDecoder(nnx.Module):
-    """Queries and pixel features to classes and masks."""
+    """Turn queries and pixel features into class and mask logits."""
 
     def __init__(self, config: HeadConfig, classes: int, learnt_queries: bool, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         width = config.width
@@ -66,11 +69,11 @@ class MaskDecoder(nnx.Module):
             self.queries = parameter((config.queries, width), EMBEDDING)
 
     def states(self, pixels: PixelFeatures, queries: Float[Array, "q d"]) -> list[Float[Array, "b q d"]]:
-        """Runs the layers; returns the queries' states before the first layer and after each."""
+        """Run the layers and return the query states before the first layer and after each."""
         maps = [memory + self.level_embed[i] for i, memory in enumerate(pixels.memories)]
         values = [rearrange(x, "b h w d -> b (h w) d") for x in maps]
         keys = [rearrange(x + sine_encoding(*x.shape[1:]), "b h w d -> b (h w) d") for x in maps]
-        # Resizing mask features once per level gives the same masks as resizing every prediction.
+        # Resizing is linear, so resizing the mask features once per level gives the same masks as resizing each mask.
         masks = jax.lax.stop_gradient([resize_bilinear(pixels.masks, x.shape[1:3]) for x in maps])
         first = self.query_projection(queries).astype(jnp.float32)
         states = [repeat(first, "q d -> b q d", b=len(pixels.masks))]
@@ -81,29 +84,29 @@ class MaskDecoder(nnx.Module):
         return states
 
     def attention_mask(self, state: Float[Array, "b q d"], features: Float[Array, "b h w d"]) -> Bool[Array, "b q n"]:
-        """Where the queries' present masks are; without gradient."""
+        """Return where the queries may attend: where their current masks are non-negative. There is no gradient."""
         logits = mask_logits(jax.lax.stop_gradient(self.embed(state)), features)
         return rearrange(logits >= 0, "b q h w -> b q (h w)")
 
     def embed(self, state: Float[Array, "*b q d"]) -> Float[Array, "*b q d"]:
-        """Mask embeddings of the queries."""
+        """Compute the mask embeddings of the queries."""
         first, second, third = self.mask_head
         return third(nnx.relu(second(nnx.relu(first(self.norm(state))))))
 
     def predict(self, states: list[Float[Array, "b q d"]], features: Float[Array, "b h w d"]) -> Predictions:
-        """Classes and masks of all given states at once."""
+        """Compute class and mask logits of all given states at once."""
         stacked = jnp.stack(states)
         masks = jnp.einsum("pbqd,bhwd->pbqhw", self.embed(stacked), features, preferred_element_type=jnp.float32)
         return Predictions(self.class_head(self.norm(stacked)).astype(jnp.float32), masks)
 
 
 def mask_logits(embeddings: Float[Array, "b q d"], features: Float[Array, "b h w d"]) -> Float[Array, "b q h w"]:
-    """Dot products of mask embeddings and pixel features, in float32."""
+    """Return the dot products of mask embeddings and pixel features, in float32."""
     return jnp.einsum("bqd,bhwd->bqhw", embeddings, features, preferred_element_type=jnp.float32)
 
 
 def open_if_empty(allowed: Bool[Array, "b q n"]) -> Bool[Array, "b q n"]:
-    """Lets a query with an empty mask look everywhere."""
+    """Let a query whose mask is empty attend to all positions."""
     return allowed | ~jnp.any(allowed, axis=-1, keepdims=True)
 
 

@@ -1,7 +1,7 @@
-"""Reconstruction head of masked image modelling, and the pixels that stand in for hidden blocks.
+"""Reconstruction head of masked image modelling, and the pixel mask token that replaces hidden blocks.
 
-CrossEarth's training code shares one atrous pyramid between the four feature maps (the paper's figure draws one
-dilation per map); its unused layer norm and MLP are left out.
+CrossEarth's training code shares one atrous pyramid between the four feature maps. (The paper's figure shows one
+dilation per map.) Its layer norm and MLP, which it never uses, are left out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from crossearth_jax.ops.resize import resize_bilinear, scale_bilinear
 
 
 class MimHead(nnx.Module):
-    """Patch features of the four feature blocks to an image."""
+    """Reconstruct an image from the patch features of the four feature blocks."""
 
     def __init__(self, config: MimConfig, backbone: ViTConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         self.config, self.pyramid_factors = config, backbone.pyramid
@@ -32,23 +32,24 @@ class MimHead(nnx.Module):
         self.output_conv = conv(width, 3, 1, dtype, axes=(), rngs=rngs)
 
     def __call__(self, levels: tuple[Float[Array, "b h w c"], ...]) -> Float[Array, "b s s 3"]:
-        """Reconstructs the normalised image at `image_size`, in float32.
+        """Reconstruct the normalised image with sides of `config.image_size`, in float32.
 
         Args:
-          levels: all at the patch grid; each is enlarged after its 1x1 projection, with which a resize commutes.
+          levels: all on the patch grid. Each is resized after its 1x1 projection: the two operations commute, and the
+            projected maps have fewer channels.
         """
         projected = (scale_bilinear(self.input_conv(x), f) for x, f in zip(levels, self.pyramid_factors, strict=True))
         return self.assemble([self.pyramid(x) for x in projected])
 
     def pyramid(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
-        """Gathers surroundings at several dilations."""
+        """Apply convolutions of several dilations to a map and merge their outputs."""
         return nnx.relu(self.merge_conv(jnp.concatenate([dilated(x) for dilated in self.dilated], axis=-1)))
 
     def assemble(self, maps: list[Float[Array, "b _ _ d"]]) -> Float[Array, "b s s 3"]:
-        """Enlarges the maps, mixes them and projects to pixels.
+        """Enlarge the maps, mix them by a 1x1 convolution and project to pixels.
 
-        The reference concatenates the enlarged maps, then mixes them by a 1x1 convolution. Mixing each map before
-        it is enlarged and adding up is the same sum with a sixteenth of the work.
+        The reference concatenates the enlarged maps before it mixes them. Here each map is mixed at its own size, then
+        enlarged and added. The sum is the same, and the convolution runs on far fewer pixels.
         """
         size = (self.config.image_size, self.config.image_size)
         kernels = rearrange(self.refine.kernel[...], "1 1 (n c) d -> n 1 1 c d", n=len(maps))
@@ -58,7 +59,8 @@ class MimHead(nnx.Module):
         )
         assert self.refine.bias is not None
         total = sum(mixed, self.refine.bias[...].astype(maps[0].dtype))
-        # The 1x1 convolution as a product that stays in float32: the gradient of its bias is a sum over all pixels.
+        # A product instead of the layer itself: its output is float32, so the gradient of the bias, a sum over all
+        # pixels, is too.
         kernel, bias = self.output_conv.kernel[...][0, 0], self.output_conv.bias
         assert bias is not None
         pixels = jnp.einsum(

@@ -1,8 +1,7 @@
-"""The whole network behind pure functions: the only door to this package for segmentation.
+"""The whole segmentation network as pure functions; other packages use `SegmentationModel` and none of the modules.
 
-Parameters are one flat dict, "/"-joined path -> float32 array (`backbone/…`, `reins/…`, `head/…`, `mim/…`). How
-modules hold them is nobody else's business: a call rebuilds the module inside the trace, which costs nothing at
-run time.
+Parameters are one flat dict from "/"-joined path to float32 array (`backbone/…`, `reins/…`, `head/…`, `mim/…`). Each
+call rebuilds the Flax modules while it is traced, which takes no time when the compiled program runs.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ Params = dict[str, jax.Array]
 
 
 class Features(NamedTuple):
-    """What the backbone hands to the heads."""
+    """Output of the backbone, input of the heads."""
 
-    levels: tuple[Float[Array, "b h w c"], ...]  # the four feature blocks, all at the patch grid
+    levels: tuple[Float[Array, "b h w c"], ...]  # of the four feature blocks, all on the patch grid
     queries: Float[Array, "q d"]  # of the mask decoder, the same for every image
 
 
@@ -49,7 +48,7 @@ class Mask2FormerHead(nnx.Module):
 
 
 class Network(nnx.Module):
-    """All modules under one root, which gives parameters their names."""
+    """The root module. Parameter names are paths below it."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         dtype = jnp.dtype(config.dtype)
@@ -76,31 +75,34 @@ def _head(config: ModelConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs) -> Mask2Form
 
 @dataclasses.dataclass(frozen=True)
 class SegmentationModel:
-    """CrossEarth without its parameters.
+    """The CrossEarth model without its parameters, which every method takes as an argument.
 
-    Every method that takes `params` ignores entries it does not know and raises `UserError` on missing ones.
+    Methods ignore entries of `params` that are not parameters of the model, and raise `UserError` if one is missing.
     """
 
     config: ModelConfig
 
     def init(self, key: PRNGKeyArray) -> Params:
-        """Draws the reference's initial values; jit it, with `out_shardings` for a sharded model."""
+        """Draw initial values with the reference's distributions.
+
+        Call it under `jax.jit`, with `out_shardings` for a sharded model.
+        """
         _, leaves = _abstract_network(self.config)
         distributions = {_name(path): leaf.get_metadata("initial") for path, leaf in leaves}
         return initial_values(distributions, self.shapes(), key)
 
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Names, shapes and types of the parameters."""
+        """Return the names, shapes and types of the parameters."""
         _, leaves = _abstract_network(self.config)
         return {_name(path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves}
 
     def axes(self) -> dict[str, parallel.LogicalAxes]:
-        """Logical axes of every parameter, see `parallel.MESH_AXES`."""
+        """Return the logical axes of every parameter, see `parallel.MESH_AXES`."""
         _, leaves = _abstract_network(self.config)
         return {_name(path): leaf.get_metadata("axes") for path, leaf in leaves}
 
     def network(self, params: Mapping[str, jax.Array]) -> Network:
-        """The modules with these parameters in place, for a look inside."""
+        """Build the modules with these parameters."""
         graph, leaves = _abstract_network(self.config)
         missing = [name for path, _ in leaves if (name := _name(path)) not in params]
         if missing:
@@ -113,7 +115,7 @@ class SegmentationModel:
         return nnx.merge(graph, state)
 
     def features(self, params: Mapping[str, jax.Array], images: Float[Array, "b h w 3"]) -> Features:
-        """Runs the backbone on normalised images, whose sides are multiples of the patch size."""
+        """Run the backbone on normalised images, whose sides must be multiples of the patch size."""
         network = self.network(params)
         levels = network.backbone(images, network.reins)
         if not isinstance(network.head, Mask2FormerHead):
@@ -123,11 +125,14 @@ class SegmentationModel:
         return Features(levels, network.head.mask_decoder.queries[...])
 
     def decode(self, params: Mapping[str, jax.Array], features: Features) -> Predictions | Float[Array, "b h w k"]:
-        """What the losses compare with the labels.
+        """Compute the predictions that the losses compare with the labels.
 
         Returns:
-          Of Mask2Former classes and masks, once before the first decoder layer and once after each; of the head "fcn"
-          the logits of every pixel, at a quarter of the size for patches of 16 pixels.
+          Head "mask2former": class and mask logits before the first decoder layer and after each. Head "fcn": float32
+          class logits of every pixel, at a quarter of the images' size if patches have 16 pixels.
+
+        Raises:
+          UserError: the model has no head.
         """
         head = self._head(params)
         if isinstance(head, FcnHead):
@@ -138,13 +143,13 @@ class SegmentationModel:
     def _head(self, params: Mapping[str, jax.Array]) -> Mask2FormerHead | FcnHead:
         head = self.network(params).head
         if head is None:
-            raise UserError("config.model.head is None: the model was built for pretraining and cannot segment")
+            raise UserError("config.model.head is None: the model is for pretraining only; set model.head to segment")
         return head
 
     def reconstruct(
         self, params: Mapping[str, jax.Array], levels: tuple[Float[Array, "b h w c"], ...]
     ) -> Float[Array, "b s s 3"]:
-        """Reconstructs normalised images at `config.mim.image_size` from feature levels.
+        """Reconstruct normalised images of side `config.mim.image_size` from feature levels.
 
         Raises:
           UserError: the model has no reconstruction head.
@@ -155,9 +160,13 @@ class SegmentationModel:
         return mim(levels)
 
     def scores(self, params: Mapping[str, jax.Array], images: Float[Array, "b h w 3"]) -> Float[Array, "b h w k"]:
-        """Scores every pixel of one window of normalised images.
+        """Compute the class scores of every pixel of normalised images, each of one window.
 
-        Of Mask2Former see `ops.scores.pixel_scores`: neither probabilities nor logits. Of the head "fcn" probabilities.
+        With the head "mask2former" these are the sums of `ops.scores.pixel_scores`, which are neither probabilities nor
+        logits. With the head "fcn" they are probabilities.
+
+        Raises:
+          UserError: the model has no head.
         """
         features = self.features(params, images)
         head = self._head(params)
@@ -171,7 +180,7 @@ class SegmentationModel:
 
 @functools.lru_cache
 def _abstract_network(config: ModelConfig) -> tuple[Any, list[Any]]:
-    """Structure of the network and its parameters as (path, abstract leaf)."""
+    """Return the structure of the network, and its parameters as pairs of path and abstract leaf."""
     abstract = jax.eval_shape(lambda: Network(config, rngs=nnx.Rngs(0)))
     graph, state = nnx.split(abstract)
     return graph, list(nnx.to_flat_state(state))

@@ -1,9 +1,9 @@
-"""What is said of a parameter where a module creates it: the distribution of its initial values, and its logical axes.
+"""The distribution of a parameter's initial values and its logical axes, stated where a module creates the parameter.
 
-Both are metadata of the `nnx.Param`. The values are the reference's (PyTorch's defaults unless Mask2Former, Rein or
-DINOv2 set others). Modules are created with zeros: `initial_values` cuts all tensors of one part of the network that
-share a distribution from one draw, since XLA compiles a random generator of its own for every draw, and one for each
-of Flax's initialisers would take minutes.
+Both are metadata of the `nnx.Param`. The distributions are the reference's: PyTorch's defaults unless Mask2Former, Rein
+or DINOv2 set others. Modules are created with zeros. `initial_values` then makes one uniform and one normal draw per
+part of the network (`backbone`, `head`, …) and cuts all its tensors from them. XLA compiles a random generator for
+every draw, so one draw per tensor, as Flax's initialisers make it, would take minutes to compile.
 """
 
 from __future__ import annotations
@@ -25,37 +25,38 @@ Shape = tuple[int, ...]
 
 
 class Distribution(NamedTuple):
-    """Where a tensor's numbers come from."""
+    """Distribution of a tensor's initial values."""
 
     kind: Literal["uniform", "normal", "constant"]
-    size: float | tuple[float, ...]  # half of the width, standard deviation, value (or the values of the last axis)
+    # "uniform": bound b of [-b, b); "normal": standard deviation; "constant": the value, or values along the last axis.
+    size: float | tuple[float, ...]
 
 
 ZEROS, ONES = Distribution("constant", 0.0), Distribution("constant", 1.0)
 
 
 def xavier_uniform(inputs: int, outputs: int) -> Distribution:
-    """Uniform, of variance 2 / (inputs + outputs)."""
+    """Return the uniform distribution of variance 2 / (inputs + outputs)."""
     return Distribution("uniform", math.sqrt(6 / (inputs + outputs)))
 
 
 def xavier_normal(inputs: int, outputs: int) -> Distribution:
-    """Normal, of variance 2 / (inputs + outputs)."""
+    """Return the normal distribution of variance 2 / (inputs + outputs)."""
     return Distribution("normal", math.sqrt(2 / (inputs + outputs)))
 
 
 def described(initial: Distribution, axes: LogicalAxes = ()) -> dict[str, Any]:
-    """Metadata of a parameter, as Flax's layers take it for their kernels and biases."""
+    """Return the metadata of a parameter, in the form that Flax's layers take for kernels and biases."""
     return {"initial": initial, "axes": axes}
 
 
 def parameter(shape: Shape, initial: Distribution, axes: LogicalAxes = ()) -> nnx.Param:
-    """A parameter of a module."""
+    """Create a parameter of a module, filled with zeros until `initial_values` replaces them."""
     return nnx.Param(jnp.zeros(shape), **described(initial, axes))
 
 
 def add_layer_axis(module: nnx.Module) -> None:
-    """Says of all parameters of a module that layers were stacked on their leading axis."""
+    """Mark the leading axis of all parameters of a module as the axis of stacked layers."""
     for _, node in nnx.iter_graph(module):
         if isinstance(node, nnx.Param):
             axes = node.get_metadata("axes") or (None,) * (node.ndim - 1)
@@ -65,9 +66,9 @@ def add_layer_axis(module: nnx.Module) -> None:
 def initial_values(
     distributions: Mapping[str, Distribution], shapes: Mapping[str, jax.ShapeDtypeStruct], key: PRNGKeyArray
 ) -> dict[str, jax.Array]:
-    """Draws the values of all parameters, float32; jittable.
+    """Draw the float32 initial values of all parameters; can be jitted.
 
-    A part of the network (`backbone`, `head`, …) gets the same values whatever other parts there are.
+    The values of a part of the network (`backbone`, `head`, …) do not depend on which other parts there are.
     """
     values: dict[str, jax.Array] = {
         name: jnp.broadcast_to(jnp.asarray(d.size, jnp.float32), shapes[name].shape)
@@ -84,7 +85,7 @@ def initial_values(
 
 
 def _draw(kind: str, key: PRNGKeyArray, shapes: Iterable[Shape]) -> list[jax.Array]:
-    """Numbers of unit size in these shapes, all from one draw."""
+    """Draw arrays of these shapes from one draw: standard normal, or uniform in [-1, 1)."""
     shapes = list(shapes)
     ends = np.cumsum([math.prod(shape) for shape in shapes], dtype=int).tolist()
     total = (ends[-1] if ends else 0,)

@@ -1,7 +1,7 @@
 """Mask2Former's pixel decoder: multi-scale deformable attention over three levels, then mask features.
 
-Cheng et al. (arXiv 2112.01527); deformable attention of Zhu et al. (arXiv 2010.04159). Levels are ordered from
-low to high resolution: strides 32, 16, 8. Stride 4 joins only after the encoder.
+Cheng et al. (arXiv 2112.01527), with the deformable attention of Zhu et al. (arXiv 2010.04159). Levels are ordered
+from low to high resolution: strides 32, 16, 8. The level of stride 4 is added after the encoder.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from crossearth_jax.ops.sine_encoding import sine_encoding
 from crossearth_jax.runtime import parallel
 
 LEVELS = 3
-EMBEDDING = Distribution("normal", 1.0)  # initial values of the levels' and queries' vectors
+EMBEDDING = Distribution("normal", 1.0)  # initial values of the learnt vectors of levels and queries
 
 # (height, width) of every level.
 Sizes = Sequence[Sequence[int]]
 
 
 def caffe(inputs: int) -> Distribution:
-    """Caffe's "Xavier" filler, which Mask2Former's convolutions start from."""
+    """Return the distribution of Caffe's "Xavier" filler, from which Mask2Former's convolutions are drawn."""
     return Distribution("uniform", math.sqrt(3 / inputs))
 
 
 class PixelFeatures(NamedTuple):
-    """What the mask decoder looks at."""
+    """Output of the pixel decoder, input of the mask decoder."""
 
     memories: tuple[Float[Array, "b _ _ d"], ...]  # strides 32, 16, 8
-    masks: Float[Array, "b h w d"]  # stride 4; a query's mask is its dot product with them
+    masks: Float[Array, "b h w d"]  # stride 4; a query's mask logits are the dot products with its mask embedding
 
 
 class ConvNorm(nnx.Module):
-    """Convolution and group norm, which the pixel decoder calls apart."""
+    """Convolution and group norm; the pixel decoder calls them separately."""
 
     def __init__(self, convolution: nnx.Conv, config: HeadConfig, *, rngs: nnx.Rngs):
         self.conv = convolution
@@ -54,7 +54,7 @@ class ConvNorm(nnx.Module):
 
 
 class DeformableAttention(nnx.Module):
-    """Self-attention over all levels that samples a few points per head, level and query."""
+    """Self-attention over all levels by a few sampling points per head, level and query."""
 
     def __init__(self, config: HeadConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         self.heads, self.points = config.heads, config.points
@@ -69,12 +69,15 @@ class DeformableAttention(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "b n d"], position: Float[Array, "n d"], sizes: Sizes) -> Float[Array, "b n d"]:
-        """Averages values around each token; positions steer where it looks but are not averaged."""
+        """Average values sampled around each token.
+
+        `position` influences the sampling offsets and the attention weights; it is not added to the values.
+        """
         query = x + position
         value = rearrange(self.value_proj(x), "b n (k d) -> b n k d", k=self.heads)
         axes = {"k": self.heads, "l": LEVELS, "p": self.points}
         offsets = rearrange(self.sampling_offsets(query), "b n (k l p xy) -> b n k l p xy", xy=2, **axes)
-        # Offsets are in pixels of the level looked into.
+        # Offsets are in pixels of the level that is sampled.
         extents = np.array(sizes, np.float32)[:, None, ::-1]
         locations = offsets.astype(jnp.float32) / extents + _reference_points(sizes)[:, None, None, None]
         weights = jax.nn.softmax(
@@ -86,7 +89,11 @@ class DeformableAttention(nnx.Module):
 
 
 def ray_offsets(heads: int, points: int) -> tuple[float, ...]:
-    """Initial sampling offsets: each head looks along its own ray, point i at distance i (in the larger coordinate)."""
+    """Return the initial sampling offsets.
+
+    Each head samples along its own ray; the larger coordinate of point i (from 1) is i pixels. Order: heads, levels,
+    points, (x, y).
+    """
     angles = 2 * math.pi * np.arange(heads) / heads
     rays = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
     rays /= np.abs(rays).max(axis=-1, keepdims=True)
@@ -95,7 +102,7 @@ def ray_offsets(heads: int, points: int) -> tuple[float, ...]:
 
 
 def _reference_points(sizes: Sizes) -> Float[np.ndarray, "n 2"]:
-    """Relative (x, y) of every token's own pixel centre."""
+    """Return the pixel centre of every token as (x, y) in [0, 1] of its own level."""
     grids = []
     for height, width in sizes:
         y, x = np.meshgrid((np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width, indexing="ij")
@@ -104,7 +111,7 @@ def _reference_points(sizes: Sizes) -> Float[np.ndarray, "n 2"]:
 
 
 class EncoderLayer(nnx.Module):
-    """Post-norm layer: deformable self-attention, then a feed-forward part."""
+    """Post-norm layer: deformable self-attention, feed-forward network."""
 
     def __init__(self, config: HeadConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         self.attention = DeformableAttention(config, dtype, rngs=rngs)
@@ -113,13 +120,13 @@ class EncoderLayer(nnx.Module):
         self.norm2 = layer_norm(config.width, 1e-5, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n d"], position: Float[Array, "n d"], sizes: Sizes) -> Float[Array, "b n d"]:
-        """Transforms the tokens of all levels, which stay in float32."""
+        """Transform the tokens of all levels, which stay in float32."""
         x = self.norm1(x + self.attention(x, position, sizes))
         return self.norm2(x + self.mlp(x))
 
 
 class PixelDecoder(nnx.Module):
-    """Four maps of patch features to three memories and the mask features."""
+    """Turn four maps of patch features into three memories and the mask features."""
 
     def __init__(self, config: HeadConfig, backbone: ViTConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         width, inputs = config.width, backbone.width
@@ -138,12 +145,12 @@ class PixelDecoder(nnx.Module):
         self.mask_feature = conv(width, width, 1, dtype, initial=caffe(width), bias=ZEROS, axes=(), rngs=rngs)
 
     def __call__(self, levels: tuple[Float[Array, "b h w c"], ...]) -> PixelFeatures:
-        """Fuses the levels.
+        """Fuse the levels.
 
         Args:
-          levels: patch features of the four feature blocks, all at the patch grid. A 1x1 convolution and a resize
-            commute, so each is brought to its place in the pyramid after its projection, with a quarter of the
-            channels.
+          levels: patch features of the four feature blocks, all on the patch grid. Each is resized to its level of
+            the pyramid after its 1x1 projection: the two operations commute, and the projected maps have fewer channels
+            (a quarter for ViT-L).
         """
         *maps, lateral = (
             block.norm(scale_bilinear(block.conv(level), factor))
@@ -157,7 +164,7 @@ class PixelDecoder(nnx.Module):
         return PixelFeatures(memories, self.mask_feature(fused))
 
     def encode(self, maps: list[Float[Array, "b _ _ d"]]) -> tuple[Float[Array, "b _ _ d"], ...]:
-        """Lets the tokens of all levels look at each other."""
+        """Run the encoder on the tokens of all levels."""
         sizes = tuple(x.shape[1:3] for x in maps)
         tokens = jnp.concatenate([rearrange(x, "b h w d -> b (h w) d") for x in maps], axis=1)
         position = self.positions(sizes)
@@ -168,7 +175,7 @@ class PixelDecoder(nnx.Module):
         return tuple(rearrange(x, "b (h w) d -> b h w d", h=h) for x, (h, _) in zip(parts, sizes, strict=True))
 
     def positions(self, sizes: Sizes) -> Float[Array, "n d"]:
-        """Sine encoding plus the learnt vector of the level, for the tokens of all levels."""
+        """Return the sine encoding plus the learnt vector of the level, for the tokens of all levels."""
         features = self.level_encoding.shape[-1]
         encodings = [
             rearrange(sine_encoding(height, width, features), "h w d -> (h w) d") + self.level_encoding[level]

@@ -1,4 +1,4 @@
-"""Rein adapters with low-rank tokens (LoRAReins): what is trained inside the frozen backbone.
+"""Rein adapters with low-rank tokens (LoRAReins): the trainable parameters inside the frozen backbone.
 
 Wei et al., "Stronger, Fewer, & Superior" (arXiv 2312.04265), in the variant that CrossEarth uses.
 """
@@ -21,29 +21,29 @@ from crossearth_jax.models.torch_names import LINEAR, SAME, affine, rule
 
 
 class ReinTokens(NamedTuple):
-    """What the features of one block look at; with a leading axis, of all blocks."""
+    """Keys and values that the features of one block attend to; with a leading axis, those of all blocks."""
 
     keys: Float[Array, "*l t c"]
     values: Float[Array, "*l t c"]
 
 
 class Rein(nnx.Module):
-    """Refines patch features after each block by attention to a few learnt tokens per block.
+    """Refine patch features after each block by attention to a few learnt tokens per block.
 
-    The tokens of all blocks together also give the queries of the mask decoder, unless `query_width` is None. No
-    activation anywhere.
+    The queries of the mask decoder are computed from the tokens of all blocks, unless `query_width` is None. There are
+    no activation functions.
     """
 
     def __init__(
         self, config: ReinsConfig, depth: int, width: int, query_width: int | None, dtype: jnp.dtype, *, rngs: nnx.Rngs
     ):
         self.dtype = dtype
-        # The bound of visual prompts, for a patch of 16 x 16 pixels whatever the backbone's.
+        # The bound that visual prompt tuning uses, for patches of 16 x 16 pixels, whatever the backbone's patch size.
         tokens = Distribution("uniform", math.sqrt(6 / (3 * 16**2 + math.sqrt(width * config.rank))))
         self.tokens_a = parameter((depth, config.tokens, config.rank), tokens, (None, "tokens", "rank"))
         self.tokens_b = parameter((depth, config.rank, width), tokens, (None, "rank", "embed"))
-        # What depends on the tokens alone is computed once per step, whatever the batch: float32 costs nothing there,
-        # and the maximum over blocks in `queries` would have ties in bfloat16.
+        # Products that involve only the tokens run once per step, so float32 costs little. The maximum over blocks in
+        # `queries` would have ties in bfloat16.
         float32, axes = jnp.dtype(jnp.float32), ("embed", None)
         self.token_to_feature = linear(width, width, float32, axes=axes, rngs=rngs)
         self.delta = linear(width, width, dtype, axes=axes, rngs=rngs)
@@ -53,21 +53,21 @@ class Rein(nnx.Module):
         self.scale = parameter((), Distribution("constant", config.scale))
 
     def tokens(self) -> Float[Array, "l t c"]:
-        """The tokens of all blocks."""
+        """Return the tokens of all blocks."""
         return jnp.einsum("ltr,lrc->ltc", self.tokens_a[...], self.tokens_b[...])
 
     def per_block(self) -> ReinTokens:
-        """Keys and values of all blocks, for a scan over blocks.
+        """Return keys and values of all blocks, for a scan over blocks.
 
-        The first token takes its share of the attention but contributes nothing (a quirk of the reference, which
-        drops its column after the softmax).
+        The value of the first token is zero: it receives attention but adds nothing. The reference has the same
+        effect, since it drops the first column after the softmax.
         """
         tokens = self.tokens()
         values = self.token_to_feature(tokens)
         return ReinTokens(tokens, values.at[:, 0].set(0))
 
     def __call__(self, x: Float[Array, "b n c"], tokens: ReinTokens) -> Float[Array, "b n c"]:
-        """Refines float32 features by the tokens of one block."""
+        """Refine float32 features by the tokens of one block."""
         features, keys, values = (array.astype(self.dtype) for array in (x, *tokens))
         similarity = jnp.einsum("bnc,tc->bnt", features, keys, preferred_element_type=jnp.float32)
         shares = jax.nn.softmax(similarity * x.shape[-1] ** -0.5)
@@ -75,9 +75,13 @@ class Rein(nnx.Module):
         return x + self.scale[...] * self.delta(update + x)
 
     def queries(self) -> Float[Array, "t d"]:
-        """The mask decoder's queries, one per token: maximum, mean and last of the blocks' tokens, merged."""
+        """Return the mask decoder's queries, one per token.
+
+        A linear layer merges three summaries of the transformed tokens: maximum and mean over the blocks, and the value
+        of the last block.
+        """
         y = self.transform(self.tokens())
-        # The three summaries alternate along the channels.
+        # The reference interleaves the three summaries along the channels.
         summaries = [reduce(y, "l t d -> t d", "max"), reduce(y, "l t d -> t d", "mean"), y[-1]]
         return self.merge(rearrange(summaries, "s t d -> t (d s)"))
 

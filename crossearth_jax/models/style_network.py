@@ -1,8 +1,8 @@
-"""The style network behind pure functions: `encode` reads an image's style, `stylize` gives an image a style.
+"""The style transfer network as pure functions: `encode` computes style codes, `stylize` applies them to images.
 
-Two networks share the interface: "inception" is the paper's (Ghiasi et al. 2017 as trained by style-augmentation),
-whose weights come from published files; "mobile" is the small one shipped with the package. Each has its own code
-space: codes and statistics of one mean nothing to the other.
+Two networks share the interface. "inception" is the paper's (Ghiasi et al. 2017, as trained by style-augmentation); its
+weights come from published files. "mobile" is the small network shipped with the package. Each has its own space of
+style codes, so codes and statistics of one network cannot be used with the other.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _TRANSFORMERS = {
     "mobile": StyleTransformerConfig(widths=(8, 16, 32), contract_norm=False),
     "inception": StyleTransformerConfig(),
 }
-_LEAST_SIDES = {"mobile": 128, "inception": 1}  # pixels; smaller images are enlarged before they are redrawn
+_LEAST_SIDES = {"mobile": 128, "inception": 1}  # pixels; smaller images are enlarged before the style transfer
 
 
 class StyleModules(nnx.Module):
-    """Predictor and transformer under one root, which gives parameters their names."""
+    """The root module of predictor and transformer. Parameter names are paths below it."""
 
     def __init__(self, network: StyleNetwork, *, rngs: nnx.Rngs):
         config = _TRANSFORMERS[network.kind]
@@ -48,26 +48,26 @@ class StyleModules(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class StyleNetwork:
-    """A style network without its parameters, which are a flat dict of `style/predictor/…`, `style/transformer/…`.
+    """A style transfer network without its parameters, a flat dict of `style/predictor/…` and `style/transformer/…`.
 
-    Every method that takes `params` ignores entries it does not know and raises `UserError` on missing ones.
+    Methods ignore entries of `params` that are not parameters of the network, and raise `UserError` if one is missing.
     """
 
     kind: StyleKind = "mobile"
-    dtype: str = "float32"  # of the computation; statistics of instance norms are float32 in any case
+    dtype: str = "float32"  # of the computation; the statistics of instance norms are always float32
 
     def init(self, key: PRNGKeyArray) -> dict[str, jax.Array]:
-        """Draws random parameters."""
+        """Draw random parameters."""
         modules = StyleModules(self, rngs=nnx.Rngs(key))
         return {_name(path): leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(modules))}
 
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Names, shapes and types of the parameters."""
+        """Return the names, shapes and types of the parameters."""
         _, leaves = _abstract_modules(self)
         return {_name(path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves}
 
     def modules(self, params: Mapping[str, jax.Array]) -> StyleModules:
-        """The modules with these parameters in place, for a look inside."""
+        """Build the modules with these parameters."""
         graph, leaves = _abstract_modules(self)
         missing = [name for path, _ in leaves if (name := _name(path)) not in params]
         if missing:
@@ -79,10 +79,10 @@ class StyleNetwork:
         return nnx.merge(graph, state)
 
     def encode(self, params: Mapping[str, jax.Array], images: Float[Array, "b h w 3"]) -> Float[Array, "b k"]:
-        """Reads the styles of images in [0, 1]: float32 codes, k = 100.
+        """Compute the style codes of images in [0, 1]: float32, k = 100.
 
-        "mobile" looks at images resized to 256 x 256 (bilinear; antialiased when that shrinks them), the only
-        size its published graph takes. "inception" takes them as they are, as the reference does.
+        "mobile" resizes images to 256 x 256 first (bilinear, antialiased if they shrink), the only size that its
+        published graph accepts. "inception" uses images of any size, as the reference does.
 
         Raises:
           UserError: the images are too small for "inception".
@@ -100,11 +100,12 @@ class StyleNetwork:
     def stylize(
         self, params: Mapping[str, jax.Array], images: Float[Array, "b h w 3"], codes: Float[Array, "b k"]
     ) -> Float[Array, "b h w 3"]:
-        """Redraws images in [0, 1] in the styles `codes`: float32 in [0, 1], of the same size.
+        """Transfer the styles `codes` to images in [0, 1]: float32 in [0, 1], of the same size.
 
-        The transformer's output has sides 4 ceil(side / 4); what is too much is cut at the bottom and the right.
-        "mobile" redraws images with a side below 128 pixels enlarged, because it blurs details of a few pixels: on
-        32-pixel crops in their own style, gradients correlate with the original's to 0.25, enlarged to 0.83.
+        The transformer's output has sides 4 ceil(side / 4); surplus rows and columns are cut off at the bottom and at
+        the right. "mobile" blurs details of a few pixels. So images with a side below 128 pixels are enlarged for it
+        by a whole factor, and its output is averaged back. (Measured on 32-pixel crops in their own style: the
+        gradients of output and original correlate to 0.25 without enlargement, to 0.83 with it.)
         """
         _, height, width, _ = images.shape
         factor = -(-_LEAST_SIDES[self.kind] // min(height, width))
@@ -117,7 +118,7 @@ class StyleNetwork:
 
 @functools.lru_cache
 def _abstract_modules(network: StyleNetwork) -> tuple[Any, list[Any]]:
-    """Structure of the network and its parameters as (path, abstract leaf)."""
+    """Return the structure of the network, and its parameters as pairs of path and abstract leaf."""
     graph, state = nnx.split(jax.eval_shape(lambda: StyleModules(network, rngs=nnx.Rngs(0))))
     return graph, list(nnx.to_flat_state(state))
 

@@ -1,8 +1,8 @@
-"""Style predictors: an image to the code of its style, a point of the transformer's 100-dimensional space.
+"""Style predictors: networks that compute the style code of an image, a vector of 100 numbers.
 
 `InceptionPredictor` is the paper's: Inception-v3 cut after Mixed_6e, with torchvision's layer names.
-`MobilePredictor` is the small Magenta network: MobileNetV2. Batch norms are folded into the convolutions when
-weights are loaded, so neither can be run with batch statistics by mistake (which would distort the codes).
+`MobilePredictor` is the small Magenta network, a MobileNetV2. Neither has batch norms: published ones are folded into
+the convolutions. So no predictor can be run with batch statistics by mistake, which would distort the codes.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from crossearth_jax.ops.backend import platform
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of images in [0, 1]
 
-# The published predictor standardises blue with a deviation of 0.255 and undoes it with 0.225: red and green
-# become 2x - 1, blue is shrunk around its mean. The published codes contain this slip, so it stays.
+# The published predictor standardises blue with a deviation of 0.255 and reverts this with 0.225. So red and green
+# become 2x - 1, but blue is contracted around its mean. The published weights and codes depend on this slip, so it is
+# reproduced.
 STANDARDISE_STD = (0.229, 0.224, 0.255)
 RESTORE_STD = (0.229, 0.224, 0.225)
 
-INCEPTION_LEAST_SIDE = 43  # below it nothing is left after the strided layers
+INCEPTION_LEAST_SIDE = 43  # pixels; smaller images have no pixel left after the strided layers
 MOBILE_SIDE = 256  # of the images MobilePredictor was exported for
 
 # MobileNetV2: expansion factor, output width, number of blocks, stride of the first block.
@@ -43,14 +44,14 @@ MOBILE_STAGES = (
 
 
 def inception_colours(images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
-    """Maps [0, 1] to the colour range of the published Inception predictor, its blue-channel slip included."""
+    """Map [0, 1] to the colour range of the published Inception predictor, including its slip in the blue channel."""
     mean = jnp.asarray(IMAGENET_MEAN, images.dtype)
     standardised = (images - mean) / jnp.asarray(STANDARDISE_STD, images.dtype)
     return standardised * (jnp.asarray(RESTORE_STD, images.dtype) / 0.5) + (mean - 0.5) / 0.5
 
 
 class ConvBlock(nnx.Module):
-    """Convolution (batch norm folded in) and an activation."""
+    """Convolution (with folded batch norm) and activation."""
 
     def __init__(
         self,
@@ -76,23 +77,23 @@ class ConvBlock(nnx.Module):
         self.activation = activation
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-        """Returns the activated feature map."""
+        """Return the activated feature map."""
         x = self.conv(x)
         return x if self.activation is None else self.activation(x)
 
 
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-    """3 x 3 maximum at every second pixel, without padding."""
+    """Take the maximum of 3 x 3 pixels with stride 2, without padding."""
     return nnx.max_pool(x, (3, 3), strides=(2, 2))
 
 
 def average_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """3 x 3 mean that counts the zero padding: borders are divided by 9 too."""
+    """Take the mean of 3 x 3 pixels with stride 1; zero padding counts, so sums at borders are divided by 9 too."""
     return nnx.avg_pool(x, (3, 3), strides=(1, 1), padding="SAME", count_include_pad=True)
 
 
 class InceptionA(nnx.Module):
-    """Mixed_5b to 5d: 1x1, 5x5, double 3x3 and pool branches."""
+    """Mixed_5b to Mixed_5d: 1x1, 5x5, double 3x3 and pooling branches."""
 
     def __init__(self, inputs: int, pool_width: int, *, dtype: str, rngs: nnx.Rngs):
         conv = functools.partial(ConvBlock, dtype=dtype, rngs=rngs)
@@ -105,14 +106,14 @@ class InceptionA(nnx.Module):
         self.branch_pool = conv(inputs, pool_width)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
-        """Returns the branches side by side."""
+        """Return the outputs of the branches, concatenated along the channels."""
         wide = self.branch5x5_2(self.branch5x5_1(x))
         double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
         return jnp.concatenate([self.branch1x1(x), wide, double, self.branch_pool(average_pool(x))], axis=-1)
 
 
 class InceptionB(nnx.Module):
-    """Mixed_6a: halves the grid by two strided branches and a max pool."""
+    """Mixed_6a: two strided branches and a max pool, which halve height and width."""
 
     def __init__(self, inputs: int, *, dtype: str, rngs: nnx.Rngs):
         conv = functools.partial(ConvBlock, dtype=dtype, rngs=rngs)
@@ -122,13 +123,13 @@ class InceptionB(nnx.Module):
         self.branch3x3dbl_3 = conv(96, 96, (3, 3), 2, "VALID")
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-        """Returns the branches side by side."""
+        """Return the outputs of the branches, concatenated along the channels."""
         double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
         return jnp.concatenate([self.branch3x3(x), double, max_pool(x)], axis=-1)
 
 
 class InceptionC(nnx.Module):
-    """Mixed_6b to 6e: 7x7 convolutions as pairs of 1x7 and 7x1."""
+    """Mixed_6b to Mixed_6e: 7x7 convolutions as pairs of 1x7 and 7x1."""
 
     def __init__(self, inputs: int, width: int, *, dtype: str, rngs: nnx.Rngs):
         conv = functools.partial(ConvBlock, dtype=dtype, rngs=rngs)
@@ -144,7 +145,7 @@ class InceptionC(nnx.Module):
         self.branch_pool = conv(inputs, 192)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
-        """Returns the branches side by side."""
+        """Return the outputs of the branches, concatenated along the channels."""
         single = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
         double = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
         double = self.branch7x7dbl_5(self.branch7x7dbl_4(double))
@@ -152,7 +153,7 @@ class InceptionC(nnx.Module):
 
 
 class InceptionPredictor(nnx.Module):
-    """The paper's style predictor; takes images of any size from `INCEPTION_LEAST_SIDE`."""
+    """The paper's style predictor, for images with sides of at least `INCEPTION_LEAST_SIDE` pixels."""
 
     def __init__(self, code_size: int = 100, dtype: str = "float32", *, rngs: nnx.Rngs):
         conv = functools.partial(ConvBlock, dtype=dtype, rngs=rngs)
@@ -172,20 +173,20 @@ class InceptionPredictor(nnx.Module):
         self.fc = nnx.Linear(768, code_size, dtype=jnp.dtype(dtype), rngs=rngs)
 
     def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b k"]:
-        """Returns the style codes of images in [0, 1]."""
+        """Return the style codes of images in [0, 1]."""
         x = self.stem(inception_colours(images))
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(x)))
         x = self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))))
         return self.fc(reduce(x, "b h w c -> b c", "mean"))
 
     def stem(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b h8 w8 c"]:
-        """Returns the feature map Mixed_5b starts from."""
+        """Return the input of Mixed_5b."""
         x = max_pool(self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x))))
         return max_pool(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x)))
 
 
 class Depthwise(nnx.Module):
-    """3 x 3 convolution of every channel by itself (batch norm folded in), zero padding as TensorFlow's SAME."""
+    """Depthwise 3 x 3 convolution (with folded batch norm) with zero padding as TensorFlow's SAME."""
 
     def __init__(self, width: int, stride: int, *, dtype: str, rngs: nnx.Rngs):
         self.stride, self.dtype = stride, jnp.dtype(dtype)
@@ -193,7 +194,7 @@ class Depthwise(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(width))
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-        """Returns the filtered feature map, its sides divided by the stride and rounded up."""
+        """Return the filtered feature map; its sides are those of `x` divided by the stride, rounded up."""
         filtered = depthwise_by_shifts if platform() == "cpu" else depthwise_by_groups
         kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
         return filtered(x.astype(self.dtype), kernel, self.stride) + bias
@@ -202,7 +203,10 @@ class Depthwise(nnx.Module):
 def depthwise_by_shifts(
     x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c"], stride: int
 ) -> Float[Array, "b h2 w2 c"]:
-    """A sum of nine shifted products: XLA's grouped convolution takes about twenty times as long on CPU."""
+    """Compute a depthwise convolution as a sum of nine shifted products.
+
+    On CPU, XLA's grouped convolution takes about twenty times as long.
+    """
     height, width = x.shape[1:3]
     pads = jax.lax.padtype_to_pads((height, width), (3, 3), (stride, stride), "SAME")
     x = jnp.pad(x, [(0, 0), *pads, (0, 0)])
@@ -219,7 +223,10 @@ def depthwise_by_shifts(
 def depthwise_by_groups(
     x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c"], stride: int
 ) -> Float[Array, "b h2 w2 c"]:
-    """A grouped convolution: the shifted products of `depthwise_by_shifts` take a TPU's compiler four times as long."""
+    """Compute a depthwise convolution as a grouped convolution.
+
+    For a TPU, `depthwise_by_shifts` takes four times as long to compile.
+    """
     return jax.lax.conv_general_dilated(
         x,
         kernel[:, :, None],
@@ -231,7 +238,7 @@ def depthwise_by_groups(
 
 
 class InvertedResidual(nnx.Module):
-    """MobileNetV2's block: widen, filter every channel by itself, narrow without activation."""
+    """MobileNetV2's block: 1x1 expansion, depthwise convolution, 1x1 projection without activation."""
 
     def __init__(self, inputs: int, outputs: int, expansion: int, stride: int, *, dtype: str, rngs: nnx.Rngs):
         conv = functools.partial(ConvBlock, dtype=dtype, rngs=rngs)
@@ -242,14 +249,14 @@ class InvertedResidual(nnx.Module):
         self.residual = stride == 1 and inputs == outputs
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-        """Returns the block's output, added to its input where shapes allow."""
+        """Return the block's output, with the input added if the shapes are equal."""
         wide = x if self.expand is None else self.expand(x)
         narrow = self.project(nnx.relu6(self.depthwise(wide)))
         return x + narrow if self.residual else narrow
 
 
 class MobilePredictor(nnx.Module):
-    """The small network's style predictor, for images of 256 x 256."""
+    """The style predictor of the small network, for images of 256 x 256 pixels."""
 
     def __init__(self, code_size: int = 100, dtype: str = "float32", *, rngs: nnx.Rngs):
         self.first = ConvBlock(3, 32, (3, 3), 2, activation=nnx.relu6, dtype=dtype, rngs=rngs)
@@ -264,7 +271,7 @@ class MobilePredictor(nnx.Module):
         self.fc = nnx.Linear(1280, code_size, dtype=jnp.dtype(dtype), rngs=rngs)
 
     def __call__(self, images: Float[Array, "b 256 256 3"]) -> Float[Array, "b k"]:
-        """Returns the style codes of images in [0, 1]."""
+        """Return the style codes of images in [0, 1]."""
         x = self.first(images)
         for block in self.blocks:
             x = block(x)

@@ -1,9 +1,9 @@
 """Arbitrary style transfer network of Ghiasi et al. (arXiv 1705.06830) in two sizes.
 
-Three contracting convolutions, five residual blocks and three expanding convolutions; thirteen instance norms
-take their scale and shift from a style code. The paper's network (style-augmentation, widths 32-64-128) and the
-small Magenta network (8-16-32) share this topology and differ in one more point: the small one has no instance
-norm after the contracting convolutions.
+It has three contracting convolutions, five residual blocks and three expanding convolutions. The scales and shifts of
+thirteen instance norms are linear functions of a style code. The paper's network (style-augmentation) has widths of 32,
+64 and 128, the small Magenta network of 8, 16 and 32. The small one has no instance norm after the contracting
+convolutions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ EPSILON = 1e-5  # of the instance norms, in both networks
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StyleTransformerConfig:
-    """Size of the network; the defaults are the paper's."""
+    """Size of the network; the defaults are those of the paper."""
 
     widths: tuple[int, int, int] = (32, 64, 128)  # of the three contracting convolutions
     residual_blocks: int = 5
@@ -30,7 +30,7 @@ class StyleTransformerConfig:
 
 
 def instance_norm(images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """Standardises every channel of every image over its pixels, with statistics in float32."""
+    """Standardise every channel of every image over its pixels, with statistics in float32."""
     x = images.astype(jnp.float32)
     mean = jnp.mean(x, axis=(1, 2), keepdims=True)
     variance = jnp.mean(jnp.square(x - mean), axis=(1, 2), keepdims=True)
@@ -38,19 +38,19 @@ def instance_norm(images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
 
 
 def enlarge(images: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-    """Doubles both sides by repeating pixels."""
+    """Double height and width by repeating pixels."""
     return repeat(images, "b h w c -> b (h 2) (w 2) c")
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int, dtype: str, rngs: nnx.Rngs) -> nnx.Conv:
-    """A convolution that mirrors the image at its border."""
+    """Create a convolution with reflection padding."""
     return nnx.Conv(
         inputs, outputs, (kernel, kernel), strides=stride, padding="REFLECT", dtype=jnp.dtype(dtype), rngs=rngs
     )
 
 
 class StyledConv(nnx.Module):
-    """Convolution, instance norm, then scale and shift that are linear in the style code."""
+    """Convolution and instance norm, whose scale and shift are linear functions of the style code."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, code_size: int, dtype: str, *, rngs: nnx.Rngs):
         self.conv = _conv(inputs, outputs, kernel, 1, dtype, rngs)
@@ -59,29 +59,29 @@ class StyledConv(nnx.Module):
         self.shift = nnx.Linear(code_size, outputs, dtype=jnp.dtype(dtype), rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"], codes: Float[Array, "b k"]) -> Float[Array, "b h w d"]:
-        """Returns the styled feature map."""
+        """Return the styled feature map."""
         return self.restyle(self.conv(x), codes)
 
     def restyle(self, x: Float[Array, "b h w d"], codes: Float[Array, "b k"]) -> Float[Array, "b h w d"]:
-        """Replaces mean and spread of every channel by those the code asks for."""
+        """Standardise every channel, then apply the scale and shift that belong to the style code."""
         scale, shift = self.scale(codes)[:, None, None], self.shift(codes)[:, None, None]
         return instance_norm(x) * scale + shift
 
 
 class ResidualBlock(nnx.Module):
-    """Two styled convolutions beside an identity path; no activation after the sum."""
+    """Two styled convolutions with a residual connection; no activation after the sum."""
 
     def __init__(self, width: int, code_size: int, dtype: str, *, rngs: nnx.Rngs):
         self.conv1 = StyledConv(width, width, 3, code_size, dtype, rngs=rngs)
         self.conv2 = StyledConv(width, width, 3, code_size, dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"], codes: Float[Array, "b k"]) -> Float[Array, "b h w c"]:
-        """Returns the sum of the input and the styled branch."""
+        """Return the sum of the input and the styled branch."""
         return x + self.conv2(nnx.relu(self.conv1(x, codes)), codes)
 
 
 class StyleTransformer(nnx.Module):
-    """Image and style code to restyled image."""
+    """Restyle images by style codes."""
 
     def __init__(self, config: StyleTransformerConfig, dtype: str = "float32", *, rngs: nnx.Rngs):
         self.config = config
@@ -104,9 +104,9 @@ class StyleTransformer(nnx.Module):
         )
 
     def __call__(self, images: Float[Array, "b h w 3"], codes: Float[Array, "b k"]) -> Float[Array, "b h4 w4 3"]:
-        """Restyles images in [0, 1]; the output's sides are 4 ceil(side / 4), in [0, 1].
+        """Restyle images in [0, 1]. The output is in [0, 1] and has sides of 4 ceil(side / 4).
 
-        The extra rows and columns are at the bottom and on the right: pixel (i, j) stays at (i, j).
+        The additional rows and columns are at the bottom and at the right, so pixel (i, j) stays at (i, j).
         """
         x = images
         for conv in self.contract:
@@ -118,5 +118,5 @@ class StyleTransformer(nnx.Module):
         return nnx.sigmoid(self.expand[2](x, codes))
 
     def contracted(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """What follows a contracting convolution: the optional instance norm and ReLU."""
+        """Apply what follows a contracting convolution: the optional instance norm, then ReLU."""
         return nnx.relu(instance_norm(x) if self.config.contract_norm else x)

@@ -1,8 +1,8 @@
-"""How the reference names and lays out a parameter: the form of the tables `TORCH_NAMES` beside the modules.
+"""Rules for the names and memory layouts of the reference's parameters: the rows of the `TORCH_NAMES` tables.
 
-A rule says under which name the reference keeps a parameter, under which we do, and how to turn one array into the
-other. "{i}" stands for a layer number; where only the reference's name has it, we stack the layers on a leading axis.
-A rule with several of our names splits one tensor into that many parts along its first axis.
+A rule gives the name of a parameter in the reference, its name here, and the conversion between the two arrays. "{i}"
+stands for a layer number. If only the reference's name has it, the layers are stacked on a leading axis here. A rule
+with several names of ours splits one tensor into that many equal parts along its first axis.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from crossearth_jax.config import UserError
 class Layout:
     """A change of memory layout and its inverse."""
 
-    axes: Sequence[int]  # how many the other's tensor may have
+    axes: Sequence[int]  # numbers of axes that the reference's tensor may have
     to_ours: Callable[[np.ndarray], np.ndarray]
     to_reference: Callable[[np.ndarray], np.ndarray]
 
@@ -34,7 +34,7 @@ PIXELS = Layout((4,), lambda x: x[0].transpose(1, 2, 0), lambda x: x.transpose(2
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One kind of parameter in both worlds."""
+    """One kind of parameter: its name in the reference, its name or names here, and its layout."""
 
     reference: str
     ours: tuple[str, ...]
@@ -42,30 +42,30 @@ class Rule:
 
     @property
     def stacked(self) -> bool:
-        """Whether our parameter holds all the layers."""
+        """Whether our parameter holds all layers on a leading axis."""
         return "{i}" in self.reference and "{i}" not in self.ours[0]
 
     def split(self, name: str, tensor: np.ndarray) -> list[np.ndarray]:
-        """Our parts of the tensor `name`.
+        """Convert the reference's tensor `name` into our arrays, one per name of ours.
 
         Raises:
           UserError: its shape or type is not what the rule expects.
         """
         parts = len(self.ours)
         if tensor.ndim not in self.layout.axes or (parts > 1 and (tensor.ndim == 0 or len(tensor) % parts)):
-            raise UserError(f"{name} has shape {tensor.shape}, which no {self.ours[0]} of CrossEarth can have")
+            raise UserError(f"{name} has shape {tensor.shape}, which is impossible for {self.ours[0]} of CrossEarth")
         if tensor.dtype.kind in "iub?":
             raise UserError(f"{name} holds {tensor.dtype} numbers, expected floating point")
         return [self.layout.to_ours(part) for part in (np.split(tensor, parts) if parts > 1 else [tensor])]
 
 
 def rule(reference: str, ours: str | tuple[str, ...], layout: Layout) -> Rule:
-    """A rule; one name of ours needs no tuple."""
+    """Create a rule; a single name of ours may be given without a tuple."""
     return Rule(reference, (ours,) if isinstance(ours, str) else ours, layout)
 
 
 def affine(reference: str, ours: str, kernel: Layout | None = None) -> list[Rule]:
-    """Weight and bias of a linear layer or convolution; of a norm where no kernel layout is given."""
+    """Create the rules of weight and bias of a linear layer or convolution, or of a norm if `kernel` is None."""
     name = "kernel" if kernel else "scale"
     return [
         rule(f"{reference}.weight", f"{ours}/{name}", kernel or SAME),

@@ -1,4 +1,4 @@
-"""DINOv2 vision transformer that returns feature maps of chosen blocks (arXiv 2304.07193)."""
+"""DINOv2 vision transformer (arXiv 2304.07193) that returns the feature maps of chosen blocks."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ KERNEL = Distribution("normal", 0.02)  # initial values of all kernels of the bl
 
 @runtime_checkable
 class Adapter(Protocol):
-    """Something that refines the tokens after every block, such as `rein.Rein`."""
+    """A module that refines the tokens after every block, such as `rein.Rein`."""
 
     def per_block(self) -> Any:
-        """Arrays with the blocks on their leading axis."""
+        """Return arrays whose leading axis is the blocks."""
         ...
 
     def __call__(self, x: Float[Array, "b n c"], inputs: Any, /) -> Float[Array, "b n c"]:
-        """Refined tokens, from one block's share of `per_block`."""
+        """Refine tokens by the part of `per_block` that belongs to one block."""
         ...
 
 
 def position_table(table: Float[Array, "n c"], height: int, width: int) -> Float[Array, "h w c"]:
-    """Fits a square grid of patch positions to an image of (height, width) patches.
+    """Fit a square grid of position embeddings to an image of (height, width) patches.
 
-    A grid of another size is resized bicubically, by the scale factors (height + 0.1) / side and
-    (width + 0.1) / side: DINOv2's guard against rounding, which also shifts the samples a little.
+    A grid of another size is resized bicubically, by the scale factors (height + 0.1) / side and (width + 0.1) / side.
+    DINOv2 adds 0.1 against rounding errors of the output size; it also shifts the sampling positions a little.
     """
     side = math.isqrt(len(table))
     grid = rearrange(table, "(h w) c -> h w c", h=side)
@@ -63,13 +63,13 @@ class SelfAttention(nnx.Module):
         self.proj = linear(width, width, dtype, kernel=KERNEL, bias=ZEROS, axes=("heads", "embed"), rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
-        """Lets every token look at every other."""
+        """Attend from every token to every token."""
         query, key, value = rearrange(self.qkv(x), "b n (s k d) -> s b n k d", s=3, k=self.heads)
         return self.proj(rearrange(attention(query, key, value), "b n k d -> b n (k d)"))
 
 
 class GeluMlp(nnx.Module):
-    """Feed-forward part with (exact) GELU."""
+    """Feed-forward network with the exact (erf) GELU."""
 
     def __init__(self, config: ViTConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         width, hidden = config.width, config.mlp_width
@@ -77,12 +77,12 @@ class GeluMlp(nnx.Module):
         self.fc2 = linear(hidden, width, dtype, kernel=KERNEL, bias=ZEROS, axes=("mlp", "embed"), rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
-        """Transforms every token by itself."""
+        """Transform every token independently."""
         return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
 
 
 class SwigluMlp(nnx.Module):
-    """Gated feed-forward part of ViT-g: `mlp_width` is the width of the product."""
+    """Gated feed-forward network of ViT-g; `mlp_width` is the width of the gated product."""
 
     def __init__(self, config: ViTConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         width, hidden = config.width, config.mlp_width
@@ -90,13 +90,13 @@ class SwigluMlp(nnx.Module):
         self.w3 = linear(hidden, width, dtype, kernel=KERNEL, bias=ZEROS, axes=("mlp", "embed"), rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
-        """Transforms every token by itself."""
+        """Transform every token independently."""
         gate, hidden = jnp.split(self.w12(x), 2, axis=-1)
         return self.w3(jax.nn.silu(gate) * hidden)
 
 
 class Block(nnx.Module):
-    """Pre-norm transformer block with learnt gains on both residual branches."""
+    """Pre-norm transformer block with learnt per-channel gains (LayerScale) on both residual branches."""
 
     def __init__(self, config: ViTConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         gain = Distribution("constant", config.layer_scale)
@@ -108,20 +108,20 @@ class Block(nnx.Module):
         self.gain2 = parameter((config.width,), gain)
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
-        """Transforms the tokens, which stay in float32."""
+        """Transform the tokens, which stay in float32."""
         x = x + self.gain1[...] * self.attention(self.norm1(x))
         return x + self.gain2[...] * self.mlp(self.norm2(x))
 
 
 class VisionTransformer(nnx.Module):
-    """Image to the patch features of `feature_blocks`. There is no final norm on them."""
+    """Compute the patch features of `feature_blocks`, without a final norm."""
 
     def __init__(self, config: ViTConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         blocks = list(config.feature_blocks)
         if blocks != sorted(set(blocks)) or blocks[-1] != config.depth - 1:
             raise UserError(
-                f"vit.feature_blocks are {config.feature_blocks}; they must rise and end with the last block, "
-                f"{config.depth - 1} (blocks after it would be computed in vain)"
+                f"vit.feature_blocks are {config.feature_blocks}; they must be ascending and end with the last block, "
+                f"{config.depth - 1} (later blocks would be computed without effect)"
             )
         self.config = config
         patch, patches = config.patch_size, (config.image_size // config.patch_size) ** 2
@@ -132,10 +132,10 @@ class VisionTransformer(nnx.Module):
         self.blocks = stack(lambda rngs: Block(config, dtype, rngs=rngs), config.depth, rngs=rngs)
 
     def embed(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b n c"]:
-        """Turns normalised images into float32 tokens with positions, the class token first.
+        """Turn normalised images into float32 tokens with position embeddings, the class token first.
 
         Raises:
-          UserError: a side is no multiple of the patch size.
+          UserError: a side is not a multiple of the patch size.
         """
         patch = self.config.patch_size
         if images.shape[1] % patch or images.shape[2] % patch:
@@ -151,7 +151,7 @@ class VisionTransformer(nnx.Module):
     def __call__(
         self, images: Float[Array, "b h w 3"], adapter: Adapter | None = None
     ) -> tuple[Float[Array, "b n m c"], ...]:
-        """Returns one map of patch features per feature block, at the patch grid and in float32.
+        """Return one map of patch features per feature block, on the patch grid and in float32.
 
         Args:
           images: normalised; both sides are multiples of the patch size.
@@ -163,12 +163,12 @@ class VisionTransformer(nnx.Module):
         return tuple(rearrange(level, "b (h w) c -> b h w c", h=rows) for level in collected)
 
     def _scan(self, tokens: Float[Array, "b n c"], adapter: Adapter | None) -> Float[Array, "f b n c"]:
-        """Runs the blocks and collects the tokens after each feature block."""
+        """Run the blocks and collect the tokens after each feature block."""
         is_patch = jnp.arange(tokens.shape[1])[:, None] > 0
 
         def layer(x: jax.Array, block: Block, inputs: Any) -> jax.Array:
             x = parallel.split_by_batch(block(parallel.split_by_batch(x)))
-            # Choosing is cheaper than cutting the class token off and putting it back.
+            # Cheaper than slicing the class token off and concatenating it again.
             return x if adapter is None else jnp.where(is_patch, adapter(x, inputs), x)
 
         if self.config.remat:
@@ -180,8 +180,8 @@ class VisionTransformer(nnx.Module):
             x = layer(x, block, adapter_inputs)
             return (x, jax.lax.dynamic_update_index_in_dim(collected, x, slot, 0)), None
 
-        # A block writes into the slot of the next feature block, which overwrites it in the end: one scan, one
-        # compiled block, and only the asked-for features are kept.
+        # Every block writes into the slot of the next feature block, which overwrites it in the end. So one scan with
+        # one compiled block is enough, and only the features of the feature blocks are kept.
         slots = np.searchsorted(self.config.feature_blocks, np.arange(self.config.depth))
         collected = jnp.zeros((len(self.config.feature_blocks), *tokens.shape))
         inputs = (slots, self.blocks, adapter.per_block() if adapter else None)
