@@ -1,1 +1,1 @@
-"""Losses of the two tasks."""
+"""Losses of segmentation and of masked image modelling."""

@@ -1,4 +1,4 @@
-"""Cross-entropy and Dice of a head that scores every pixel by itself; not part of the reference."""
+"""Pixel-wise cross-entropy and Dice loss for a head that predicts class logits per pixel; not part of the reference."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from crossearth_jax.ops.resize import resize_bilinear
 def dense_loss(
     config: LossConfig, logits: Float[Array, "b h w k"], labels: UInt8[Array, "b H W"]
 ) -> dict[str, Float[Array, ""]]:
-    """Computes pixel-wise cross-entropy, and Dice of each class that an image shows.
+    """Compute the pixel-wise cross-entropy, and the Dice loss of each class that is present in an image.
 
     Args:
-      config: `pixel_weight` of the cross-entropy, `dice_weight`, and `class_weights` of the cross-entropy.
-      logits: enlarged bilinearly to the size of the labels.
-      labels: 0 … K - 1; pixels of any other value do not count.
+      config: `pixel_weight` and `class_weights` of the cross-entropy, and `dice_weight`.
+      logits: of any size; they are resized bilinearly to the size of the labels.
+      labels: 0 … K - 1; pixels with any other value are ignored.
 
     Returns:
-      The weighted float32 terms `pixel`, a mean over the labelled pixels of the global batch (see `pixel_loss` for
-      class weights), and `dice`, a mean over its pairs of an image and a class in it of 1 - 2 sum(p y) / sum(p + y),
-      with sums over the image's labelled pixels.
+      The weighted float32 terms `pixel` and `dice`. `pixel` is the mean over the labelled pixels of the global batch
+      (see `pixel_loss` for class weights). `dice` is the mean of 1 - 2 sum(p y) / sum(p + y) over all pairs of an image
+      of the global batch and a class present in it. Its sums are over the labelled pixels of the image, p is the class
+      probability and y is 1 at pixels of the class, else 0.
     """
     classes = logits.shape[-1]
     weights = pixel_weights(config, labels, classes)
@@ -40,6 +41,6 @@ def dense_loss(
 
 
 def dense_normalisers(config: LossConfig, classes: int, labels: UInt8[Array, "b H W"]) -> dict[str, Float[Array, ""]]:
-    """What the terms of `dense_loss` are divided by: weights of pixels, and pairs of an image and a class in it."""
+    """Return the divisors of `dense_loss`: the sum of the pixel weights, and the number of pairs of image and class."""
     shown = jax.nn.one_hot(labels, classes).any((1, 2))
     return {"pixel": pixel_weights(config, labels, classes).sum(), "dice": shown.sum().astype(jnp.float32)}

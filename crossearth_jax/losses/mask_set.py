@@ -1,12 +1,14 @@
-"""The Mask2Former set loss: class, mask and Dice terms of every prediction after optimal matching.
+"""The Mask2Former set loss: class, mask and Dice terms of every prediction after Hungarian matching.
 
-Masks are compared at random points, never densely. For the matching all masks share uniform points; for the loss
-each matched mask has its own, most of them where its logit is nearest to 0. Pixels without a label are background.
-All sums are normalised over the global batch, so the loss does not depend on how it is split over devices.
-Class weights act on the class term alone: the cross-entropy of a query that is matched to class k counts w[k] times, of
-one that is matched to nothing `no_object_weight` times, and the sum is divided by the sum of these weights. Mask and
-Dice terms compare masks, for which rare classes weigh as much as frequent ones already.
-Source: Mask2Former (arXiv 2112.01527) section 3.3 with the numbers of CrossEarth's configuration.
+Masks are compared at random points, never at all pixels. The matching uses the same uniform points for all masks. The
+loss draws points for each matched mask, most of them where the mask logit is nearest to 0. Pixels without a label count
+as background. All sums are normalised over the global batch, so the loss does not depend on how the batch is sharded.
+
+Class weights apply to the class term only. The cross-entropy of a query has the weight w[k] if the query is matched to
+class k, and `no_object_weight` if it is unmatched; the sum is divided by the sum of these weights. The mask and Dice
+terms need no class weights, since every mask counts equally there, whatever the size of its class.
+
+Source: Mask2Former (arXiv 2112.01527), section 3.3, with the numbers of CrossEarth's configuration.
 """
 
 from __future__ import annotations
@@ -29,20 +31,20 @@ EPSILON = float(jnp.finfo(jnp.float32).eps)
 
 
 class Points(NamedTuple):
-    """The random draws for one prediction of one image: points (x, y), uniform in [0, 1)."""
+    """The random points (x, y) for one prediction of one image, uniform in [0, 1)."""
 
-    matching: Float[Array, "*b n 2"]  # shared by all masks
-    loss: Float[Array, "*b k m 2"]  # of each class's mask; the candidates for uncertain points come first
+    matching: Float[Array, "*b n 2"]  # the same for all masks
+    loss: Float[Array, "*b k m 2"]  # per class; first the candidates for uncertain points, then the other points
 
 
 class Sums(NamedTuple):
-    """What one prediction of one image adds to the loss, not yet weighted or normalised."""
+    """Sums over one prediction of one image, before the weights of the terms and the normalisation."""
 
-    cross_entropy: Float[Array, "*b"]  # weighted by class
-    class_weight: Float[Array, "*b"]
-    mask: Float[Array, "*b"]  # binary cross-entropy over masks and points
-    dice: Float[Array, "*b"]
-    masks: Float[Array, "*b"]  # matched masks, at least 1
+    cross_entropy: Float[Array, "*b"]  # over the queries, with class weights
+    class_weight: Float[Array, "*b"]  # sum of these class weights
+    mask: Float[Array, "*b"]  # binary cross-entropy over matched masks and points
+    dice: Float[Array, "*b"]  # Dice loss over matched masks
+    masks: Float[Array, "*b"]  # number of matched masks, at least 1
 
 
 def mask_set_loss(
@@ -52,18 +54,18 @@ def mask_set_loss(
     mask_logits: Float[Array, "p b q h w"],
     labels: UInt8[Array, "b H W"],
 ) -> dict[str, Float[Array, ""]]:
-    """Computes the set loss of all predictions.
+    """Compute the set loss of all predictions.
 
     Args:
-      config: numbers of points and weights.
-      key: of the random points.
+      config: numbers of points and weights of the terms.
+      key: key of the random points.
       class_logits: K + 1 per query, "no object" last; the last prediction is the final one.
-      mask_logits: at any size, normally a quarter of the labels'.
-      labels: 0 … K - 1; anything else is background to the masks and is not searched for.
+      mask_logits: of any size, normally a quarter of the labels' size.
+      labels: 0 … K - 1; pixels with any other value are background in all masks and give no target.
 
     Returns:
       Weighted float32 terms `class/last`, `mask/last`, `dice/last`, and `class/0`, … of the earlier predictions.
-      The loss is their plain sum.
+      The loss is their sum.
     """
     predictions, batch, _, classes = class_logits.shape
 
@@ -82,7 +84,7 @@ def loss_from_points(
     mask_logits: Float[Array, "p b q h w"],
     labels: UInt8[Array, "b H W"],
 ) -> dict[str, Float[Array, ""]]:
-    """Computes `mask_set_loss` at given points, whose leading axes are (b, p)."""
+    """Compute `mask_set_loss` at given points, whose leading axes are (b, p)."""
     image_sums = parallel.per_example(functools.partial(_image_sums, config))
     return _terms(config, image_sums(points, *_batch_first(class_logits, mask_logits), labels))
 
@@ -92,9 +94,9 @@ def _batch_first(class_logits: Array, mask_logits: Array) -> tuple[Array, Array]
 
 
 def draw_points(config: LossConfig, key: PRNGKeyArray, classes: int) -> Points:
-    """Draws the points for one prediction of one image."""
+    """Draw the points for one prediction of one image."""
     own = _candidates(config) + config.points - _uncertain(config)
-    # One draw for all: the generator is a large program, compiled once per draw.
+    # One draw for all points, since XLA compiles a random generator for every draw.
     numbers = jax.random.uniform(key, (config.points + classes * own, 2))
     rest = einops.rearrange(numbers[config.points :], "(k m) xy -> k m xy", k=classes)
     return Points(numbers[: config.points], rest)
@@ -109,7 +111,7 @@ def _uncertain(config: LossConfig) -> int:
 
 
 def _image_sums(config: LossConfig, points: Points, class_logits: Array, mask_logits: Array, labels: Array) -> Sums:
-    """Sums of all predictions of one image. Predictions take turns, which bounds the memory."""
+    """Compute the sums of all predictions of one image, one after another to limit the memory."""
     packed = sampling.pack_labels(labels)
     present = matching.present_classes(labels, class_logits.shape[-1] - 1)
 
@@ -120,7 +122,7 @@ def _image_sums(config: LossConfig, points: Points, class_logits: Array, mask_lo
         return _prediction_sums(config, *prediction, packed)
 
     costs = jax.lax.map(cost, jax.lax.stop_gradient((points.matching, class_logits, mask_logits)))
-    # Matched together: the Hungarian algorithm is a chain of small steps that batching makes no longer.
+    # Matched as a batch: the Hungarian algorithm is a sequence of small steps, and a batch needs hardly more of them.
     matches = jax.vmap(matching.match, in_axes=(0, None))(costs, present)
     return jax.lax.map(sums, (points.loss, matches, class_logits, mask_logits))
 
@@ -132,11 +134,11 @@ def prediction_cost(
     mask_logits: Float[Array, "q h w"],
     packed: UInt32[Array, "H1 W1"],
 ) -> Float[Array, "q k"]:
-    """Computes the matching cost of one prediction of one image, for every class.
+    """Compute the matching cost of every query and class, for one prediction of one image.
 
     Args:
       config: weights of the costs.
-      points: where the masks are compared.
+      points: (x, y) in [0, 1), where the masks are compared.
       class_logits: K + 1 per query.
       mask_logits: one mask per query.
       packed: `sampling.pack_labels` of the label map.
@@ -166,13 +168,13 @@ def _prediction_sums(
 
 
 def point_weights(config: LossConfig, logits: Float[Array, "k m"]) -> Float[Array, "k m"]:
-    """Decides which of each mask's points count, given its logits there; there is no gradient.
+    """Compute the weight of each point in the mask and Dice terms from the mask logits there, without gradient.
 
-    Of the candidates, which come first, those with the logits nearest to 0; all of the others. Weights rather than
-    a selection: gathering the chosen points costs more than carrying the rest along.
+    The candidates come first; those with logits nearest to 0 have weight 1. All points after the candidates have weight
+    1. Weights are used because gathering the selected points takes longer than computing with all of them.
 
     Returns:
-      0 or 1, except for ties; each mask's weights add up to `config.points`.
+      0 or 1, or fractions in case of ties. The weights of a mask add up to `config.points`.
     """
     candidates = _candidates(config)
     chosen = smallest(jnp.abs(logits[:, :candidates]), _uncertain(config))
@@ -182,7 +184,7 @@ def point_weights(config: LossConfig, logits: Float[Array, "k m"]) -> Float[Arra
 def _class_sums(
     config: LossConfig, match: Match, class_logits: Float[Array, "q k1"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Weighted cross-entropy of all queries, and the sum of the weights; an unmatched query is "no object"."""
+    """Compute the weighted cross-entropy of all queries and the sum of weights; unmatched queries are "no object"."""
     queries, no_object = class_logits.shape[0], class_logits.shape[1] - 1
     log_probability = jax.nn.log_softmax(class_logits.astype(jnp.float32))
     taken = (match.query == jnp.arange(queries)[:, None]) & match.matched
@@ -193,7 +195,7 @@ def _class_sums(
 
 
 def _class_weights(config: LossConfig, classes: int) -> Float[Array, " k1"]:
-    """Weight of each class in the class term, "no object" last."""
+    """Return the weight of each class in the class term, "no object" last."""
     assert not isinstance(config.class_weights, str), "training counts them before it builds the loss"
     weights = jnp.ones(classes) if config.class_weights is None else jnp.asarray(config.class_weights)
     return jnp.append(weights, config.no_object_weight)
@@ -202,10 +204,11 @@ def _class_weights(config: LossConfig, classes: int) -> Float[Array, " k1"]:
 def mask_set_normalisers(
     config: LossConfig, queries: int, classes: int, labels: UInt8[Array, "b H W"]
 ) -> dict[str, Float[Array, ""]]:
-    """What the class terms and the mask and Dice terms of a batch are divided by; it follows from the labels alone.
+    """Return the divisors of the class terms and of the mask and Dice terms of a batch, from the labels alone.
 
-    Every class of an image is matched as long as there are queries, whatever is predicted. With fewer queries than
-    classes in an image, the mean of the classes' weights stands for those that are matched.
+    Constant factors, such as the number of points, are left out. Every class of an image is matched as long as there
+    are enough queries, whatever the predictions are. If an image has more classes than queries, the mean weight of its
+    classes is used for each matched class.
     """
     present = parallel.per_example(functools.partial(matching.present_classes, classes=classes))(labels)
     matched = jnp.minimum(present.sum(1), queries).astype(jnp.float32)
@@ -217,7 +220,7 @@ def mask_set_normalisers(
 
 
 def _terms(config: LossConfig, sums: Sums) -> dict[str, Float[Array, ""]]:
-    """Normalises over the batch (the leading axis of `sums`; the second is the predictions) and names the terms."""
+    """Sum over the batch (first axis of `sums`), normalise, and name the terms of each prediction (second axis)."""
     total = jax.tree.map(lambda values: values.sum(0), sums)
     values = {
         "class": config.class_weight * total.cross_entropy / (total.class_weight + EPSILON),

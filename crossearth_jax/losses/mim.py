@@ -1,7 +1,7 @@
-"""L1 losses of the reconstruction task (masked image modelling with Earth-Style Injection).
+"""L1 losses of masked image modelling with Earth-Style Injection.
 
-The network reconstructs the clean image twice: from the content-masked image, and, for restyled samples, from the
-features that the segmentation used. Source: CrossEarth's training step, the terms it calls L_MIM and L_Δ.
+The network reconstructs the clean image from the content-masked image and, for restyled samples, also from the features
+that the segmentation head receives. Source: CrossEarth's training step; the paper calls the terms L_MIM and L_Δ.
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ def reconstruction_loss(
     styled: Bool[Array, " b"],
     inside: Bool[Array, "b h w"] | None = None,
 ) -> dict[str, Float[Array, ""]]:
-    """Computes the reconstruction terms.
+    """Compute the reconstruction terms.
 
-    A sample that was not restyled adds nothing to the two styled terms, and all terms are means over the pixels of the
-    whole batch that are not padding. A styled sample then weighs the same at any batch size, as in the reference with
-    one image per process; with the whole batch styled the terms are the reference's for that batch.
+    All terms are sums of pixel differences divided by the number of pixels of the whole batch that are not padding. In
+    the styled and consistency terms, samples that were not restyled contribute zero to the sum but count in the
+    divisor. So the expected weight of a restyled sample does not depend on the batch size, as in the reference with one
+    image per process. If all samples are restyled, the terms equal those of the reference for the batch.
 
     Args:
       config: weights of the terms.
       images: clean, normalised; resized bilinearly to the size of the reconstructions.
       from_masked: reconstruction from the content-masked images.
-      from_styled: reconstruction from the restyled images; arbitrary where `styled` is False.
+      from_styled: reconstruction from the restyled images; its values do not matter where `styled` is False.
       styled: which samples were restyled.
       inside: which pixels of the images are not padding; None: all.
 
     Returns:
-      Weighted float32 terms `mim/masked`, `mim/styled` (reconstruction against image) and `mim/consistency` (the
-      two reconstructions against each other, with a gradient to both). The loss is their sum.
+      Weighted float32 terms `mim/masked` and `mim/styled` (each reconstruction against the image), and
+      `mim/consistency` (the two reconstructions against each other, with gradients to both). The loss is their sum.
     """
     target = resize_bilinear(images.astype(jnp.float32), from_masked.shape[1:3])
     from_masked, from_styled = from_masked.astype(jnp.float32), from_styled.astype(jnp.float32)
@@ -51,7 +52,7 @@ def reconstruction_loss(
 
 
 def compared_pixels(inside: Bool[Array, "b h w"], size: int) -> Bool[Array, "b {size} {size}"]:
-    """Pixels of the reconstruction that the loss is a mean over: those whose target no padding was mixed into."""
+    """Return which pixels of the reconstruction are compared: those whose resized target contains no padding."""
     return resize_bilinear(inside.astype(jnp.float32), (size, size), axes=(-2, -1)) > 0.999
 
 
@@ -61,7 +62,7 @@ def _l1(
     compared: Bool[Array, "b s s"],
     samples: Bool[Array, " b"] | None = None,
 ) -> Float[Array, ""]:
-    """Mean difference over all compared pixels, to which samples that are False in `samples` add nothing."""
+    """Compute the mean absolute difference over all compared pixels; samples with False in `samples` count as 0."""
     counted = compared if samples is None else compared & samples[:, None, None]
     differences = einops.reduce(jnp.abs(first - second), "b s t c -> b s t", "mean")
     return differences.sum(where=counted) / jnp.maximum(compared.sum(), 1)

@@ -1,4 +1,4 @@
-"""The loss of segmentation, for the predictions of either head."""
+"""The segmentation loss, for the predictions of either head."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def segmentation_loss(
     predictions: jax.Array | tuple[jax.Array, jax.Array],
     labels: UInt8[Array, "b H W"],
 ) -> dict[str, Float[Array, ""]]:
-    """Computes the weighted float32 terms of the loss, which is their plain sum.
+    """Compute the weighted float32 terms of the loss. The loss is their sum.
 
     Args:
-      config: weights, and numbers of points.
-      key: of the random points of the set loss.
-      predictions: of `SegmentationModel.decode`: class and mask logits of Mask2Former, or logits of every pixel.
+      config: weights of the terms, and numbers of points.
+      key: key of the random points of the set loss.
+      predictions: of `SegmentationModel.decode`: class and mask logits of Mask2Former, or class logits per pixel.
       labels: 0 … K - 1, or IGNORE.
     """
     if not isinstance(predictions, tuple):
@@ -34,7 +34,7 @@ def segmentation_loss(
 def segmentation_normalisers(
     config: LossConfig, model: ModelConfig, labels: UInt8[Array, "b H W"]
 ) -> dict[str, Float[Array, ""]]:
-    """What each kind of loss term (the first part of its name) of a batch is divided by."""
+    """Return the divisor of each kind of loss term (the first part of its name), up to constant factors."""
     assert model.head is not None
     if model.head.kind == "fcn":
         return dense_normalisers(config, model.classes, labels)

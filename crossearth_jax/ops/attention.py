@@ -1,4 +1,4 @@
-"""Multi-head attention, in the formulation that suits the device."""
+"""Multi-head attention, in the formulation that is fastest on the platform."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ def attention(
     value: Float[Array, "b k n d"],
     mask: Bool[Array, "b q k"] | None = None,
 ) -> Float[Array, "b q n d"]:
-    """Scaled dot-product attention with n heads; the softmax is taken in float32.
+    """Compute scaled dot-product attention with n heads; the softmax is computed in float32.
 
     Args:
-      query: not yet scaled; it is divided by the root of d here.
-      key: one per value.
-      value: what is averaged.
-      mask: True where a query may look, the same for all heads. A row without any True gives NaN-free nonsense.
+      query: not yet scaled; it is divided by the square root of d here.
+      key: keys, one per value.
+      value: values to average.
+      mask: True where attention is allowed, the same for all heads. A row without any True gives a finite result
+        without meaning.
     """
     if platform() == "cpu":
         return attention_by_head(query, key, value, mask)
@@ -35,9 +36,9 @@ def attention_by_head(
     value: Float[Array, "b k n d"],
     mask: Bool[Array, "b q k"] | None = None,
 ) -> Float[Array, "b q n d"]:
-    """`attention` one head after another, so that the scores of one head stay in a CPU's cache.
+    """Compute `attention` one head after another, so that the attention weights of one head stay in a CPU's cache.
 
-    The backward pass computes the scores again, for the same reason.
+    The backward pass recomputes them, for the same reason.
     """
 
     @jax.checkpoint

@@ -1,4 +1,4 @@
-"""Which kind of device the program being traced is for: the one place where formulations are chosen by it."""
+"""The platform that the program being traced will run on; operations choose their formulation by it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import jax
 
 
 def platform() -> str:
-    """Names the platform that the current trace will run on: "cpu", "gpu" or "tpu".
+    """Return the platform that the current trace will run on: "cpu", "gpu" or "tpu".
 
-    An active mesh (`jax.set_mesh`) knows its devices, also when the program is compiled on a CPU host for a TPU
-    slice that is not there; without one it is JAX's default backend.
+    With an active mesh (`jax.set_mesh`) it is the platform of the mesh's devices, even if the program is compiled on a
+    CPU host for a TPU slice that is not attached. Without a mesh it is JAX's default backend.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device and device.platform else jax.default_backend()

@@ -1,4 +1,4 @@
-"""Sampling core of multi-scale deformable attention (Zhu et al. 2020, arXiv 2010.04159), in two formulations."""
+"""Sampling of multi-scale deformable attention (Zhu et al. 2020, arXiv 2010.04159), in two formulations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from crossearth_jax.ops.backend import platform
 
-QUERIES_AT_ONCE = 1792  # what is computed for them at a map of 128 x 128 pixels fits the fast memory of a TPU core
+QUERIES_AT_ONCE = 1792  # their intermediate arrays for a map of 128 x 128 pixels fit into the VMEM of a TPU core
 
 
 def deformable_attention(
@@ -22,13 +22,13 @@ def deformable_attention(
     locations: Float[Array, "b q k l p 2"],
     weights: Float[Array, "b q k l p"],
 ) -> Float[Array, "b q k d"]:
-    """Averages values sampled bilinearly at a few locations per query, head and level; zeros outside the maps.
+    """Average values that are sampled bilinearly at p locations per query, head and level; zero outside the maps.
 
     Args:
-      values: the levels' maps, row-major and concatenated in level order; k heads of d channels.
+      values: the maps of the levels, row-major and concatenated in level order; k heads of d channels.
       sizes: (height, width) of each of the l levels.
-      locations: (x, y) relative to the map, [0, 1] from border to border, in float32.
-      weights: of the p points of the l levels, usually a softmax over both.
+      locations: (x, y) relative to the map, from 0 to 1 between its borders, in float32.
+      weights: of the p points of the l levels, usually a softmax over levels and points together.
     """
     formulation = sample_by_products if platform() == "tpu" else sample_by_gather
     return formulation(values, sizes, locations, weights)
@@ -40,10 +40,11 @@ def sample_by_gather(
     locations: Float[Array, "b q k l p 2"],
     weights: Float[Array, "b q k l p"],
 ) -> Float[Array, "b q k d"]:
-    """`deformable_attention` that gathers four pixels for one (level, point) slot after another.
+    """Compute `deformable_attention` by gathering four pixels per sample, one pair of level and point after another.
 
-    Sampled values are not kept for the backward pass: all slots together hold 48 copies of the queries, and gathering
-    them again is cheap. (Without the scan, XLA fuses the slots' scatters into something several times slower on CPU.)
+    The backward pass gathers the pixels again, which is cheap, instead of storing them: for 3 levels and 4 points they
+    need 48 times the memory of the output. Without the scan, XLA fuses the scatters of the backward pass into code that
+    is several times slower on CPU.
     """
     extents = np.array(sizes, np.int32)
     areas = extents.prod(axis=1)
@@ -58,7 +59,7 @@ def sample_by_gather(
         for x, y in itertools.product((left, left + 1), (top, top + 1)):
             inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
             share = (1 - jnp.abs(column - x)) * (1 - jnp.abs(row - y)) * weight
-            # Clipped before the conversion: a far-away float would overflow the integer.
+            # Clipped before the conversion: a very distant location would overflow the integer.
             x, y = (jnp.clip(i, 0, n - 1).astype(int) for i, n in ((x, width), (y, height)))
             pixels = jnp.take_along_axis(values, (start + y * width + x)[..., None], axis=1)
             total += jnp.where(inside, share, 0)[..., None] * pixels
@@ -81,12 +82,13 @@ def sample_by_products(
     locations: Float[Array, "b q k l p 2"],
     weights: Float[Array, "b q k l p"],
 ) -> Float[Array, "b q k d"]:
-    """`deformable_attention` as matrix products with the weights of all rows and columns, most of which are zero.
+    """Compute `deformable_attention` by matrix products with the weights of all rows and columns, mostly zeros.
 
-    A TPU multiplies the whole map faster than it gathers a few of its pixels, and there is nothing to scatter in the
-    backward pass. Columns are summed first, by the matrix unit; what is left of each sample, a value per row and
-    channel, never reaches the main memory when one head and some queries are taken at a time. (The weights of whole
-    maps, to be multiplied by the values in one product, take several times longer to compute than to use.)
+    A TPU multiplies the whole map faster than it gathers a few of its pixels, and the backward pass needs no scatter.
+    The matrix unit sums over the columns first. The intermediate result, one value per sample, row and channel, stays
+    out of main memory because only one head and `QUERIES_AT_ONCE` queries are computed at a time. (One product with
+    combined weights of rows and columns would be slower: computing these weights takes several times longer than using
+    them.)
     """
     # At the default precision a TPU would round float32 weights to bfloat16.
     precision = jax.lax.Precision.HIGHEST if values.dtype == jnp.float32 else None
@@ -125,5 +127,5 @@ def sample_by_products(
 
 
 def _hat(positions: Float[Array, "*b"], size: int) -> Float[Array, "*b n"]:
-    """Share of each of `size` pixels in a sample at a relative position along one axis."""
+    """Return the linear interpolation weight of each of `size` pixels for relative positions along one axis."""
     return jnp.maximum(0, 1 - jnp.abs(positions[..., None] * size - 0.5 - jnp.arange(size)))

@@ -12,10 +12,10 @@ def frechet_distance(
     mean_b: Float[np.ndarray, " k"],
     covariance_b: Float[np.ndarray, "k k"],
 ) -> float:
-    """Squared 2-Wasserstein distance: |mean_a - mean_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2).
+    """Compute the squared 2-Wasserstein distance: |mean_a - mean_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2).
 
-    The symmetric form needs only eigenvalues of positive semidefinite matrices, so covariances of fewer samples than
-    dimensions are no special case. Float64; at least 0.
+    This symmetric form needs only eigenvalues of positive semidefinite matrices, so singular covariances (from fewer
+    samples than dimensions) need no special case. Computed in float64; at least 0.
     """
     eigenvalues, vectors = np.linalg.eigh(covariance_a.astype(np.float64))
     root = (vectors * np.sqrt(np.clip(eigenvalues, 0, None))) @ vectors.T  # the symmetric square root of A

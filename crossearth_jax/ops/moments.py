@@ -1,4 +1,4 @@
-"""Mean and covariance of a stream of vectors, and the factor that samples from them."""
+"""Mean and covariance of a stream of vectors, and the covariance factor for sampling from them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from jaxtyping import Float
 
 
 class Moments:
-    """Streaming mean and sample covariance in float64 (Chan, Golub and LeVeque's update).
+    """Streaming mean and sample covariance in float64 (update formulas of Chan, Golub and LeVeque).
 
-    Every batch is centred on its own mean before it is added, so nothing is lost to cancellation however large the
-    mean is beside the spread. Two accumulators of parts of the data merge into that of the whole.
+    Every batch is centred on its own mean before it is added, which avoids cancellation if the mean is large compared
+    with the deviations. Accumulators of two parts of the data can be merged into that of the whole.
     """
 
     def __init__(self, size: int):
@@ -19,14 +19,14 @@ class Moments:
         self._scatter = np.zeros((size, size))  # sum of outer products of deviations from the mean
 
     def add(self, vectors: Float[np.ndarray, "n k"]) -> None:
-        """Adds a batch of vectors."""
+        """Add a batch of vectors."""
         if len(vectors):
             vectors = vectors.astype(np.float64)
             mean = vectors.mean(axis=0)
             self._merge(len(vectors), mean, (vectors - mean).T @ (vectors - mean))
 
     def merge(self, other: Moments) -> None:
-        """Adds what another accumulator has seen."""
+        """Add the vectors of another accumulator."""
         if other.count:
             self._merge(other.count, other.mean, other._scatter)
 
@@ -39,21 +39,25 @@ class Moments:
 
     @property
     def covariance(self) -> Float[np.ndarray, "k k"]:
-        """Sample covariance (divided by count - 1); zero until two vectors have been seen."""
+        """Sample covariance (divided by count - 1); zero for fewer than two vectors."""
         return self._scatter / max(self.count - 1, 1)
 
 
 def covariance_factor(covariance: Float[np.ndarray, "k k"]) -> Float[np.ndarray, "k k"]:
-    """A = U sqrt(S) of the covariance's singular value decomposition: z A^T + mean has this covariance for normal z.
+    """Return the factor A = U sqrt(S) from the covariance's singular value decomposition.
 
-    Float64 throughout, as the reference does; columns fall in variance, their signs are arbitrary.
+    For standard normal z, z A^T + mean has this covariance. Computed in float64, as in the reference. Columns are
+    ordered by decreasing variance; their signs are arbitrary.
     """
     u, s, _ = np.linalg.svd(covariance.astype(np.float64))
     return u * np.sqrt(s)
 
 
 def effective_dimension(covariance: Float[np.ndarray, "k k"]) -> float:
-    """Exponential of the entropy of the normalised eigenvalues: k for a sphere, 1 for a line, 0 without any spread."""
+    """Return the exponential of the entropy of the normalised eigenvalues.
+
+    It is k if the variance is the same in all directions, 1 if all vectors lie on a line, 0 if all are equal.
+    """
     eigenvalues = np.clip(np.linalg.eigvalsh(covariance), 0, None)
     shares = eigenvalues[eigenvalues > 0] / max(eigenvalues.sum(), np.finfo(float).tiny)
     return float(np.exp(-(shares * np.log(shares)).sum())) if len(shares) else 0.0

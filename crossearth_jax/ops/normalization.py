@@ -1,4 +1,4 @@
-"""Between 8-bit RGB images and what the network sees."""
+"""Conversion between 8-bit RGB images and the network's normalised input."""
 
 from __future__ import annotations
 
@@ -12,17 +12,23 @@ STD = np.array([58.395, 57.12, 57.375], np.float32)
 
 
 def normalize(images: Shaped[Array, "*b h w 3"]) -> Float[Array, "*b h w 3"]:
-    """Turns RGB on the 0..255 scale (8-bit or float) into the network's float32 input."""
+    """Turn RGB on the 0..255 scale (8-bit or float) into the network's float32 input."""
     return (images.astype(jnp.float32) - MEAN) / STD
 
 
 def denormalize(images: Float[Array, "*b h w 3"]) -> Float[Array, "*b h w 3"]:
-    """Inverse of `normalize`: float32 RGB on the 0..255 scale, neither rounded nor clipped."""
+    """Invert `normalize`: return float32 RGB on the 0..255 scale, neither rounded nor clipped."""
     return images * STD + MEAN
 
 
 def standardize(
     images: Float[Array, "*b h w 3"], mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> Float[Array, "*b h w 3"]:
-    """Normalised images with these statistics (RGB, 0..255 scale) in place of ImageNet's."""
+    """Normalise images again, with these statistics (RGB, 0..255 scale) instead of ImageNet's.
+
+    Args:
+      images: normalised with ImageNet's statistics.
+      mean: per channel.
+      std: per channel.
+    """
     return (denormalize(images) - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)

@@ -1,8 +1,8 @@
-"""Resampling of 8-bit images and labels by tables, to the bit as OpenCV's `resize` does it.
+"""Resampling of 8-bit images and labels by lookup tables, bit for bit as OpenCV's `resize`.
 
-The size of a training tile and the scales it may be resized to are static. So everything that depends on them
-(source positions, 11-bit weights) is computed once in numpy, in the precision OpenCV uses, and a traced program
-only looks up the rows of the scale it has drawn.
+The size of the training images and the scales to which they may be resized are static. So everything that depends on
+them (source positions, 11-bit weights) is computed once in NumPy, in the precision that OpenCV uses. The traced program
+only looks up the rows of the drawn scale.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ WEIGHT_ONE = 2048  # a bilinear weight of 1 in fixed point
 
 
 class AxisTables(NamedTuple):
-    """How one axis of length n is resampled; one row per scale, padded to the longest of m positions.
+    """Lookup tables for resampling one axis of length n to k sizes: one row per size, m entries as for the largest.
 
     Attributes:
       low, high: the two source positions that a bilinear sample reads.
       low_weight, high_weight: their weights, in units of 1/2048.
       nearest: the source position of a nearest-neighbour sample.
-      first: the first position whose nearest source is this one or a later one; one entry more than the source.
+      first: for each source position and for n, the first position in the resized axis whose nearest source is this one
+        or a later one.
     """
 
     low: Int[np.ndarray, "k m"]
@@ -37,10 +38,10 @@ class AxisTables(NamedTuple):
 
 
 def resized_size(height: int, width: int, short: int, longest: int) -> tuple[int, int]:
-    """Returns the (height, width) of an image whose short side becomes `short`, keeping the aspect ratio.
+    """Return the (height, width) of an image whose short side becomes `short`, with the aspect ratio kept.
 
-    A long side above `longest` shrinks both. The reference rounds twice: the wanted size, then the size that fits
-    into it at the original aspect ratio. Both roundings are half up.
+    If the long side would exceed `longest`, both sides shrink. As in the reference, sizes are rounded twice, half up:
+    first the requested size, then the size that fits into it at the original aspect ratio.
     """
     scale = short / min(height, width)
     wanted = [short * 1.0, scale * width] if height < width else [scale * height, short * 1.0]
@@ -54,7 +55,7 @@ def resized_size(height: int, width: int, short: int, longest: int) -> tuple[int
 
 @functools.cache
 def axis_tables(length: int, sizes: Sequence[int]) -> AxisTables:
-    """Builds the tables of an axis of `length` pixels for every size it may be resized to."""
+    """Build the tables of an axis of `length` pixels for every size to which it may be resized."""
     step = 1.0 / (np.asarray(sizes)[:, None] / length)
     position = np.arange(max(sizes))
     centre = ((position + 0.5) * step - 0.5).astype(np.float32)
@@ -74,7 +75,7 @@ def axis_tables(length: int, sizes: Sequence[int]) -> AxisTables:
 
 
 def look_up(table: Int[np.ndarray, "k m"], scale: Int[Array, ""], positions: Int[Array, " p"]) -> Int32[Array, " p"]:
-    """Returns the entries of one scale's row at the given positions."""
+    """Return the entries of one scale's row at the given positions."""
     return jnp.asarray(table)[scale, positions]
 
 
@@ -84,15 +85,15 @@ def sample_bilinear(
     rows: tuple[AxisTables, Int[Array, " s"]],
     columns: tuple[AxisTables, Int[Array, " t"]],
 ) -> UInt8[Array, "s t c"]:
-    """Reads positions of the resized image in OpenCV's fixed-point arithmetic.
+    """Compute pixels of the bilinearly resized image, in OpenCV's fixed-point arithmetic.
 
-    The horizontal pass keeps 11 fractional bits; the vertical pass drops 4, weights and drops 16 of each tap, and
-    rounds the last 2 half up.
+    The horizontal pass keeps 11 fractional bits. The vertical pass drops 4 of them, multiplies by the 11-bit weight,
+    drops 16 bits of each of the two products, and rounds the last 2 bits of their sum half up.
 
     Args:
       image: the source.
       scale: index of the scale.
-      rows: the vertical axis' tables and the positions to read in the resized image.
+      rows: tables of the vertical axis, and the rows of the resized image to compute.
       columns: the same for the horizontal axis.
     """
     tables, positions = columns
@@ -115,7 +116,7 @@ def sample_nearest(
     rows: tuple[AxisTables, Int[Array, " s"]],
     columns: tuple[AxisTables, Int[Array, " t"]],
 ) -> UInt8[Array, "s t"]:
-    """Reads positions of the label map resized by nearest neighbour; arguments as `sample_bilinear`."""
+    """Compute pixels of the label map resized by nearest neighbour; arguments as for `sample_bilinear`."""
     lines = label[look_up(rows[0].nearest, scale, rows[1])]
     return lines[:, look_up(columns[0].nearest, scale, columns[1])]
 
@@ -123,13 +124,13 @@ def sample_nearest(
 def box_weights(
     tables: AxisTables, scale: Int[Array, ""], starts: Int[Array, " t"], length: Int[Array, ""]
 ) -> Float32[Array, "t n"]:
-    """Counts how often each source position is read by nearest-neighbour samples of some intervals.
+    """Count how often nearest-neighbour resampling of intervals reads each source position.
 
     Args:
-      tables: the axis' tables.
+      tables: tables of the axis.
       scale: index of the scale.
       starts: first position of each interval in the resized image.
-      length: how many positions each interval has.
+      length: number of positions in each interval.
     """
     first = jnp.asarray(tables.first)[scale]
     inside = jnp.clip(first, starts[:, None], starts[:, None] + length)

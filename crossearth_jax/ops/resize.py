@@ -1,9 +1,9 @@
 """Resizing by dense interpolation matrices, one per axis.
 
-Pixels have their centre at half-integer positions, borders are repeated, and interpolation smooths nothing when an
-image shrinks. That is PyTorch's `interpolate(align_corners=False, antialias=False)`, which `jax.image.resize` cannot
-express: it has another cubic kernel, renormalises at the border, and does not take scale factors. The matrices
-are small constants, so that a resize is two matrix products, whose gradient needs no scatter.
+Pixel centres are at half-integer positions, borders are repeated, and there is no antialiasing when an image shrinks.
+That is PyTorch's `interpolate(align_corners=False, antialias=False)`. `jax.image.resize` cannot reproduce it: it has
+another cubic kernel, renormalises at borders, and accepts no scale factors. The matrices are small constants, so a
+resize is two matrix products, whose gradient needs no scatter.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-# Axes of height and width -> products that resize one, then the other.
+# Axes of height and width -> matrix products that resize the height, then the width.
 _PRODUCTS = {
     (-3, -2): ("... h w c, n h -> ... n w c", "... n w c, m w -> ... n m c"),
     (-2, -1): ("... h w, n h -> ... n w", "... n w, m w -> ... n m"),
@@ -24,12 +24,12 @@ _PRODUCTS = {
 
 
 def linear_kernel(distance: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
-    """Weight of a neighbour at this distance in linear interpolation."""
+    """Return the weight of a neighbour at this distance in linear interpolation."""
     return np.maximum(0, 1 - np.abs(distance))
 
 
 def cubic_kernel(distance: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
-    """Weight of a neighbour at this distance in cubic convolution (Keys 1981) with a = -0.75, PyTorch's choice."""
+    """Return the weight of a neighbour at this distance in cubic convolution (Keys 1981), a = -0.75 as in PyTorch."""
     a, x = -0.75, np.abs(distance)
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = a * (((x - 5) * x + 8) * x - 4)
@@ -42,13 +42,12 @@ def interpolation_matrix(
     scale: float | None = None,
     kernel: Callable[[np.ndarray], np.ndarray] = linear_kernel,
 ) -> Float[np.ndarray, "new_size size"]:
-    """Makes the matrix that resizes one axis.
+    """Compute the matrix that resizes one axis.
 
     Args:
       size: length of the axis.
-      new_size: its length afterwards.
-      scale: enlargement that places the samples; None means `new_size / size`. Output i reads position
-        (i + 0.5) / scale - 0.5.
+      new_size: its length after resizing.
+      scale: scale factor; output i samples position (i + 0.5) / scale - 0.5. None means `new_size / size`.
       kernel: `linear_kernel` or `cubic_kernel`.
 
     Returns:
@@ -69,8 +68,8 @@ def apply_matrices(
     columns: Float[np.ndarray, "m w"] | Float[Array, "m w"],
     axes: tuple[int, int] = (-3, -2),
 ) -> Float[Array, "*new"]:
-    """Resizes height with `rows` and width with `columns`, in the precision of `images`."""
-    # The default precision of a TPU would round both images and weights to bfloat16.
+    """Resize the height by the matrix `rows` and the width by `columns`, in the precision of `images`."""
+    # At the default precision a TPU would round images and weights to bfloat16.
     precision = jax.lax.Precision.HIGHEST if images.dtype == jnp.float32 else None
     for product, matrix in zip(_PRODUCTS[axes], (rows, columns), strict=True):
         images = jnp.einsum(product.replace(" ", ""), images, matrix.astype(images.dtype), precision=precision)
@@ -80,7 +79,7 @@ def apply_matrices(
 def resize_bilinear(
     images: Float[Array, "*old"], size: Sequence[int], axes: tuple[int, int] = (-3, -2)
 ) -> Float[Array, "*new"]:
-    """Resizes bilinearly to a given size.
+    """Resize bilinearly to a given size, without antialiasing.
 
     Args:
       images: any leading axes, then height, width and channels; or without channels.
@@ -93,9 +92,9 @@ def resize_bilinear(
 
 
 def area_matrix(size: int, new_size: int) -> Float[np.ndarray, "new_size size"]:
-    """Makes the matrix that averages one axis: output i is the mean of the i-th of `new_size` equal parts.
+    """Compute the matrix that averages one axis: output i is the mean of the i-th of `new_size` equal parts.
 
-    Pixels that a border of a part cuts count by their share in it.
+    A pixel on the border of two parts counts in each with the fraction that lies in it.
     """
     borders = np.arange(new_size + 1) * size / new_size
     starts, ends = borders[:-1, None], borders[1:, None]
@@ -105,16 +104,16 @@ def area_matrix(size: int, new_size: int) -> Float[np.ndarray, "new_size size"]:
 
 
 def resize_area(images: Float[Array, "*old"], size: Sequence[int]) -> Float[Array, "*new"]:
-    """Shrinks images (channels last) to (height, width) `size` by averages over equal parts, which keeps their mean."""
+    """Shrink images (channels last) to (height, width) `size` by averaging equal areas, which keeps their mean."""
     height, width = images.shape[-3:-1]
     return apply_matrices(images, area_matrix(height, size[0]), area_matrix(width, size[1]))
 
 
 def scale_bilinear(images: Float[Array, "*b h w c"], factor: float) -> Float[Array, "*b n m c"]:
-    """Resizes bilinearly by a given factor; sizes are rounded down.
+    """Resize bilinearly by a given factor; sizes are rounded down.
 
-    It differs from resizing to that size where rounding happens: three rows times 0.5 become the mean of the first
-    two, not the middle one.
+    If a size is rounded, the result differs from `resize_bilinear` to that size: three rows times 0.5 become the mean
+    of the first two rows, where `resize_bilinear` gives the middle row.
     """
     if factor == 1:
         return images

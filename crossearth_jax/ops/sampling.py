@@ -1,11 +1,11 @@
 """Bilinear sampling of maps at points given in relative coordinates.
 
-A point is (x, y) in [0, 1] of the whole map and falls on pixel coordinate (x * width - 0.5, y * height - 0.5).
-Outside the map everything is zero, so that values fade out over the outer half pixel. This is PyTorch's
-`grid_sample(align_corners=False, padding_mode="zeros")`, with [0, 1] in place of [-1, 1].
+A point (x, y) in [0, 1] x [0, 1] has the pixel coordinates (x * width - 0.5, y * height - 0.5). Outside the map all
+values are zero, so sampled values decrease to zero in the outer half pixel. This is PyTorch's
+`grid_sample(align_corners=False, padding_mode="zeros")`, with coordinates in [0, 1] in place of [-1, 1].
 
-A map is padded by a ring first, so that the four pixels around any point exist: its *neighbourhood*, numbered by
-the position of its top left pixel in the padded map.
+Maps are first padded by one pixel on every side, so that every point has four surrounding pixels. These are called its
+*neighbourhood*, which is identified by the position of its top left pixel in the padded map.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from crossearth_jax.ops.backend import platform
 
 
 class Location(NamedTuple):
-    """Where points fall in a padded map: the neighbourhood and the share of each of its four pixels."""
+    """Neighbourhoods of points in a padded map, and the bilinear weight of each of the four pixels."""
 
     row: Int[Array, " n"]
     column: Int[Array, " n"]
@@ -31,7 +31,7 @@ class Location(NamedTuple):
 
 
 def locate(points: Float[Array, "n 2"], height: int, width: int) -> Location:
-    """Finds the neighbourhoods of points (x, y), which may also lie far outside, in a map of this size."""
+    """Find the neighbourhoods of points (x, y) in a map of this size; points may lie far outside."""
     columns = jnp.clip(points[:, 0] * width - 0.5, -1, width)
     rows = jnp.clip(points[:, 1] * height - 0.5, -1, height)
     left, top = jnp.minimum(jnp.floor(columns), width - 1), jnp.minimum(jnp.floor(rows), height - 1)
@@ -41,7 +41,7 @@ def locate(points: Float[Array, "n 2"], height: int, width: int) -> Location:
 
 
 def sample_points(values: Float[Array, "h w"], points: Float[Array, "n 2"]) -> Float[Array, " n"]:
-    """Samples one map bilinearly at points (x, y); zeros outside.
+    """Sample one map bilinearly at points (x, y); zero outside.
 
     Returns:
       The sampled values in the precision of `points`. The gradient reaches `values` only.
@@ -51,7 +51,7 @@ def sample_points(values: Float[Array, "h w"], points: Float[Array, "n 2"]) -> F
 
 
 def _sample_by_gather(values: Float[Array, "h w"], points: Float[Array, "n 2"]) -> Float[Array, " n"]:
-    """One gather of whole neighbourhoods: on CPU several times faster than four of single pixels."""
+    """Sample by one gather of whole neighbourhoods: on CPU several times faster than four gathers of single pixels."""
     at = locate(points, *values.shape)
     neighbourhoods = jnp.stack(_corners(jnp.pad(values, 1)), axis=-1)
     gathered = neighbourhoods.at[at.row, at.column].get(mode="promise_in_bounds")
@@ -60,10 +60,10 @@ def _sample_by_gather(values: Float[Array, "h w"], points: Float[Array, "n 2"]) 
 
 @jax.checkpoint
 def _sample_by_products(values: Float[Array, "h w"], points: Float[Array, "n 2"]) -> Float[Array, " n"]:
-    """A matrix product with each point's row weights, then one with its column weights.
+    """Sample by a matrix product with each point's row weights, then a weighted sum over the columns.
 
-    A TPU fetches single numbers so slowly, and scatters them back even more so, that reading the whole map for each
-    point is many times faster. The weights are cheap to make again: keeping them would fill the memory.
+    A TPU gathers single numbers very slowly and scatters them even more slowly, so reading the whole map for each point
+    is many times faster. The backward pass recomputes the weights, which is cheap; storing them would fill the memory.
     """
     height, width = values.shape
     rows = jnp.maximum(0, 1 - jnp.abs(points[:, 1:] * height - 0.5 - jnp.arange(height)))
@@ -73,7 +73,7 @@ def _sample_by_products(values: Float[Array, "h w"], points: Float[Array, "n 2"]
 
 
 def sample_channels(values: Float[Array, "h w c"], points: Float[Array, "n 2"]) -> Float[Array, "n c"]:
-    """Samples a map with many channels bilinearly at points (x, y); zeros outside.
+    """Sample a map with many channels bilinearly at points (x, y); zero outside.
 
     Returns:
       The sampled values in the precision of `points`.
@@ -82,7 +82,7 @@ def sample_channels(values: Float[Array, "h w c"], points: Float[Array, "n 2"]) 
     at = locate(points, *values.shape[:2])
     start = at.row * padded.shape[1] + at.column
     flat = einops.rearrange(padded, "h w c -> (h w) c")
-    # A sum of four gathers fuses into one loop; gathering neighbourhoods is slower where a pixel is a long row.
+    # XLA fuses a sum of four gathers into one loop. With many channels this is faster than gathering neighbourhoods.
     return functools.reduce(
         operator.add,
         (
@@ -93,9 +93,9 @@ def sample_channels(values: Float[Array, "h w c"], points: Float[Array, "n 2"]) 
 
 
 def pack_labels(labels: UInt8[Array, "h w"]) -> UInt32[Array, "h+1 w+1"]:
-    """Packs the four labels of each neighbourhood into one number, so that a point needs one read.
+    """Pack the four labels of each neighbourhood into one number, so that sampling a point takes one read.
 
-    The ring around the map has label 255 (ignored).
+    The padding has label 255 (ignored).
     """
     corners = _corners(jnp.pad(labels, 1, constant_values=255).astype(jnp.uint32))
     return functools.reduce(operator.or_, (corner << (8 * i) for i, corner in enumerate(corners)))
@@ -104,7 +104,7 @@ def pack_labels(labels: UInt8[Array, "h w"]) -> UInt32[Array, "h+1 w+1"]:
 def sample_label(
     packed: UInt32[Array, "h1 w1"], points: Float[Array, "n 2"], label: Int[Array, ""]
 ) -> Float[Array, " n"]:
-    """Samples the binary mask of the pixels with this label bilinearly, without making the mask.
+    """Sample the binary mask of one label bilinearly, without computing the mask.
 
     Args:
       packed: `pack_labels` of the label map.
@@ -112,7 +112,7 @@ def sample_label(
       label: below 255.
 
     Returns:
-      Share of each point's surroundings that has the label, in [0, 1].
+      The sampled value of the mask at each point, in [0, 1].
     """
     at = locate(points, packed.shape[0] - 1, packed.shape[1] - 1)
     gathered = packed.at[at.row, at.column].get(mode="promise_in_bounds")
@@ -121,5 +121,5 @@ def sample_label(
 
 
 def _corners(padded: Array) -> tuple[Array, Array, Array, Array]:
-    """The four pixels of each neighbourhood of a padded map."""
+    """Return the top left, top right, bottom left and bottom right pixels of all neighbourhoods of a padded map."""
     return padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]

@@ -1,4 +1,4 @@
-"""From Mask2Former's queries to a score of every class at every pixel ("semantic inference", arXiv 2112.01527)."""
+"""Class scores of every pixel from Mask2Former's queries ("semantic inference", arXiv 2112.01527)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from crossearth_jax.ops.resize import resize_bilinear
 def pixel_scores(
     class_logits: Float[Array, "*b q k1"], mask_logits: Float[Array, "*b q h w"], size: Sequence[int]
 ) -> Float[Array, "*b H W k"]:
-    """Sums over queries a class' probability times the query's mask, in [0, q]: neither a probability nor a logit.
+    """Sum class probability times mask probability over the queries.
+
+    A score is in [0, q]. It is neither a probability nor a logit.
 
     Args:
       class_logits: K + 1 per query, "no object" last.

@@ -1,4 +1,4 @@
-"""Selecting the smallest values without sorting."""
+"""Selection of the smallest values without sorting."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from jaxtyping import Array, Float
 
 
 def smallest(values: Float[Array, "*b n"], count: int) -> Float[Array, "*b n"]:
-    """Marks the `count` smallest values of each row.
+    """Mark the `count` smallest values of each row.
 
-    The limit is found bit by bit: non-negative floats are ordered as their bit patterns. That takes 31 sums over a
-    row, where a sort of thousands of values is slow on every device and takes a minute to compile for a TPU.
+    The largest selected value (the limit) is found bit by bit, since non-negative floats have the same order as their
+    bit patterns. That takes 31 sums over a row. A sort of thousands of values is slow on every device and takes a
+    minute to compile for a TPU.
 
     Args:
       values: non-negative float32, rows along the last axis. No gradient passes.
       count: how many to mark, at most the row's length.
 
     Returns:
-      Weights that add up to `count`: 1 below the limit and 0 above. Values that tie at the limit share what is left.
+      Weights that add up to `count` in each row: 1 below the limit, 0 above. Values equal to the limit share the rest
+      equally.
     """
     bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(values), jnp.int32)
 

@@ -11,10 +11,10 @@ from jaxtyping import Array, Float
 
 
 def sine_encoding(height: int, width: int, features: int) -> Float[Array, "h w c"]:
-    """Encodes row and column of every pixel, each in half of the features: rows first.
+    """Encode row and column of every pixel, rows in the first half of the features and columns in the second.
 
-    Positions run from 2 pi / n to 2 pi along an axis of n pixels (no half-pixel shift); sines and cosines
-    alternate, with wavelengths growing geometrically to 10000 times the first. Always float32.
+    Positions run from 2 pi / n to 2 pi along an axis of n pixels (no half-pixel shift). Sines and cosines alternate.
+    Their wavelengths grow geometrically from 2 pi towards 10000 times that. Always float32.
     """
     rows = repeat(_encode_axis(height, features // 2), "h c -> h w c", w=width)
     columns = repeat(_encode_axis(width, features // 2), "w c -> h w c", h=height)
