@@ -1,1 +1,1 @@
-"""Augmentations, pure and jitted: (key, sample) -> sample."""
+"""Augmentations on the accelerator, as pure functions that can be jitted."""

@@ -1,7 +1,7 @@
 """Random scale, class-balanced crop and flips, as one resampling of static shape.
 
-The reference resizes the whole image, cuts a box out of it and reverses its columns. Here the three only decide
-which positions of the resized image are wanted; `resampling` then computes those and no others.
+The reference resizes the whole image, crops it and reverses its columns. Here scale, crop and flips only determine
+which pixels of the resized image are needed, and `ops.opencv_resize` computes only those.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class GeometricDraws(NamedTuple):
 
     Attributes:
       scale: index into the scales.
-      boxes: first row and column of the candidate crops in the resized image; the last is never refused.
-      flip: whether columns are reversed.
-      vertical_flip: whether rows are reversed.
+      boxes: first row and column of the candidate crops in the resized image; the last one is always accepted.
+      flip: whether the columns are reversed.
+      vertical_flip: whether the rows are reversed.
     """
 
     scale: Int[Array, ""]
@@ -37,15 +37,15 @@ class GeometricDraws(NamedTuple):
 
 
 def resized_sizes(config: AugmentConfig, height: int, width: int) -> tuple[tuple[int, int], ...]:
-    """Returns the (height, width) that an image gets at each of the scales."""
+    """Return the (height, width) of the resized image at each of the scales."""
     shorts = [int(config.crop_size * scale + 1e-6) for scale in config.scales]
     longest = int(config.longest * config.crop_size)
     return tuple(opencv_resize.resized_size(height, width, short, longest) for short in shorts)
 
 
 def draw_geometric(config: AugmentConfig, key: Key[Array, ""], height: int, width: int) -> GeometricDraws:
-    """Draws scale, candidate boxes and flips for an image of the given size."""
-    # All from one call: on CPU every further call of the generator adds a second to the compilation.
+    """Draw scale, candidate boxes and flips for an image of the given size."""
+    # One draw for everything: on CPU every further draw adds a second to the compilation.
     uniform = jax.random.uniform(key, (3 + 2 * (config.crop_tries + 1),))
     scale, flip, vertical_flip = uniform[:3]
     corners = rearrange(uniform[3:], "(t yx) -> t yx", yx=2)
@@ -66,19 +66,19 @@ def geometric(
     label: UInt8[Array, "h w"],
     inside: Bool[Array, "h w"] | None = None,
 ) -> tuple[UInt8[Array, "s s 3"], UInt8[Array, "s s"], Bool[Array, "s s"]]:
-    """Resizes, crops and flips one example.
+    """Resize, crop and flip one sample.
 
-    A resized image smaller than the crop lies in its upper left corner.
+    A resized image that is smaller than the crop is placed in its upper left corner.
 
     Args:
-      config: sizes and shares.
+      config: sizes and limits.
       draws: the random choices.
       image: RGB.
-      label: classes, 255 = unlabelled.
-      inside: the rectangle of pixels that are not padding; None if there is none.
+      label: train ids, 255 = ignored.
+      inside: which pixels are not padding, a rectangle; None if there is no padding.
 
     Returns:
-      the image, the label (255 outside of the image) and a mask of the pixels inside of the image, again a rectangle.
+      The image, the label (255 in the padding) and which pixels are not padding, again a rectangle.
 
     Raises:
       UserError: `max_class_share` is one half or less.
@@ -91,7 +91,7 @@ def geometric(
     index = jnp.arange(config.crop_size)
     flips = (draws.vertical_flip, draws.flip)
     read = [jnp.where(flips[axis], crop[axis] - 1 - index, index) for axis in (0, 1)]
-    # Positions outside of the image are read somewhere inside and overwritten below.
+    # Positions outside the image are clipped to it; their labels are replaced below.
     read = [jnp.clip(corner[axis] + read[axis], 0, size[axis] - 1) for axis in (0, 1)]
     rows, columns = zip(tables, read, strict=True)
     within = [index < crop[axis] for axis in (0, 1)]
@@ -111,10 +111,13 @@ def choose_box(
     crop: Int[Array, " 2"],
     label: UInt8[Array, "h w"],
 ) -> Int[Array, " 2"]:
-    """Returns the first candidate box in which no class covers too much, else the last one.
+    """Return the first candidate box in which every class covers less than `max_class_share`, else the last box.
 
-    The share is that of the labelled pixels, and the bound itself is refused. A box with fewer than two classes
-    is refused too: there one class covers everything.
+    Shares are of the labelled pixels. A box with fewer than two classes is not accepted, since one class covers all of
+    its labelled pixels or it has none. With a `max_class_share` of 1 or more the first box is always accepted.
+
+    Raises:
+      UserError: `max_class_share` is one half or less.
     """
     if config.max_class_share >= 1:
         return draws.boxes[0]
@@ -133,19 +136,23 @@ def choose_box(
 def largest_class(
     rows: Float32[Array, "t h"], columns: Float32[Array, "t w"], label: UInt8[Array, "h w"]
 ) -> tuple[Float32[Array, " t"], Float32[Array, " t"]]:
-    """Counts, per box, the pixels of its majority class (0 to half of them if there is none) and the labelled ones.
+    """Count the pixels of the majority class of each box, and its labelled pixels.
 
-    A class that covers more than half of the pixels also wins the vote on each of its eight bits. So the candidate
-    is found with nine counts, however many classes there are.
+    A class with more than half of the labelled pixels also has the majority in each of the eight bits of the label. So
+    nine counts are enough to find it, however many classes there are. If there is no such class, the first result is
+    the count of an arbitrary class: at most half of the labelled pixels.
 
     Args:
-      rows: how often each row of the label is read by each box.
+      rows: how often each box reads each row of the label.
       columns: the same for the columns.
-      label: classes, 255 = unlabelled.
+      label: train ids, 255 = ignored.
+
+    Returns:
+      Count of the majority class and count of labelled pixels, per box.
     """
     bits = (label[..., None] >> jnp.arange(8, dtype=jnp.uint8)) & 1
     planes = jnp.append(bits, jnp.ones_like(bits[..., :1]), axis=-1) * (label != IGNORE)[..., None]
-    # Counts are whole numbers below 2^24: exact in float32, but not in what an accelerator multiplies by default.
+    # Counts are integers below 2^24: exact in float32, but not at an accelerator's default precision.
     lines = jnp.einsum("th,hwp->twp", rows, planes.astype(jnp.float32), precision="highest")
     votes = jnp.einsum("twp,tw->tp", lines, columns, precision="highest")
     labelled = votes[:, 8]

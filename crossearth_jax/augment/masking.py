@@ -1,7 +1,7 @@
-"""Random block masks: which blocks of an image stay, and which are replaced.
+"""Random block masks: which blocks of an image are kept and which are replaced.
 
-A coarse grid of uniform noise is compared with a ratio and enlarged to the image by nearest neighbour. The same
-function makes the content mask of masked image modelling and the style mask of Earth-Style Injection.
+A coarse grid of uniform noise is compared with a ratio and enlarged to the image by nearest neighbour. The content mask
+of masked image modelling and the style mask of Earth-Style Injection are drawn by the same function.
 """
 
 from __future__ import annotations
@@ -13,19 +13,22 @@ from jaxtyping import Array, Bool, Float, Key
 
 from crossearth_jax.config import MimTaskConfig, UserError
 
-FULL_CROP = 512  # crops of this side and larger use the configured block size as it is
+FULL_CROP = 512  # pixels; crops of this side and larger use the configured block size unchanged
 
 
 def scaled_block(block_size: int, crop_size: int) -> int:
-    """Returns the block size for a crop: in proportion below 512 pixels, so that small crops keep an 8 x 8 grid."""
+    """Return the block size for a crop, scaled down in proportion for crops below 512 pixels.
+
+    So with blocks of 64 pixels small crops keep a grid of 8 x 8 blocks.
+    """
     return max(1, round(block_size * min(crop_size, FULL_CROP) / FULL_CROP))
 
 
 def grid_shape(height: int, width: int, block: int) -> tuple[int, int]:
-    """Returns the (rows, columns) of blocks in an image; halves go to the even number, as in the reference.
+    """Return the (rows, columns) of blocks in an image; halves are rounded to the even number, as in the reference.
 
     Raises:
-      UserError: a side is at most half a block, which would leave no block.
+      UserError: a side is at most half a block, so there would be no block.
     """
     rows, columns = round(height / block), round(width / block)
     if rows == 0 or columns == 0:
@@ -38,13 +41,13 @@ def grid_shape(height: int, width: int, block: int) -> tuple[int, int]:
 def block_mask(
     noise: Float[Array, "*b rows columns"], ratio: float, height: int, width: int
 ) -> Bool[Array, "*b {height} {width}"]:
-    """Keeps the blocks whose noise is above the ratio, in float32; True = kept.
+    """Keep the blocks whose noise is above the ratio, compared in float32; True = kept.
 
     Args:
       noise: uniform in [0, 1), one number per block.
       ratio: expected share of blocks that are not kept.
       height: of the mask; its row i belongs to grid row floor(i * rows / height).
-      width: of the mask.
+      width: of the mask; its columns likewise.
     """
     rows, columns = noise.shape[-2:]
     kept = noise > jnp.float32(ratio)
@@ -55,7 +58,7 @@ def block_mask(
 def random_block_masks(
     key: Key[Array, ""], ratio: float, block: int, batch: tuple[int, ...], height: int, width: int
 ) -> Bool[Array, "*b {height} {width}"]:
-    """Draws one block mask per image of a batch (one or more leading axes); True = kept."""
+    """Draw one block mask per image of a batch (one or more leading axes); True = kept."""
     noise = jax.random.uniform(key, (*batch, *grid_shape(height, width, block)))
     return block_mask(noise, ratio, height, width)
 
@@ -67,14 +70,14 @@ def content_mask(
     token: Float[Array, "t t 3"],
     inside: Bool[Array, "b h w"] | None = None,
 ) -> Float[Array, "b h w 3"]:
-    """Replaces random blocks of normalised images by the learnable pixel token, cropped to the image.
+    """Replace random blocks of normalised images by the learnable pixel mask token, cropped to the image.
 
     Args:
       config: share and size of the blocks.
-      key: of this step.
+      key: random key.
       images: normalised.
-      token: at least as large as the images.
-      inside: pixels that are not padding; padding stays as it is. None: all.
+      token: the pixel mask token, at least as large as the images.
+      inside: which pixels are not padding; padding is not replaced. None: all.
 
     Raises:
       UserError: the images are larger than the token.

@@ -1,8 +1,9 @@
-"""Photometric distortion on 8-bit images: brightness, contrast, saturation and hue, as mmsegmentation does it.
+"""Photometric distortion of 8-bit images: brightness, contrast, saturation and hue, as in mmsegmentation.
 
-Every step ends in whole numbers 0..255, truncated, since the reference stores 8 bit in between. Saturation and
-hue each go to HSV and back on their own, which alone changes most colours by a level or more; so it happens only
-when the coin says so. Colours are RGB; the two conversions reproduce OpenCV's, whose vector part truncates.
+Every change truncates its result to whole numbers 0..255, since the reference stores 8-bit images in between. The
+changes of saturation and hue each convert to HSV and back. This conversion alone changes most colours by a level or
+more, so it is applied only to images whose saturation or hue is changed. Colours are RGB; the two conversions reproduce
+OpenCV's, whose vectorised code truncates.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, Shaped, UInt
 from crossearth_jax.config import AugmentConfig
 
 HUES = 180  # OpenCV's 8-bit hue counts steps of two degrees
-_FIXED = 12  # fractional bits of OpenCV's integer division tables
+_FIXED = 12  # fractional bits in OpenCV's integer division tables
 
 
 class PhotometricDraws(NamedTuple):
@@ -25,7 +26,7 @@ class PhotometricDraws(NamedTuple):
     Attributes:
       brightness: added to every value; 0 changes nothing.
       contrast: factor on every value; 1 changes nothing.
-      contrast_first: whether contrast comes before the colour steps or after them.
+      contrast_first: whether contrast is changed before saturation and hue, or after them.
       saturate: whether the saturation is changed, by the factor `saturation`.
       rotate: whether the hue is changed, by `hue` steps of two degrees.
     """
@@ -40,7 +41,7 @@ class PhotometricDraws(NamedTuple):
 
 
 def draw_photometric(config: AugmentConfig, key: Key[Array, ""]) -> PhotometricDraws:
-    """Draws each of the four changes with probability one half, and the place of the contrast."""
+    """Draw which of the four changes are made (each with probability one half), by how much, and the order."""
     coins, (brightness, contrast, _, saturation, hue) = jax.random.uniform(key, (2, 5))
     coins = coins < 0.5
     return PhotometricDraws(
@@ -59,7 +60,7 @@ def _between(low: float, high: float, uniform: Float[Array, ""]) -> Float[Array,
 
 
 def photometric(draws: PhotometricDraws, image: UInt8[Array, "h w 3"]) -> UInt8[Array, "h w 3"]:
-    """Applies the drawn changes in the order brightness, contrast (or last), saturation, hue."""
+    """Apply the drawn changes: brightness, contrast (here or last), saturation, hue."""
     values = _truncate(image + draws.brightness)
     values = jnp.where(draws.contrast_first, _truncate(values * draws.contrast), values)
     values = jnp.where(draws.saturate, scale_saturation(values, draws.saturation), values)
@@ -69,19 +70,19 @@ def photometric(draws: PhotometricDraws, image: UInt8[Array, "h w 3"]) -> UInt8[
 
 
 def scale_saturation(image: Int32[Array, "h w 3"], factor: Float[Array, ""]) -> Int32[Array, "h w 3"]:
-    """Multiplies the saturation of an image with values 0..255."""
+    """Multiply the saturation of an RGB image with values 0..255."""
     hue, saturation, value = jnp.moveaxis(rgb_to_hsv(image), -1, 0)
     return hsv_to_rgb(jnp.stack([hue, _truncate(saturation * factor), value], axis=-1))
 
 
 def rotate_hue(image: Int32[Array, "h w 3"], steps: Int[Array, ""]) -> Int32[Array, "h w 3"]:
-    """Adds steps of two degrees to the hue of an image with values 0..255."""
+    """Add steps of two degrees to the hue of an RGB image with values 0..255."""
     hue, saturation, value = jnp.moveaxis(rgb_to_hsv(image), -1, 0)
     return hsv_to_rgb(jnp.stack([_wrap(hue + steps, HUES), saturation, value], axis=-1))
 
 
 def _wrap(values: Shaped[Array, "*s"], period: int) -> Shaped[Array, "*s"]:
-    """Brings values at most one period off back into 0 to period; a real modulo costs ten times as much."""
+    """Wrap values in [-period, 2 period) into [0, period); a general modulo takes ten times as long."""
     return jnp.where(values < 0, values + period, jnp.where(values >= period, values - period, values))
 
 
@@ -90,7 +91,7 @@ def _truncate(values: Float[Array, "*s"]) -> Int32[Array, "*s"]:
 
 
 def rgb_to_hsv(image: Int32[Array, "*s 3"]) -> Int32[Array, "*s 3"]:
-    """Converts RGB 0..255 to hue 0..179, saturation and value 0..255, to the bit as OpenCV does."""
+    """Convert RGB 0..255 to hue 0..179, saturation and value 0..255, bit for bit as OpenCV."""
     red, green, blue = jnp.moveaxis(image, -1, 0)
     value = jnp.max(image, axis=-1)
     spread = value - jnp.min(image, axis=-1)
@@ -105,17 +106,18 @@ def rgb_to_hsv(image: Int32[Array, "*s 3"]) -> Int32[Array, "*s 3"]:
 
 
 def _divide(numerator: Int32[Array, "*s"], scale: int, denominator: Int32[Array, "*s"]) -> Int32[Array, "*s"]:
-    """Returns numerator * scale / denominator (0 where that is 0) by a reciprocal rounded to 12 fractional bits."""
-    # The quotient stays an eighth of its last bit away from a tie: an accelerator's inexact division is enough.
+    """Return numerator * scale / denominator, by a reciprocal rounded to 12 fractional bits; 0 if denominator is 0."""
+    # Every quotient is at least 4 units in the last place (float32) away from a rounding tie, so an accelerator's
+    # inexact division gives the same result.
     reciprocal = jnp.round((scale << _FIXED) / jnp.maximum(denominator, 1).astype(jnp.float32))
     product = numerator * jnp.where(denominator == 0, 0, reciprocal).astype(jnp.int32)
     return (product + (1 << (_FIXED - 1))) >> _FIXED
 
 
 def hsv_to_rgb(image: Int32[Array, "*s 3"]) -> Int32[Array, "*s 3"]:
-    """Converts hue 0..179, saturation and value 0..255 to RGB 0..255, truncating in float32 as OpenCV does.
+    """Convert hue 0..179, saturation and value 0..255 to RGB 0..255, in float32 and truncated as in OpenCV.
 
-    A compiler that fuses a multiplication with an addition changes one colour in 250 by one level.
+    Where the compiler fuses multiplications with additions, one colour in 250 differs by one level.
     """
     hue, saturation, value = jnp.moveaxis(image.astype(jnp.float32), -1, 0)
     saturation, value = saturation * jnp.float32(1 / 255), value * jnp.float32(1 / 255)
@@ -127,7 +129,7 @@ def hsv_to_rgb(image: Int32[Array, "*s 3"]) -> Int32[Array, "*s 3"]:
     rising = value * (1 - saturation * (1 - fraction))
 
     def channel(shift: int) -> Float32[Array, "*s"]:
-        # All channels follow one curve around the colour circle, two sectors apart.
+        # All channels are the same function of the hue, shifted by two of the six sectors.
         place = _wrap(sector + shift, 6)
         outer = jnp.where(place == 1, falling, jnp.where(place == 4, rising, low))
         return jnp.where((place == 0) | (place == 5), value, outer)

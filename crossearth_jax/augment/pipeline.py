@@ -1,7 +1,7 @@
-"""The augmentations of a training batch, on the accelerator, one sample at a time.
+"""The augmentations of a training batch, on the accelerator; every sample is augmented independently.
 
-Every augmentation has a name, and its key is the sample's key folded with that name: switching one off does not
-change the noise of the others.
+Every augmentation has a name, which is folded into the sample's random key. So if one augmentation is switched off, the
+random choices of the others stay the same.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from crossearth_jax.runtime import parallel
 
 
 class Sample(NamedTuple):
-    """One image with its labels, and the pixels that belong to it (the others are padding)."""
+    """An image, its labels, and which pixels are inside the image (the others are padding)."""
 
     image: UInt8[Array, "h w 3"]
     label: UInt8[Array, "h w"]
@@ -30,12 +30,12 @@ class Sample(NamedTuple):
 
 
 def named_key(key: Key[Array, ""], name: str) -> Key[Array, ""]:
-    """Derives the key of the consumer with this name."""
+    """Derive a key for the augmentation of this name."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
 def fill_padding(sample: Sample) -> Float32[Array, "h w 3"]:
-    """Returns the image with the mean colour as padding, which normalisation turns into zeros."""
+    """Return the image with its padding in ImageNet's mean colour, which normalisation turns into zeros."""
     return jnp.where(sample.inside[..., None], sample.image.astype(jnp.float32), MEAN)
 
 
@@ -46,7 +46,7 @@ def augment_sample(
     label: UInt8[Array, "h w"],
     size: Int[Array, " 2"],
 ) -> tuple[Float32[Array, "s s 3"], UInt8[Array, "s s"], Bool[Array, "s s"]]:
-    """Resizes, crops and flips one sample, then changes its colours; see `augment`."""
+    """Resize, crop and flip one sample, then distort its colours; see `augment`."""
     rows, columns = (jnp.arange(length) < filled for length, filled in zip(label.shape, size, strict=True))
     sample = Sample(image, label, rows[:, None] & columns)
     draws = draw_geometric(config, named_key(key, "geometric"), *label.shape)
@@ -64,20 +64,20 @@ def augment(
     labels: UInt8[Array, "b h w"],
     sizes: Int[Array, "b 2"] | None = None,
 ) -> tuple[Float32[Array, "b s s 3"], UInt8[Array, "b s s"], Bool[Array, "b s s"]]:
-    """Augments a batch (paper's recipe: scale 0.5 to 2, balanced crop, flip, photometric distortion).
+    """Augment a batch (the paper's recipe: scale 0.5 to 2, balanced crop, flip, photometric distortion).
 
-    The result depends on the key and on the place in the batch, not on how the batch is sharded.
+    The result depends on the key and on the position in the batch, but not on how the batch is sharded.
 
     Args:
       config: sizes and strengths.
-      key: of this step.
-      images: RGB tiles of one static size.
-      labels: classes, 255 = unlabelled.
-      sizes: (height, width) that each image takes of its tile, from the upper left corner; None: all of it.
+      key: random key.
+      images: RGB, padded to one static size.
+      labels: train ids, 255 = ignored.
+      sizes: (height, width) of each image without its padding, from the upper left corner; None: no padding.
 
     Returns:
-      images on the 0..255 scale, whole numbers, padding in the mean colour (0 after `normalize`); labels, 255 in
-      the padding; which pixels, a rectangle, are not padding.
+      Images on the 0..255 scale with whole numbers, and padding in the mean colour (0 after `normalize`); labels, 255
+      in the padding; which pixels are not padding, a rectangle per image.
 
     Raises:
       UserError: `config.max_class_share` is one half or less.

@@ -1,11 +1,11 @@
-"""Appearance shifts: what haze, light, season, sensor, compression, resolution and shadow do to an image's colours.
+"""Appearance shifts: simulated changes of haze, light, season, sensor, compression, resolution and shadow.
 
-Each shift is a pure function of RGB images, 8-bit or float on the 0..255 scale, and of one number with a unit. `SHIFTS`
-names them and gives each of the five strengths a number. Results are float32 in [0, 255]. Labels stay true, since
-nothing moves: a model that is scored on shifted images of a domain shows how robust it is without a second set of
-labels (`inference.robustness`).
+Each shift is a pure function of RGB images (8-bit or float on the 0..255 scale) and one number with a unit. `SHIFTS`
+gives each shift a name and a number for each of five strengths. Results are float32 in [0, 255]. Since no pixel moves,
+the labels stay valid. So the robustness of a model can be measured on shifted images of a domain without further labels
+(`inference.robustness`).
 
-Colours are changed as they are stored, gamma-encoded; where a formula belongs to linear light this is an approximation.
+Formulas are applied to the stored, gamma-encoded values. For formulas of linear light this is an approximation.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ Images = Shaped[Array, "b h w 3"]  # uint8, or float in [0, 255]
 Shifted = Float32[Array, "b h w 3"]
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601 weights of red, green and blue
-AIRLIGHT = np.array([222.0, 228.0, 236.0], np.float32)  # colour of haze without end
+AIRLIGHT = np.array([222.0, 228.0, 236.0], np.float32)  # colour of haze of infinite depth
 WAVELENGTHS = np.array([650.0, 550.0, 450.0], np.float32)  # nm, of red, green and blue
-ANGSTROM_EXPONENT = 1.3  # how fast scattering by continental aerosol grows towards short waves
+ANGSTROM_EXPONENT = 1.3  # of continental aerosol: scattering is proportional to wavelength^-1.3
 STRAW = np.array([1.25, 1.0, 0.6], np.float32)  # dry vegetation, relative to its brightness
-GREENNESS = 40.0  # levels of green above red and blue at which a pixel counts wholly as vegetation
-SKYLIGHT = np.array([0.9, 1.0, 1.25], np.float32)  # of a shadow, which only the blue sky lights; relative to green
-SHADOW_GRID = 5  # random numbers along each side of an image: the size of shadows
-SHADOW_SHARE = 0.4  # of the image that shadows cover
-SHADOW_EDGE = 0.3  # deviations of the field over which a shadow begins: soft edges
+GREENNESS = 40.0  # levels of green above red and blue at which a pixel is fully vegetation
+SKYLIGHT = np.array([0.9, 1.0, 1.25], np.float32)  # light in shadows, which comes from the blue sky; relative to green
+SHADOW_GRID = 5  # random numbers along each side of an image; sets the size of shadows
+SHADOW_SHARE = 0.4  # share of the image that shadows cover
+SHADOW_EDGE = 0.3  # width of the soft edge of a shadow, in standard deviations of the random field
 
 # Quantisation tables of Annex K of the JPEG standard, for quality 50.
 LUMINANCE_TABLE = np.array([
@@ -53,16 +53,16 @@ CHROMINANCE_TABLE = np.array([
 class Shift:
     """A kind of shift and its five strengths."""
 
-    parameter: str  # what the numbers are, with their unit
-    values: tuple[float, float, float, float, float]  # of strengths 1 to 5
-    apply: Callable[[Images, float, Key[Array, ""]], Shifted]  # of images, a number and a key for what is random
+    parameter: str  # meaning and unit of the numbers
+    values: tuple[float, float, float, float, float]  # for strengths 1 to 5
+    apply: Callable[[Images, float, Key[Array, ""]], Shifted]  # arguments: images, number, random key
 
 
 def haze(images: Images, depth: float) -> Shifted:
-    """Adds haze by the scattering model I = J t + A (1 - t), with A = `AIRLIGHT`.
+    """Add haze by the scattering model I = J t + A (1 - t), with A = `AIRLIGHT`.
 
     Args:
-      images: J, without haze.
+      images: the images J without haze.
       depth: optical depth at 550 nm; the transmission t of a band at wavelength w is exp(-depth (w / 550 nm)^-1.3).
     """
     transmission = np.exp(-depth * (WAVELENGTHS / 550) ** -ANGSTROM_EXPONENT)
@@ -70,12 +70,12 @@ def haze(images: Images, depth: float) -> Shifted:
 
 
 def warm(images: Images, change: float) -> Shifted:
-    """Lets a low sun colour the light: red times 1 + change / 2, blue times 1 - change."""
+    """Apply the warm light of a low sun: multiply red by 1 + change / 2 and blue by 1 - change."""
     return _gains(images, (1 + change / 2, 1.0, 1 - change))
 
 
 def cold(images: Images, change: float) -> Shifted:
-    """Lets the sky colour the light: red times 1 - change, blue times 1 + change / 2."""
+    """Apply the cold light of the sky: multiply red by 1 - change and blue by 1 + change / 2."""
     return _gains(images, (1 - change, 1.0, 1 + change / 2))
 
 
@@ -84,16 +84,16 @@ def _gains(images: Images, gains: tuple[float, float, float]) -> Shifted:
 
 
 def luma(images: Images) -> Float32[Array, "b h w 1"]:
-    """Brightness of pixels, 0..255."""
-    # Sums, not a matrix product, which a TPU would round to bfloat16.
+    """Return the brightness of pixels, 0..255."""
+    # A sum, because a TPU would round the inputs of a matrix product to bfloat16.
     return (images.astype(jnp.float32) * LUMA).sum(-1, keepdims=True)
 
 
 def dry(images: Images, share: float) -> Shifted:
-    """Dries vegetation: green pixels move by a share towards straw of the same brightness.
+    """Dry the vegetation: move the colour of green pixels towards straw by a share.
 
-    Straw has the brightness in green, 1.25 times that in red and 0.6 times that in blue. A pixel counts as vegetation
-    from 0 (green not above red and blue) to 1 (40 levels above both).
+    Straw is `STRAW` times the pixel's brightness: 1.25 in red, 1 in green, 0.6 in blue. The share is multiplied by the
+    degree of vegetation, which grows from 0 (green not above red and blue) to 1 (40 levels above both).
     """
     values = images.astype(jnp.float32)
     green = values[..., 1:2] - jnp.maximum(values[..., :1], values[..., 2:])
@@ -102,49 +102,49 @@ def dry(images: Images, share: float) -> Shifted:
 
 
 def winter(images: Images, share: float) -> Shifted:
-    """Takes a share of the colours away, and with them light: a low sun and no leaves.
+    """Simulate winter (low sun, no leaves): reduce saturation and brightness.
 
-    The saturation falls by the share, the brightness by a third of it in red, 0.3 in green and 0.2 in blue.
+    The saturation falls by the share, the brightness by 1/3 of the share in red, 0.3 of it in green and 0.2 in blue.
     """
     dimmed = saturation(images, 1 - share) * (1 - share * np.array([1 / 3, 0.3, 0.2], np.float32))
     return jnp.clip(dimmed, 0, 255)
 
 
 def saturation(images: Images, factor: float) -> Shifted:
-    """Multiplies the distance of colours from grey of the same brightness; 0 is a grey image."""
+    """Multiply the difference between each colour and grey of the same brightness; 0 gives a grey image."""
     grey = luma(images)
     return jnp.clip(grey + factor * (images.astype(jnp.float32) - grey), 0, 255)
 
 
 def bands(images: Images, share: float) -> Shifted:
-    """Mixes red and blue: each takes this share of the other; 1 swaps them, as a wrong order of bands does."""
+    """Mix red and blue: each takes this share from the other; 1 swaps them, as a wrong band order does."""
     values = images.astype(jnp.float32)
     return values + share * (values[..., ::-1] - values)
 
 
 def gamma(images: Images, exponent: float) -> Shifted:
-    """Bends the sensor's response: 255 (x / 255)^exponent; above 1 it darkens, below it brightens."""
+    """Change the sensor's response curve to 255 (x / 255)^exponent: above 1 darkens the image, below 1 brightens it."""
     return 255 * (images.astype(jnp.float32) / 255) ** exponent
 
 
 def blur(images: Images, factor: float) -> Shifted:
-    """Shows the ground at a pixel size `factor` times as large: averaged over areas, enlarged bilinearly."""
+    """Simulate a ground resolution `factor` times coarser: average areas, then enlarge bilinearly to the old size."""
     height, width = images.shape[1:3]
     small = resize_area(images.astype(jnp.float32), (max(1, round(height / factor)), max(1, round(width / factor))))
     return resize_bilinear(small, (height, width))
 
 
 def shadow(images: Images, light: float, key: Key[Array, ""]) -> Shifted:
-    """Lays soft shadows of clouds over 40 % of each image.
+    """Add soft cloud shadows that cover 40 % of each image.
 
-    A shadow is where a smooth random field (normal numbers on a grid of 5 x 5, interpolated bilinearly) is high. Its
-    edge is soft: the shadow deepens over 0.3 deviations of the field.
+    Shadows are where a smooth random field (normal numbers on a grid of 5 x 5, interpolated bilinearly) is high. Their
+    edges are soft: the shadow deepens while the field rises by 0.3 standard deviations.
 
     Args:
       images: without shadows.
-      light: share of the light left in the middle of a shadow, in green; skylight is bluer: 0.9 of it in red, 1.25 in
-        blue, at most 1.
-      key: of the fields.
+      light: share of the light that remains in the middle of a shadow, in green. It is 0.9 times this in red and 1.25
+        times in blue (at most 1), since skylight is bluer.
+      key: random key of the fields.
     """
     height, width = images.shape[1:3]
     fields = jax.random.normal(key, (len(images), SHADOW_GRID, SHADOW_GRID, 1))
@@ -157,14 +157,15 @@ def shadow(images: Images, light: float, key: Key[Array, ""]) -> Shifted:
 
 
 def jpeg(images: Images, quality: int, *, subsampling: bool = True) -> Shifted:
-    """Compresses as baseline JPEG and decompresses; whole numbers.
+    """Simulate compression to baseline JPEG and decompression; results are whole numbers.
 
-    Quantisation of 8 x 8 cosine transforms by the standard's tables, scaled to a quality as libjpeg does.
+    The cosine transforms of blocks of 8 x 8 pixels are quantised by the tables of the standard, scaled to the quality
+    as in libjpeg.
 
     Args:
       images: RGB.
       quality: 1 to 100.
-      subsampling: halve the resolution of the two colour-difference channels (4:2:0), as most programs do.
+      subsampling: whether to halve the resolution of the two chroma channels (4:2:0), as most programs do.
     """
     values = jnp.round(images.astype(jnp.float32))
     height, width = values.shape[1:3]
@@ -190,14 +191,14 @@ def jpeg(images: Images, quality: int, *, subsampling: bool = True) -> Shifted:
 
 
 def quantisation(table: np.ndarray, quality: int) -> Float[np.ndarray, "8 8"]:
-    """A table of quality 50 at another quality, in libjpeg's whole numbers."""
+    """Scale a quantisation table of quality 50 to another quality, in libjpeg's integer arithmetic."""
     scale = 5000 // quality if quality < 50 else 200 - 2 * quality
     return np.clip((table * scale + 50) // 100, 1, 255).astype(np.float32)
 
 
 def _through_blocks(channels: Float32[Array, "b h w c"], table: np.ndarray) -> Float32[Array, "b h w c"]:
-    """Channels 0..255 with the cosine transforms of their blocks of 8 x 8 rounded to multiples of the table."""
-    # Orthonormal, which for 8 x 8 is the standard's scale: row u of the matrix is the cosine of frequency u.
+    """Round the cosine transforms of the 8 x 8 blocks of channels 0..255 to multiples of the table."""
+    # Row u is the cosine of frequency u. The matrix is orthonormal, which for 8 x 8 is the scale of the JPEG standard.
     places = np.arange(8)
     matrix = np.cos(np.pi * (2 * places + 1) * places[:, None] / 16) / 2
     matrix[0] /= np.sqrt(2)
@@ -205,7 +206,7 @@ def _through_blocks(channels: Float32[Array, "b h w c"], table: np.ndarray) -> F
     blocks = rearrange(channels, "b (y p) (x q) c -> b y x c p q", p=8, q=8) - 128
     frequencies = jnp.einsum("up,...pq,vq->...uv", matrix, blocks, matrix, precision="highest")
     steps = frequencies / table
-    # Halves away from zero, as libjpeg: sums of whole numbers over 8 meet them often.
+    # Halves are rounded away from zero, as in libjpeg. They are frequent: many coefficients are integers over 8.
     rounded = jnp.sign(steps) * jnp.floor(jnp.abs(steps) + 0.5) * table
     decoded = jnp.einsum("up,...uv,vq->...pq", matrix, rounded, matrix, precision="highest") + 128
     decoded = jnp.clip(jnp.round(decoded), 0, 255)
@@ -213,7 +214,7 @@ def _through_blocks(channels: Float32[Array, "b h w c"], table: np.ndarray) -> F
 
 
 def _fixed(function: Callable[[Images, float], Shifted]) -> Callable[[Images, float, Key[Array, ""]], Shifted]:
-    """A shift without anything random, under the signature of those with."""
+    """Give a shift without random choices the signature of `Shift.apply`."""
     return lambda images, value, _: function(images, value)
 
 
@@ -238,6 +239,6 @@ SHIFTS: Mapping[str, Shift] = {
 
 
 def shifted(name: str, images: Images, strength: int, key: Key[Array, ""]) -> UInt8[Array, "b h w 3"]:
-    """Applies a shift of `SHIFTS` at a strength from 1 to 5, rounded to 8 bits; key: of what is random in it."""
+    """Apply a shift of `SHIFTS` at a strength from 1 to 5, rounded to 8 bits; `key` is for its random choices."""
     shift = SHIFTS[name]
     return jnp.round(shift.apply(images, shift.values[strength - 1], key)).astype(jnp.uint8)

@@ -1,14 +1,14 @@
-"""Earth-Style Injection: parts of some training images are redrawn in a style sampled from Earth imagery.
+"""Earth-Style Injection: parts of some training images get a style sampled from a distribution of Earth imagery.
 
-An image's own style code is mixed with a code drawn from a Gaussian, the image is redrawn in the mixed style, and
-random blocks take the redrawn pixels. The network that reads and draws styles is passed in (`StyleBackend`).
+The style code of an image is mixed with a code drawn from a Gaussian, a style transfer network redraws the image in the
+mixed style, and random blocks of the image are replaced by the redrawn pixels. The network is an argument
+(`StyleBackend`).
 
-The network blurs what it draws. `StyleConfig.detail` says how much of the drawn image a restyled pixel takes
-(`redraw`).
+The network blurs images. `StyleConfig.detail` says how much of its output a restyled pixel takes (see `redraw`).
 
-Only the share of the batch that is restyled goes through that network: every data shard restyles the same number
-of its images, `floor(p s)` or one more by a coin that all shards share. So the expectation is exactly the
-probability p per image, no image changes device, and no shard waits for another.
+Only the images that are restyled go through the network. Every data shard of s images restyles the same number of them:
+`floor(p s)`, or one more, by one random choice for all shards. So every image is restyled with exactly the probability
+p, no image changes device, and no shard waits for another.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from crossearth_jax.ops.resize import resize_area, resize_bilinear
 from crossearth_jax.runtime import parallel
 
 Params = Mapping[str, jax.Array]
-Stylize = Callable[[Float32[Array, "b h w 3"], Float[Array, "b k"]], Float32[Array, "b h w 3"]]  # of images, codes
+Stylize = Callable[[Float32[Array, "b h w 3"], Float[Array, "b k"]], Float32[Array, "b h w 3"]]  # (images, codes)
 
-DRAW_SCALES = {"low": 0.5, "scaled": 2.0}  # of `StyleConfig.detail`, where `StyleConfig.draw_scale` is None
+DRAW_SCALES = {"low": 0.5, "scaled": 2.0}  # by `StyleConfig.detail`; used if `StyleConfig.draw_scale` is None
 
 
 @runtime_checkable
 class Injection(Protocol):
-    """Earth-Style Injection as a training step calls it."""
+    """Earth-Style Injection in the form in which the training step calls it."""
 
     def __call__(
         self,
@@ -47,13 +47,13 @@ class Injection(Protocol):
         inside: Bool[Array, "b h w"] | None = None,
         /,
     ) -> tuple[Float32[Array, "b h w 3"], Bool[Array, " b"]]:
-        """Returns the images, some of them restyled, and which those are.
+        """Restyle some of the images; return all images, and which are restyled.
 
         Args:
-          params: of the style network (`style/…`), beside others.
-          key: of this step.
+          params: parameters of the style network (`style/…`); others are ignored.
+          key: random key.
           images: normalised.
-          inside: the rectangle of pixels of each image that are not padding; None if there is none.
+          inside: which pixels of each image are not padding, a rectangle; None if there is no padding.
         """
         ...
 
@@ -63,25 +63,25 @@ class StyleBackend(Protocol):
     """A style network without its parameters; images are in [0, 1]."""
 
     def encode(self, params: Params, images: Float[Array, "b h w 3"]) -> Float[Array, "b k"]:
-        """Reads the style codes of images."""
+        """Compute the style codes of images."""
         ...
 
     def stylize(
         self, params: Params, images: Float[Array, "b h w 3"], codes: Float[Array, "b k"]
     ) -> Float[Array, "b h w 3"]:
-        """Redraws images in the styles of the codes."""
+        """Redraw images in the styles of the codes."""
         ...
 
 
 class StyleStatistics(NamedTuple):
-    """The distribution of the codes of Earth imagery: covariance = factor @ factor.T."""
+    """Gaussian distribution of style codes, with covariance = factor @ factor.T."""
 
     mean: Float[np.ndarray, " k"]
     factor: Float[np.ndarray, "k k"]
 
 
 class StyleDraws(NamedTuple):
-    """The random choices for a batch: standard normal codes, and the pixels that keep the original."""
+    """The random choices for a batch: standard normal numbers, and which pixels keep the original image."""
 
     noise: Float[Array, "*b k"]
     kept: Bool[Array, "*b h w"]
@@ -90,17 +90,17 @@ class StyleDraws(NamedTuple):
 def style_injection(
     config: StyleConfig, backend: StyleBackend, statistics: StyleStatistics, shards: int = 1
 ) -> Injection:
-    """Builds the injection. No gradient flows into the style network.
+    """Build the injection. No gradient flows into the style network.
 
-    Padding has no style: for the network it is filled with the mirrored image, and then left as it is.
-    `config.literal` restyles it, as the reference does.
+    Padding must not influence the style. So it is filled with the mirrored image as input of the network, and the
+    padding of the result is that of the original image. With `config.literal` padding is restyled, as in the reference.
 
     Args:
-      config: probability, mixing share, mask ratio, block size; `literal` chooses the reference's behaviour.
+      config: probability, mixing share, mask ratio, block size; `literal` selects the reference's behaviour.
       backend: the style network.
-      statistics: of that network's codes.
-      shards: number of equal parts of the batch that choose their images on their own; at least the number of
-        pieces the batch is sharded into, so that no image changes device.
+      statistics: distribution of this network's codes.
+      shards: number of equal parts of the batch that choose their restyled images independently. It must be a multiple
+        of the number of data shards, so that no image changes device.
 
     Raises:
       UserError: the probability is outside [0, 1].
@@ -122,13 +122,15 @@ def inject(
     images: Float32[Array, "b h w 3"],
     inside: Bool[Array, "b h w"] | None = None,
 ) -> tuple[Float32[Array, "b h w 3"], Bool[Array, " b"]]:
-    """Restyles each image with the configured probability and normalises the result again.
+    """Restyle each image with the configured probability and normalise the result again.
 
     Raises:
-      UserError: the batch does not divide into the shards.
+      UserError: the batch size is not divisible by the number of shards.
     """
     if len(images) % shards:
-        raise UserError(f"a batch of {len(images)} images does not divide into {shards} data shards")
+        raise UserError(
+            f"a batch of {len(images)} images is not divisible by {shards} data shards; choose a multiple of {shards}"
+        )
     size, height, width = len(images) // shards, *images.shape[1:3]
     always, remainder = divmod(round(config.probability * size, 9), 1)
     fewest, most = int(always), int(always) + (remainder > 0)
@@ -158,7 +160,7 @@ def restyle_some(
     images: Float32[Array, "s h w 3"],
     inside: Bool[Array, "s h w"] | None = None,
 ) -> tuple[Float32[Array, "s h w 3"], Bool[Array, " s"]]:
-    """Restyles the first `count` images in the given order with the first draws; the others stay as they are."""
+    """Restyle the first `count` images in the given order with the first draws; leave the others unchanged."""
     if count == 0:
         return images, jnp.zeros(len(images), bool)
     chosen, draws = images[order[:count]], jax.tree.map(lambda x: x[:count], draws)
@@ -167,18 +169,18 @@ def restyle_some(
     restyled = normalize(255 * restyle(config, backend, params, statistics, draws, chosen))
     rank = jnp.argsort(order)
     styled = rank < count
-    # Gathered, not scattered: image i takes the restyled image rank[i] where there is one.
+    # A gather in place of a scatter: image i takes the restyled image rank[i] if it was restyled.
     spread = restyled[jnp.minimum(rank, count - 1)]
     changed = styled[:, None, None] if inside is None else styled[:, None, None] & inside
     return jnp.where(changed[..., None], spread, images), styled
 
 
 def mirror_into_padding(image: Float32[Array, "h w 3"], inside: Bool[Array, "h w"]) -> Float32[Array, "h w 3"]:
-    """Continues an image into its padding by reflections at its borders, as often as needed.
+    """Fill the padding of an image by reflection at the image's borders, repeated as often as needed.
 
     Args:
       image: with padding.
-      inside: the rectangle that is not padding.
+      inside: which pixels are not padding, a rectangle.
     """
 
     def sources(filled: Bool[Array, " n"]) -> Int[Array, " n"]:
@@ -198,10 +200,10 @@ def inject_literal(
     images: Float32[Array, "b h w 3"],
     inside: Bool[Array, "b h w"] | None = None,
 ) -> tuple[Float32[Array, "b h w 3"], Bool[Array, " b"]]:
-    """Does what the reference's code does: one coin for the whole batch, restyled images in [0, 1].
+    """Restyle as the reference's code does: all images of a batch or none; restyled images are in [0, 1].
 
-    The backbone then sees styled images on another scale than clean ones, almost certainly by mistake, and padding
-    is restyled like the image.
+    So the backbone receives restyled images on another scale than clean ones, almost certainly by mistake. Padding is
+    restyled like the image.
     """
     del inside
     coin_key, draw_key = jax.random.split(key)
@@ -223,7 +225,7 @@ def draw_style(
     height: int,
     width: int,
 ) -> StyleDraws:
-    """Draws a style and a block mask for every image of a batch (one or more leading axes)."""
+    """Draw a style and a block mask for every image of a batch (one or more leading axes)."""
     noise_key, mask_key = jax.random.split(key)
     block = scaled_block(config.block_size, min(height, width))
     return StyleDraws(
@@ -240,9 +242,9 @@ def restyle(
     draws: StyleDraws,
     images: Float32[Array, "b h w 3"],
 ) -> Float32[Array, "b h w 3"]:
-    """Restyles normalised images where the mask does not keep them; the result is in [0, 1].
+    """Restyle normalised images where the mask does not keep the original; the result is in [0, 1].
 
-    What is kept is the 8-bit image, as in the reference.
+    The original is first reduced to 8 bits, as in the reference.
     """
     originals = to_eight_bit(images)
     codes = mix_codes(config.alpha, sample_codes(statistics, draws.noise), backend.encode(params, originals))
@@ -256,13 +258,15 @@ def redraw(
     originals: Float32[Array, "b h w 3"],
     codes: Float[Array, "b k"],
 ) -> Float32[Array, "b h w 3"]:
-    """Gives images in [0, 1] the styles of the codes and keeps as much of their detail as `config.detail` says.
+    """Redraw images in [0, 1] in the styles of the codes, with as much of their detail as `config.detail` says.
 
-    "network" is the drawn image itself. "scaled" draws the image enlarged by `config.draw_scale` and averages it back,
-    so that the network blurs over fewer of the original pixels. "low" keeps every detail: the change (drawn minus
-    original) is averaged over cells of `config.cell_size` pixels, interpolated bilinearly between their centres and
-    added to the original; the sum is clipped to [0, 1]. Since detail is then not needed, the network draws a smaller
-    image, which costs less.
+    - "network": the output of the network.
+    - "scaled": the image is enlarged by `config.draw_scale`, redrawn and averaged back to its size, so the blur of the
+      network extends over fewer pixels of the original.
+    - "low": all detail is kept. The change of colour (redrawn minus original) is averaged over cells of
+      `config.cell_size` pixels (in proportion at crops below 512 pixels), interpolated bilinearly and added to the
+      original; the sum is clipped to [0, 1]. Detail of the redrawn image does not matter here, so the image is resized
+      by `config.draw_scale` (default 0.5) before it is redrawn, which saves time.
     """
     if config.literal or config.detail == "network":
         return stylize(originals, codes)
@@ -279,19 +283,20 @@ def redraw(
 
 
 def to_eight_bit(images: Float32[Array, "*b h w 3"]) -> Float32[Array, "*b h w 3"]:
-    """Turns normalised images into multiples of 1/255 in [0, 1], truncating.
+    """Turn normalised images into multiples of 1/255 in [0, 1], truncated.
 
-    The small addend brings back the whole number an augmented pixel was, whatever the compiler fuses; without it
-    (as in the reference) rounding errors cost 7 of the 768 values of an 8-bit colour one level.
+    A small number is added before truncation, so that pixels that were whole numbers before normalisation get the same
+    number back. Without it, as in the reference, rounding errors lower 7 of the 768 pairs of value and channel by one
+    level, and more if the compiler fuses multiplications with additions.
     """
     return jnp.floor(jnp.clip(denormalize(images), 0, 255) + 1e-3) / 255
 
 
 def sample_codes(statistics: StyleStatistics, noise: Float[Array, "b k"]) -> Float[Array, "b k"]:
-    """Turns standard normal noise into codes with the mean and covariance of the statistics."""
+    """Turn standard normal noise into codes with the mean and covariance of the statistics."""
     return jnp.einsum("bj,kj->bk", noise, statistics.factor, precision="highest") + statistics.mean
 
 
 def mix_codes(alpha: float, sampled: Float[Array, "b k"], own: Float[Array, "b k"]) -> Float[Array, "b k"]:
-    """Moves an image's own style by the share `alpha` towards the sampled one."""
+    """Mix an image's own style code with a sampled one, which has the share `alpha`."""
     return alpha * sampled + (1 - alpha) * own

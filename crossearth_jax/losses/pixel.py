@@ -31,8 +31,8 @@ def pixel_loss(
 ) -> dict[str, Float[Array, ""]]:
     """Compute the mean cross-entropy over the labelled pixels of the global batch, summed over the predictions.
 
-    The class probabilities are the scores of a pixel divided by their sum. With class weights w the mean is weighted:
-    the sum over pixels of w[label] times the cross-entropy, divided by the sum of w[label].
+    The class probabilities of a pixel are its scores plus `FLOOR`, divided by their sum. With class weights w the mean
+    is weighted: the sum over pixels of w[label] times the cross-entropy, divided by the sum of w[label].
 
     Args:
       config: `pixel_weight` and `class_weights`.

@@ -220,7 +220,7 @@ def test_no_gradient_reaches_the_style_network():
 def test_mistakes_are_named():
     with pytest.raises(UserError, match=r"style\.probability is 1\.5"):
         style_injection.style_injection(StyleConfig(probability=1.5), Mirror(), STATISTICS)
-    with pytest.raises(UserError, match="batch of 6 images does not divide into 4 data shards"):
+    with pytest.raises(UserError, match="batch of 6 images is not divisible by 4 data shards; choose a multiple of 4"):
         style_injection.style_injection(StyleConfig(), Mirror(), STATISTICS, 4)(PARAMS, jax.random.key(0), batch(6))
 
 
