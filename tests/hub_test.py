@@ -181,8 +181,8 @@ def test_a_file_of_weights_is_pushed_without_scores(server, weights_file, caplog
         ("hf://earth/absent", r"cannot load hf://earth/absent: .*Repository"),
         ("hf://earth/tiny@v2", r"cannot load hf://earth/tiny@v2: .*(Revision|rev)"),
         ("hf://earth/tiny", r"cannot load hf://earth/tiny: .*(Entry|does not exist)"),
-        ("hf://earth", r"'hf://earth' is no address on a hub, expected hf://organisation/name\[@revision\]"),
-        ("hf://../../etc/passwd", "is no address on a hub"),
+        ("hf://earth", r"'hf://earth' is not an address on a hub, expected hf://organisation/name\[@revision\]"),
+        ("hf://../../etc/passwd", "is not an address on a hub"),
     ],
 )
 def test_addresses_that_lead_nowhere(server, address, message):

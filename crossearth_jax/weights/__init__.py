@@ -1,1 +1,1 @@
-"""Weight files of every origin, to and from flat parameter dictionaries."""
+"""Weights files of every origin: reading them into flat parameter dictionaries, and writing them."""

@@ -1,7 +1,8 @@
-"""DINOv2 backbones: the original `.pth` files and Hugging Face's, brought to the reference's names and patch size.
+"""DINOv2 backbones: conversion of the original `.pth` files and of Hugging Face's to the reference's form.
 
-Both keep a patch size of 14 and 37 x 37 positions. The reference's converter resizes the patch kernel to 16 x 16 and
-the positions to the grid of its image size, bicubically, without changing amplitudes; so do we.
+Both have a patch size of 14 and 37 x 37 positions. The reference's converter resizes the patch kernel to 16 x 16 and
+the positions to the patch grid of its image size, bicubically and without rescaling the values. This module does the
+same.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from crossearth_jax.config import UserError
 from crossearth_jax.ops.resize import apply_matrices, cubic_kernel, interpolation_matrix
 from crossearth_jax.weights.name_rules import Tensors
 
-PATCH = 16  # of the backbone that CrossEarth uses
-IMAGE_SIZE = 512  # to which positions are fitted unless another one is asked for
+PATCH = 16  # patch size of the backbone that CrossEarth uses
+IMAGE_SIZE = 512  # default image size for which positions are resized
 
 _LAYER = r"encoder\.layer\.(\d+)"
 
-# Hugging Face's name (of the published files, or since transformers 5) -> the original one.
+# Hugging Face's name (in the published files, or since transformers 5) -> the original name.
 _HUGGING_FACE = (
     (r"embeddings\.cls_token", r"cls_token"),
     (r"embeddings\.mask_token", r"mask_token"),
@@ -40,7 +41,7 @@ _HUGGING_FACE = (
     (rf"{_LAYER}\.mlp\.(?:weights_out|down_proj)\.(\w+)", r"blocks.\1.mlp.w3.\2"),
     (r"layernorm\.(\w+)", r"norm.\1"),
 )
-# Linear layers that Hugging Face keeps apart, in the order in which the original packs their outputs.
+# Linear layers that are separate in Hugging Face's files, in the order in which the original packs their outputs.
 _PACKED = (
     ("attn.qkv", ("attention.attention.query", "attention.attention.key", "attention.attention.value")),
     ("attn.qkv", ("attention.q_proj", "attention.k_proj", "attention.v_proj")),
@@ -49,33 +50,37 @@ _PACKED = (
 
 
 def is_dinov2(tensors: Mapping[str, np.ndarray]) -> bool:
-    """Whether these are the tensors of a plain backbone, under any of the names it goes by."""
+    """Whether these are the tensors of a DINOv2 backbone, under original names or Hugging Face's."""
     return any(re.fullmatch(r"(.+\.)?(patch_embed\.proj|patch_embeddings\.projection)\.weight", n) for n in tensors)
 
 
 def to_backbone(tensors: Mapping[str, np.ndarray], image_size: int | None = None) -> Tensors:
-    """The tensors under the reference's names (`backbone.…`), with patches of 16 x 16 pixels.
+    """Return the tensors under the reference's names (`backbone.…`), for patches of 16 x 16 pixels.
 
     Args:
-      tensors: of an original DINOv2 file, one the reference's converter has made, or one of Hugging Face.
-      image_size: side of the square images that positions are fitted to; None means 512, or what a converted file
-        was made for.
+      tensors: of an original DINOv2 file, of a file of Hugging Face, or of an output of the reference's converter.
+      image_size: side of the square images for which positions are resized; None means 512, or the image size of an
+        already converted file.
 
     Raises:
-      UserError: the model has registers, is none of DINOv2's, or a converted file is for another image size.
+      UserError: the model has registers, is not a DINOv2, or was already converted for another image size.
     """
     tensors = original_names(tensors)
     if "register_tokens" in tensors:
-        raise UserError("this DINOv2 has registers (register_tokens), which CrossEarth does not; use the one without")
+        raise UserError(
+            "this DINOv2 has registers (register_tokens), expected one without; use the DINOv2 file without registers"
+        )
     kernel, positions = (_need(tensors, name) for name in ("patch_embed.proj.weight", "pos_embed"))
     if kernel.ndim != 4 or positions.ndim != 3 or math.isqrt(positions.shape[1] - 1) ** 2 != positions.shape[1] - 1:
-        raise UserError(f"patch_embed.proj.weight {kernel.shape} and pos_embed {positions.shape} are not DINOv2's")
+        raise UserError(
+            f"patch_embed.proj.weight {kernel.shape} and pos_embed {positions.shape} do not have DINOv2's shapes"
+        )
     if kernel.shape[-1] == PATCH:
         check_converted(positions, image_size)
     else:
         image_size = image_size or IMAGE_SIZE
         if image_size < PATCH or image_size % PATCH:
-            raise UserError(f"image size {image_size} is no multiple of the patch size, {PATCH}")
+            raise UserError(f"the image size is {image_size}, expected a multiple of the patch size, {PATCH}")
         side = image_size // PATCH
         logging.info("resizing the patch kernel %s -> 16 x 16 and positions to %d x %d", kernel.shape[2:], side, side)
         tensors |= {
@@ -86,7 +91,10 @@ def to_backbone(tensors: Mapping[str, np.ndarray], image_size: int | None = None
 
 
 def original_names(tensors: Mapping[str, np.ndarray]) -> Tensors:
-    """The tensors under the names of the original repository, query, key and value packed, blocks not in chunks."""
+    """Return the tensors under the names of the original repository.
+
+    Queries, keys and values are packed into one tensor, and blocks are numbered without chunks.
+    """
     matches = (re.fullmatch(r"(.*?)(embeddings\.)?cls_token", name) for name in tensors)
     prefix = next((match[1] for match in matches if match), "")
     tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
@@ -101,7 +109,10 @@ def original_names(tensors: Mapping[str, np.ndarray]) -> Tensors:
 
 
 def _packed(name: str) -> tuple[str, list[str]]:
-    """The original's packed layer that `name` is a part of, and the names of all its parts; ("", []) if none."""
+    """Return the original name of the packed tensor that contains `name`, and the names of its parts in order.
+
+    ("", []) if `name` is not part of a packed tensor.
+    """
     match = re.fullmatch(rf"({_LAYER})\.(.+)\.(\w+)", name)
     for layer, parts in _PACKED:
         if match and match[3] in parts:
@@ -111,7 +122,7 @@ def _packed(name: str) -> tuple[str, list[str]]:
 
 
 def _original_name(name: str) -> str:
-    if match := re.fullmatch(r"blocks\.\d+\.(\d+\..+)", name):  # a chunk of blocks, then the block's own number
+    if match := re.fullmatch(r"blocks\.\d+\.(\d+\..+)", name):  # number of a chunk of blocks, then of the block
         return f"blocks.{match[1]}"
     for pattern, replacement in _HUGGING_FACE:
         if match := re.fullmatch(pattern, name):
@@ -120,13 +131,16 @@ def _original_name(name: str) -> str:
 
 
 def resize_kernel(kernel: Float[np.ndarray, "o i h w"], size: int) -> Float[np.ndarray, "o i n m"]:
-    """Resizes the patch embedding's kernel to `size` x `size`, bicubically."""
+    """Resize the kernel of the patch embedding to `size` x `size`, bicubically."""
     rows, columns = (interpolation_matrix(n, size, kernel=cubic_kernel) for n in kernel.shape[2:])
     return np.asarray(apply_matrices(jnp.asarray(kernel), rows, columns, axes=(-2, -1)))
 
 
 def resize_positions(table: Float[np.ndarray, "1 n c"], side: int) -> Float[np.ndarray, "1 m c"]:
-    """Resizes the patches' part of a position table to a grid of `side` x `side`; the class position stays."""
+    """Resize the patch positions of a position table to a grid of `side` x `side`, bicubically.
+
+    The position of the class token is unchanged.
+    """
     old = math.isqrt(table.shape[1] - 1)
     matrix = interpolation_matrix(old, side, kernel=cubic_kernel)
     grid = rearrange(table[0, 1:], "(h w) c -> h w c", h=old)
@@ -135,20 +149,20 @@ def resize_positions(table: Float[np.ndarray, "1 n c"], side: int) -> Float[np.n
 
 
 def check_converted(positions: Float[np.ndarray, "1 n c"], image_size: int | None) -> None:
-    """Refuses to fit the positions of an already converted backbone to another image size.
+    """Check that an already converted backbone belongs to the requested image size; its positions are not resized.
 
     Raises:
-      UserError: they belong to another size than the one asked for.
+      UserError: it belongs to another image size.
     """
     found = PATCH * math.isqrt(positions.shape[1] - 1)
     if image_size is not None and image_size != found:
         raise UserError(
-            f"this backbone was converted for images of {found} x {found}, not {image_size} x {image_size}; leave "
-            f"it at {found} (positions are interpolated when images have another size), or take the original file"
+            f"this backbone was converted for images of {found} x {found}, not {image_size} x {image_size}; set the "
+            f"image size to {found} (positions are interpolated for images of other sizes), or use the original file"
         )
 
 
 def _need(tensors: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     if name not in tensors:
-        raise UserError(f"{name} is missing; expected a whole DINOv2 backbone")
+        raise UserError(f"{name} is missing; expected a complete DINOv2 backbone")
     return tensors[name]

@@ -1,4 +1,4 @@
-"""Tensors by name from any file of weights; what it is, is found by looking inside, not by its name."""
+"""Named tensors from any weights file; the format is detected from the content, whatever the file is called."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from crossearth_jax.config import UserError
 from crossearth_jax.weights.torch_file import map_file, read_torch
 from crossearth_jax.weights.torch_types import Tensor
 
-# Where checkpoints keep their weights, beside logs and optimizer state.
+# Keys under which torch checkpoints hold their weights, beside logs and optimizer state.
 _STATE_KEYS = ("state_dict", "model", "teacher")
-_STYLE_KEYS = ("state_dict_ghiasi", "state_dict_stylepredictor")  # of style-augmentation's two files
+_STYLE_KEYS = ("state_dict_ghiasi", "state_dict_stylepredictor")  # those of style-augmentation's two files
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorFile:
-    """Arrays by the names they have in the file, and what else it says."""
+    """The arrays of a file, by name, and its metadata."""
 
     tensors: dict[str, np.ndarray]
-    metadata: Mapping[str, Any]  # safetensors: text by key; torch: the checkpoint's "meta"
+    metadata: Mapping[str, Any]  # safetensors: text by key; torch: the "meta" of the checkpoint
 
 
 def read_tensors(path: str | os.PathLike[str]) -> TensorFile:
-    """Reads a torch or safetensors file.
+    """Read a torch or safetensors file.
 
-    Arrays of a torch file are read-only views of the mapped file.
+    Arrays of a torch file are read-only views of the memory-mapped file.
 
     Raises:
       UserError: the file is missing, damaged, or holds no tensors.

@@ -1,7 +1,8 @@
-"""Models on a hub: one file of safetensors fetched, or a folder sent, by `hf://organisation/name[@revision]`.
+"""Models on a hub: download of a weights file or upload of a folder, at `hf://organisation/name[@revision]`.
 
-Only the weights are fetched, never code or pickles, so a foreign repository cannot run anything. It needs the extra
-`hub`; the environment variables of huggingface_hub (HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_OFFLINE …) apply.
+Only `model.safetensors` is downloaded, never code or pickles, so a repository cannot run anything on this machine. The
+extra `hub` must be installed. The environment variables of huggingface_hub (HF_ENDPOINT, HF_TOKEN, HF_HOME,
+HF_HUB_OFFLINE, …) apply.
 """
 
 from __future__ import annotations
@@ -33,27 +34,27 @@ class Address(NamedTuple):
 
 
 def is_address(path: object) -> bool:
-    """Whether a path is meant to be on a hub."""
+    """Whether a path is an address on a hub."""
     return str(path).startswith(PREFIX)
 
 
 def parse(text: str) -> Address:
-    """Reads `hf://organisation/name[@revision]`.
+    """Parse `hf://organisation/name[@revision]`.
 
     Raises:
-      UserError: it has another form.
+      UserError: the text has another form.
     """
     found = re.fullmatch(rf"{PREFIX}({_NAME}/{_NAME})(?:@([\w./-]+))?", text)
     if not found:
-        raise UserError(f"'{text}' is no address on a hub, expected {PREFIX}organisation/name[@revision]")
+        raise UserError(f"'{text}' is not an address on a hub, expected {PREFIX}organisation/name[@revision]")
     return Address(found[1], found[2])
 
 
 def download(address: Address) -> Path:
-    """Fetches the weights of a repository, once per revision, and returns the local file.
+    """Download the weights file of a repository, unless its revision is cached, and return the local file.
 
     Raises:
-      UserError: there are none, the hub cannot be reached, or the extra is not installed.
+      UserError: the repository has none, the hub cannot be reached, or the extra is not installed.
     """
     with _client(f"cannot load {address}") as api:
         path = api.hf_hub_download(address.repository, WEIGHTS, revision=address.revision)
@@ -62,13 +63,13 @@ def download(address: Address) -> Path:
 
 
 def upload(folder: Path, address: Address, message: str, *, private: bool = False) -> str:
-    """Sends every file of a folder as one commit, making the repository and the branch if need be.
+    """Upload all files of a folder as one commit; create the repository and the branch if they do not exist.
 
     Returns:
-      Address of the commit.
+      URL of the commit.
 
     Raises:
-      UserError: the hub refuses or cannot be reached, or the extra is not installed.
+      UserError: the hub rejects the upload or cannot be reached, or the extra is not installed.
     """
     with _client(f"cannot push to {address}") as api:
         api.create_repo(address.repository, private=private, exist_ok=True)
@@ -85,7 +86,9 @@ def _client(failure: str) -> Iterator[Any]:
     try:
         hub, errors = (importlib.import_module(name) for name in ("huggingface_hub", "huggingface_hub.errors"))
     except ImportError:
-        raise UserError(f"{failure}: that needs a package; pip install 'crossearth-jax[hub]'") from None
+        raise UserError(
+            f"{failure}: the package huggingface_hub is missing; run pip install 'crossearth-jax[hub]'"
+        ) from None
     try:
         yield hub.HfApi()
     except (errors.HTTPError, errors.HFValidationError, errors.LocalEntryNotFoundError, OSError) as error:

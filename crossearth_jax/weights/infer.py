@@ -1,7 +1,7 @@
-"""The model that a set of parameters belongs to, read from their shapes.
+"""Inference of a model's configuration from the shapes of its parameters.
 
-Shapes do not tell numbers of heads, of normalisation groups and which blocks give features: these are taken from
-DINOv2 (64 channels per head) and from CrossEarth's head, or from a configuration that the user gives.
+The shapes do not determine the number of attention heads, the number of normalisation groups and the feature blocks.
+These follow DINOv2 (64 channels per head) and CrossEarth's head, unless the user gives a configuration.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from typing import Any
 from crossearth_jax.config import HeadConfig, MimConfig, ModelConfig, ReinsConfig, UserError, ViTConfig
 from crossearth_jax.models.network import SegmentationModel
 
-HEAD_WIDTH = 64  # of every DINOv2
+HEAD_WIDTH = 64  # channels per attention head, in every DINOv2
 DINOV2_WIDTHS = (384, 768, 1024, 1536)  # S, B, L, g
 LEVELS = 3
-# Features are taken after a third, half, two thirds and all of the blocks: 7, 11, 15, 23 of ViT-L.
+# Features are taken after 1/3, 1/2, 2/3 and all of the blocks: for ViT-L after blocks 7, 11, 15, 23 (from 0).
 _FEATURE_DEPTHS = (1 / 3, 1 / 2, 2 / 3, 1)
 
-_GIVE = "give the model's configuration (config=, --config)"
+_GIVE = "give the model's configuration (config= in Python, --config for crossearth_jax.convert)"
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 def shapes_of(params: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Shapes of arrays by name."""
+    """Return the shapes of arrays by name."""
     return {name: tuple(value.shape) for name, value in params.items()}
 
 
 def infer_config(shapes: Shapes) -> ModelConfig:
-    """The configuration of the released model whose parameters have these shapes.
+    """Return the configuration of the released model whose parameters have these shapes.
 
-    Parts that are not there keep their defaults, except Reins and the reconstruction head, which are then None if
-    there is a mask decoder.
+    Parts without parameters keep their default configuration, with two exceptions: the reconstruction head is then
+    None, and Reins are None if there is a mask decoder.
 
     Raises:
-      UserError: the shapes are of no such model.
+      UserError: the shapes belong to no such model.
     """
     try:
         classes = shapes.get("head/mask_decoder/class_head/bias", (7,))[0] - 1
@@ -58,14 +58,14 @@ def infer_config(shapes: Shapes) -> ModelConfig:
             mim=mim,
         )
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
-        raise UserError(f"the parameters are of no complete model ({error!r}); {_GIVE}") from None
+        raise UserError(f"the parameters belong to no complete model ({error!r}); {_GIVE}") from None
 
 
 def _vit(shapes: Shapes) -> ViTConfig:
     depth, width, _ = shapes["backbone/blocks/attention/qkv/kernel"]
     if width not in DINOV2_WIDTHS:
         raise UserError(
-            f"a backbone of width {width} is none of DINOv2's, so that shapes do not tell its heads; {_GIVE}"
+            f"the backbone has width {width}, which no DINOv2 has, so its number of heads is unknown; {_GIVE}"
         )
     patch = shapes["backbone/patch_embed/kernel"][0]
     swiglu = "backbone/blocks/mlp/w3/kernel" in shapes
@@ -82,7 +82,7 @@ def _vit(shapes: Shapes) -> ViTConfig:
 
 
 def feature_blocks(depth: int) -> tuple[int, int, int, int]:
-    """The blocks whose output becomes a feature level, for a transformer of this depth."""
+    """Return the feature blocks of a transformer of this depth: the blocks whose output becomes a feature level."""
     first, second, third, last = (max(round(depth * share), 1) - 1 for share in _FEATURE_DEPTHS)
     return first, second, third, last
 
@@ -92,7 +92,10 @@ def _head(shapes: Shapes) -> HeadConfig:
     encoder, decoder = "head/pixel_decoder/encoder", "head/mask_decoder/layers"
     layers, width, samples = shapes[f"{encoder}/attention/attention_weights/kernel"]
     if (width, samples) != (default.width, LEVELS * default.heads * default.points):
-        raise UserError(f"a head of width {width} is not CrossEarth's, so that shapes do not tell its heads; {_GIVE}")
+        raise UserError(
+            f"the head has width {width} and {samples} attention weights per query, CrossEarth's has {default.width} "
+            f"and {LEVELS * default.heads * default.points}, so its number of heads is unknown; {_GIVE}"
+        )
     decoder_layers = len({name.split("/")[3] for name in shapes if name.startswith(f"{decoder}/")})
     return HeadConfig(
         encoder_layers=layers,
@@ -104,10 +107,10 @@ def _head(shapes: Shapes) -> HeadConfig:
 
 
 def check(shapes: Shapes, config: ModelConfig) -> None:
-    """Compares parameters with a model, part by part; a part that is wholly absent is not asked for.
+    """Compare parameters with a model, part by part; a part without any parameter is not required.
 
     Raises:
-      UserError: a parameter is missing beside others of its part, too many, or of another shape.
+      UserError: a part lacks a parameter, has one too many, or a parameter has another shape.
     """
     expected = {name: spec.shape for name, spec in SegmentationModel(config).shapes().items()}
     parts = {name.split("/")[0] for name in shapes} & {name.split("/")[0] for name in expected}

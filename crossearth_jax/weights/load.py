@@ -1,4 +1,4 @@
-"""From a file of weights to our parameters: CrossEarth and DINOv2 `.pth`, safetensors of either, and our own."""
+"""Loading of weights files: CrossEarth and DINOv2 `.pth`, safetensors of either, and our own files."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from crossearth_jax.weights.native import Description, Palette
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Parameters under our names, in host memory, and what they are."""
+    """Parameters under our names, in host memory, and their description."""
 
     params: Tensors
     description: Description
 
     def parts(self) -> Counter[str]:
-        """Number of arrays per part: "backbone", "reins", "head", "mim", "gse", and "extra" (carried along)."""
+        """Count the arrays per part: "backbone", "reins", "head", "mim", "gse", and "extra" (kept, but not used)."""
         return Counter(name.split("/")[0] for name in self.params)
 
 
@@ -39,18 +39,18 @@ def load_weights(
     image_size: int | None = None,
     ignore: str | None = None,
 ) -> Weights:
-    """Reads a file of weights, whatever it is, and checks it against the model it is of.
+    """Read a weights file of any kind and check it against the configuration of its model.
 
     Args:
       path: a CrossEarth checkpoint, a DINOv2 backbone (original names or Hugging Face's), or a file of ours.
-      config: the model; None infers it from shapes, which works for every released size. The number of classes and
-        the size of the mask token are the file's in any case.
+      config: configuration of the model. None: the description in a file of ours, else inferred from the shapes, which
+        works for all released sizes. The number of classes and the size of the mask token always come from the file.
       backbone: file with the frozen backbone, for checkpoints that hold only Reins and head.
-      image_size: side of the images that an original DINOv2's positions are fitted to (512 if None).
-      ignore: regular expression of names in the file to leave out, against the rule that none may be left over.
+      image_size: side of the images for which the positions of an original DINOv2 are resized (512 if None).
+      ignore: regular expression of names in the file to leave out. Other unknown names are an error.
 
     Raises:
-      UserError: the file cannot be read, is incomplete, holds something unknown, or is not of this model.
+      UserError: the file cannot be read, is incomplete, holds unknown tensors, or does not fit the model.
     """
     name = pathlib.Path(path).name
     file = read_tensors(path)
@@ -92,9 +92,9 @@ def _ours(file: TensorFile, image_size: int | None) -> Tensors:
 
 
 def _with_backbone(params: Tensors, backbone: str | os.PathLike[str], image_size: int | None) -> Tensors:
-    """Adds the frozen backbone of another file."""
+    """Add the frozen backbone of another file."""
     if any(name.startswith("backbone/") for name in params):
-        raise UserError("it has a backbone of its own; leave out the backbone file")
+        raise UserError("it already has a backbone; leave out the separate backbone file")
     kept = ("backbone/", f"{reference_names.EXTRA}backbone.")
     other = {k: v for k, v in _ours(read_tensors(backbone), image_size).items() if k.startswith(kept)}
     if not other:
@@ -103,7 +103,7 @@ def _with_backbone(params: Tensors, backbone: str | os.PathLike[str], image_size
 
 
 def _classes(meta: Mapping[str, Any], params: Tensors) -> dict[str, Any]:
-    """Names and colours that a torch checkpoint gives its classes, if they are as many as the head has."""
+    """Return the class names and colours of a torch checkpoint, if their number equals the head's classes."""
     found = meta.get("dataset_meta")
     found = found if isinstance(found, dict) else meta
     classes = len(params.get("head/mask_decoder/class_head/bias", [])) - 1
@@ -122,8 +122,8 @@ def _is_list(value: Any, length: int) -> TypeGuard[list[Any] | tuple[Any, ...]]:
 
 
 def _as_in_file(params: Tensors, config: ModelConfig) -> ModelConfig:
-    """The configuration with the file's own number of classes and size of the mask token."""
-    for layer, more in (("head/mask_decoder/class_head", 1), ("head/classifier", 0)):  # "no object" is one more
+    """Return the configuration with the file's number of classes and size of the mask token."""
+    for layer, more in (("head/mask_decoder/class_head", 1), ("head/classifier", 0)):  # 1 for "no object"
         bias = params.get(f"{layer}/bias")
         if bias is not None and bias.ndim == 1:
             config = dataclasses.replace(config, classes=len(bias) - more)
@@ -135,7 +135,7 @@ def _as_in_file(params: Tensors, config: ModelConfig) -> ModelConfig:
 
 def _log(weights: Weights, name: str) -> None:
     counts = ", ".join(f"{part} {count}" for part, count in sorted(weights.parts().items()))
-    logging.info("%s: %d arrays (%s), none missing, none left over", name, len(weights.params), counts)
+    logging.info("%s: %d arrays (%s), none missing, none unknown", name, len(weights.params), counts)
     if weights.parts()["gse"]:
         logging.info("%s: its semantic extractor (gse/…) is read but not used, as in the public code", name)
     carried = [
@@ -143,4 +143,4 @@ def _log(weights: Weights, name: str) -> None:
     ]
     for pattern, reason in reference_names.CARRIED:
         if names := [key for key in carried if re.fullmatch(pattern, key)]:
-            logging.info("%s: %d carried along (%s, e.g. %s)", name, len(names), reason, names[0])
+            logging.info("%s: %d arrays are kept but not used (%s, e.g. %s)", name, len(names), reason, names[0])

@@ -1,4 +1,4 @@
-"""Applies rules of names and layouts (`models.torch_names`) in both directions."""
+"""Application of the rules for names and layouts (`models.torch_names`), in both directions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ Tensors = dict[str, np.ndarray]
 
 
 def layers(pattern: str, names: Iterable[str]) -> list[str]:
-    """Layer numbers for which `names` holds the name `pattern`, ascending; [""] if it has no layers but is there."""
+    """Return the layer numbers for which `names` contains `pattern`, ascending.
+
+    For a pattern without "{i}": [""] if `names` contains it, else [].
+    """
     if "{i}" not in pattern:
         return [""] if pattern in names else []
     expression = re.compile(re.escape(pattern).replace(r"\{i\}", r"(\d{1,4})"))
@@ -23,10 +26,10 @@ def layers(pattern: str, names: Iterable[str]) -> list[str]:
 
 
 def to_ours(rules: Iterable[Rule], tensors: Mapping[str, np.ndarray]) -> tuple[Tensors, set[str]]:
-    """Applies `rules` to the other program's tensors.
+    """Convert the reference's tensors into our parameters by `rules`.
 
     Returns:
-      Our parameters, float32 and in memory of their own, and the names that were used.
+      Our parameters as float32 copies, and the names of the tensors that were used.
 
     Raises:
       UserError: a tensor has an impossible shape, or one layer of a stack is missing.
@@ -40,7 +43,7 @@ def to_ours(rules: Iterable[Rule], tensors: Mapping[str, np.ndarray]) -> tuple[T
         used.update(names)
         if one.stacked:
             if numbers != [str(i) for i in range(len(numbers))]:
-                raise UserError(f"{one.reference} has layers {', '.join(numbers)}; expected 0, 1, 2 … without a gap")
+                raise UserError(f"{one.reference} has layers {', '.join(numbers)}; expected 0, 1, 2, … without a gap")
             params[one.ours[0]] = _stack(names, [one.split(name, tensors[name])[0] for name in names])
         else:
             for i, name in zip(numbers, names, strict=True):
@@ -51,7 +54,7 @@ def to_ours(rules: Iterable[Rule], tensors: Mapping[str, np.ndarray]) -> tuple[T
 
 
 def to_reference(rules: Iterable[Rule], params: Mapping[str, np.ndarray]) -> tuple[Tensors, set[str]]:
-    """Inverse of `to_ours`: the other program's tensors, mostly views, and the names of ours that were used.
+    """Invert `to_ours`: return the reference's tensors (mostly views), and the names of our parameters that were used.
 
     Raises:
       UserError: part of a packed tensor is missing.
@@ -75,10 +78,10 @@ def to_reference(rules: Iterable[Rule], params: Mapping[str, np.ndarray]) -> tup
 
 
 def _stack(names: Sequence[str], arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Stacks into one allocation: a stack of a large model is the largest array there is."""
+    """Stack arrays directly into one float32 array, because a stack of layers of a large model needs much memory."""
     for name, array in zip(names, arrays, strict=True):
         if array.shape != arrays[0].shape:
-            raise UserError(f"{name} has another shape than {names[0]}; expected equal layers")
+            raise UserError(f"{name} has another shape than {names[0]}; expected layers of equal shapes")
     stacked = np.empty((len(arrays), *arrays[0].shape), np.float32)
     for i, array in enumerate(arrays):
         stacked[i] = array

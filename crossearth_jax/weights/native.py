@@ -1,4 +1,4 @@
-"""Our own weight files: safetensors with parameters under our names, and JSON that says what they are."""
+"""Our own weights files: safetensors with parameters under our names, and a description of the model in JSON."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from crossearth_jax.config import ModelConfig, UserError, from_config_dict, to_c
 from crossearth_jax.ops.normalization import MEAN, STD
 from crossearth_jax.runtime.atomic import replacing
 
-MODEL_FILE = "model.safetensors"  # in the folder of a run
-FORMAT = "crossearth_jax"  # key of the JSON in a file's metadata
+MODEL_FILE = "model.safetensors"  # the weights file in the folder of a run
+FORMAT = "crossearth_jax"  # key of the JSON in the metadata of a file
 VERSION = 1
 
 Palette = tuple[tuple[int, int, int], ...]
@@ -25,24 +25,24 @@ Palette = tuple[tuple[int, int, int], ...]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Description:
-    """What a set of parameters is."""
+    """Description of a set of parameters: the model, its classes and its input."""
 
     model: ModelConfig
-    class_names: tuple[str, ...] = ()  # in the order of the scores; () if nobody said
-    palette: Palette = ()  # RGB per class; () if nobody said
-    source: str = ""  # name of the file they were read from
-    window: int | None = None  # side of the sliding window, in pixels; None is the model's image size
-    stride: int | None = None  # distance of windows; None is two thirds of the window
-    bands: tuple[str, ...] = ()  # names of the three input channels; () if nobody said
-    gsd: float | None = None  # ground sampling distance of the training images, in metres; None if it varies
-    trained_on: str = ""  # domain whose labels it was trained on
-    style_targets: tuple[str, ...] = ()  # benchmark targets whose images the style statistics were made from
-    step: int | None = None  # optimizer steps, of a run's parameters
-    selection: str = ""  # how a run chose among its checkpoints, as `evaluate.select`
+    class_names: tuple[str, ...] = ()  # in the order of the scores; () if unknown
+    palette: Palette = ()  # RGB per class; () if unknown
+    source: str = ""  # name of the file from which the parameters were read
+    window: int | None = None  # side of the sliding window, in pixels; None: the model's image size
+    stride: int | None = None  # distance of windows, in pixels; None: two thirds of the window
+    bands: tuple[str, ...] = ()  # names of the three input channels; () if unknown
+    gsd: float | None = None  # ground resolution of the training images, in metres per pixel; None if it varies
+    trained_on: str = ""  # source domain; "" if the parameters are not from a run
+    style_targets: tuple[str, ...] = ()  # target domains whose images are in the style statistics
+    step: int | None = None  # optimizer steps of a run
+    selection: str = ""  # how the run selected its checkpoint: the value of `evaluate.select`
 
 
 def digest(params: Mapping[str, Any], prefix: str = "") -> str:
-    """sha256 over names, shapes, types and bytes of the parameters below `prefix`; "" if there are none."""
+    """Return the SHA-256 of names, shapes, types and bytes of the parameters below `prefix`; "" if there are none."""
     names = sorted(name for name in params if name.startswith(prefix))
     total = hashlib.sha256()
     for name in names:
@@ -53,7 +53,7 @@ def digest(params: Mapping[str, Any], prefix: str = "") -> str:
 
 
 def save_native(path: str | os.PathLike[str], params: Mapping[str, Any], description: Description) -> None:
-    """Writes parameters and their description, atomically.
+    """Write parameters and their description to a file of ours, atomically.
 
     Raises:
       UserError: the file cannot be written.
@@ -62,22 +62,25 @@ def save_native(path: str | os.PathLike[str], params: Mapping[str, Any], descrip
 
 
 def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
-    """Writes any arrays to a safetensors file, atomically.
+    """Write arrays to a safetensors file, atomically.
 
     Raises:
       UserError: the file cannot be written.
     """
-    # The library writes memory as it lies, so views have to be made dense (0-dimensional ones stay so).
+    # The library ignores strides, so views are copied to contiguous memory. The reshape restores 0-dimensional arrays.
     arrays = {name: np.ascontiguousarray(value).reshape(np.shape(value)) for name, value in tensors.items()}
     with replacing(path) as temporary:
         try:
             safetensors.numpy.save_file(arrays, temporary, dict(metadata) or None)
-        except safetensors.SafetensorError as error:  # what it makes of a full disk
+        except safetensors.SafetensorError as error:  # raised for a full disk, for example
             raise OSError(str(error)) from None
 
 
 def _metadata(params: Mapping[str, Any], description: Description) -> dict[str, str]:
-    """One entry: safetensors writes several in any order, and the same weights should give the same file."""
+    """Return the metadata of a file, as a single entry.
+
+    safetensors writes several entries in arbitrary order, but equal weights should give identical files.
+    """
     content = {
         "version": VERSION,
         "model": json.loads(to_config_dict(description.model).to_json()),
@@ -99,10 +102,10 @@ def _metadata(params: Mapping[str, Any], description: Description) -> dict[str, 
 
 
 def read_description(path: str | os.PathLike[str]) -> Description:
-    """Reads the description in the header of one of our files, without its tensors.
+    """Read the description in the header of one of our files, without its tensors.
 
     Raises:
-      UserError: it is no safetensors file of ours, or it is damaged.
+      UserError: it is not a safetensors file of ours, or it is damaged.
     """
     try:
         with safetensors.safe_open(path, "numpy") as file:  # pyright: ignore[reportPrivateImportUsage]
@@ -110,7 +113,9 @@ def read_description(path: str | os.PathLike[str]) -> Description:
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"cannot read {os.fspath(path)}: {error}; expected a complete safetensors file") from None
     if not is_native(metadata):
-        raise UserError(f"{os.fspath(path)} was not written by crossearth_jax; convert it first")
+        raise UserError(
+            f"{os.fspath(path)} was not written by crossearth_jax; convert it with python -m crossearth_jax.convert"
+        )
     return describe(metadata)
 
 
@@ -120,16 +125,16 @@ def is_native(metadata: Mapping[str, Any]) -> bool:
 
 
 def describe(metadata: Mapping[str, Any]) -> Description:
-    """The description in the metadata of one of our files.
+    """Parse the description in the metadata of one of our files.
 
     Raises:
-      UserError: it is of a newer version, or damaged.
+      UserError: it has a newer format version, or is damaged.
     """
     try:
         content = json.loads(metadata[FORMAT])
         if content["version"] > VERSION:
             raise UserError(
-                f"the file has format version {content['version']}, this program knows {VERSION}; update crossearth_jax"
+                f"the file has format version {content['version']}, expected at most {VERSION}; update crossearth_jax"
             )
         return Description(
             model=from_config_dict(content["model"], ModelConfig, "model"),
@@ -138,7 +143,7 @@ def describe(metadata: Mapping[str, Any]) -> Description:
             source=str(content["source"]),
             window=content["window"] and int(content["window"]),
             stride=content["stride"] and int(content["stride"]),
-            # Files of earlier versions lack the rest.
+            # Files of earlier versions of the program lack the following fields.
             bands=tuple(map(str, content.get("bands", ()))),
             gsd=content.get("gsd") and float(content["gsd"]),
             trained_on=str(content.get("trained_on", "")),
@@ -147,4 +152,4 @@ def describe(metadata: Mapping[str, Any]) -> Description:
             selection=str(content.get("selection", "")),
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"the file's description of itself is damaged ({error!r}); convert the weights again") from None
+        raise UserError(f"the description in the file is damaged ({error!r}); convert the weights again") from None

@@ -1,13 +1,13 @@
-"""Reads the small Magenta style network from its two int8 ONNX graphs and writes the file that ships.
+"""Convert the small Magenta style network from its two int8 ONNX graphs to the file shipped with the package.
 
 ```
 python -m crossearth_jax.weights.onnx_style PREDICT.onnx TRANSFORM.onnx OUT.safetensors
 ```
 
-A development step: it needs the `onnx` package, which nothing at run time does. The graphs store every constant as
-integers with a step size per output channel; the file keeps exactly these, so that what it stands for
-(`weights.style.dequantise`) is bit for bit what the graphs compute with. The graphs also round activations to
-8 bits after every operation; that rounding is not reproduced.
+This is for development only: it needs the `onnx` package, which is not needed at run time. The graphs store every
+constant as integers with a step size per output channel. The file holds the same integers and step sizes, so its
+float32 values (`weights.style_files.dequantise`) equal those of the graphs bit for bit. The graphs also round
+activations to 8 bits after every operation; this rounding is not reproduced.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ METADATA = {
     "changes": "integer weights and step sizes taken from the ONNX graphs, renamed and laid out for JAX",
 }
 
-# Name of a convolution's weights in the graphs -> our module. In a style norm, `Conv` shifts and `Conv_1` scales.
+# Name of a convolution's weights in the graphs -> our module. In a style norm, `Conv` gives the shift and `Conv_1` the
+# scale.
 _MODULES = (
     (r"MobilenetV2/Conv/weights", lambda m: "predictor/first/conv"),
     (r"MobilenetV2/Conv_1/weights", lambda m: "predictor/last/conv"),
@@ -68,10 +69,10 @@ _PARTS = {"Conv": "shift", "Conv_1": "scale"}
 
 
 def read_graph(path: str | Path) -> dict[str, np.ndarray]:
-    """Reads kernels and biases of every convolution as integers, with step sizes under `<name>.scale`.
+    """Read kernels and biases of every convolution as integers, with step sizes under `<name>.scale`.
 
     Raises:
-      UserError: the file is no ONNX graph of this network.
+      UserError: the file is not an ONNX graph of this network.
     """
     try:
         graph = onnx.load(path).graph
@@ -97,7 +98,7 @@ def _translate(name: str, path: str | Path) -> str:
 
 
 def _leaf(name: str, values: np.ndarray, steps: np.ndarray, zero: np.ndarray) -> dict[str, np.ndarray]:
-    """One constant laid out our way."""
+    """Return one constant in our memory layout, and its step sizes."""
     if zero.any():
         raise UserError(f"{name} has a zero point other than 0; expected symmetric quantisation")
     if values.ndim == 4:
@@ -111,7 +112,7 @@ def _leaf(name: str, values: np.ndarray, steps: np.ndarray, zero: np.ndarray) ->
 
 
 def main(argv: list[str]) -> None:
-    """Converts the two graphs named on the command line."""
+    """Convert the two graphs named on the command line."""
     if len(argv) != 3:
         raise UserError(f"found {len(argv)} arguments, expected three: PREDICT.onnx TRANSFORM.onnx OUT.safetensors")
     tensors: dict[str, Any] = read_graph(argv[0]) | read_graph(argv[1])

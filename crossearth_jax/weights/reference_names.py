@@ -1,9 +1,9 @@
-"""Names and layouts of the reference's checkpoints against ours, readable in both directions.
+"""Conversion between the names and layouts of the reference's checkpoints and ours, in both directions.
 
-What the reference computes with is said beside each module of the network (`TORCH_NAMES`). Published checkpoints hold
-more: the reconstruction head and the pixel mask token become our `mim/…`, convolutions below
-`backbone.reins.high_extractor` become `gse/…`, and what has no counterpart among our parameters is carried verbatim
-under `extra/<reference name>`, so that the way back is exact.
+The names of the parameters that the network uses are in the `TORCH_NAMES` table of each of its modules. Published
+checkpoints hold more tensors: convolutions below `backbone.reins.high_extractor` become `gse/…`, and tensors without
+a counterpart among our parameters are kept unchanged under `extra/<reference name>`, so that the conversion can be
+inverted exactly.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from crossearth_jax.models.torch_names import CONV, Rule, affine
 from crossearth_jax.weights import name_rules
 from crossearth_jax.weights.name_rules import Tensors
 
-EXTRA = "extra/"  # followed by the reference's name
+EXTRA = "extra/"  # prefix of tensors that are kept under the reference's name
 
 
 RULES: tuple[Rule, ...] = tuple(
     one for part in (vit, rein, pixel_decoder, mask_decoder, mim_head) for one in part.TORCH_NAMES
 )
 
-# Why a tensor is carried along but not computed with; whatever no line and no rule knows is refused.
+# Tensors that are kept but not used, and why. A tensor that matches no row here and no rule is refused.
 CARRIED: tuple[tuple[str, str], ...] = (
-    (r"backbone\.mask_token", "without effect: DINOv2's token for its own pre-training"),
-    (r"backbone\.norm\.(weight|bias)", "without effect: there is no final norm on the features"),
-    (r"task_head\.(LN|MLP)\.(weight|bias)", "without effect: never used by the reconstruction head"),
+    (r"backbone\.mask_token", "without effect: DINOv2's mask token, used in its pre-training only"),
+    (r"backbone\.norm\.(weight|bias)", "without effect: the features have no final norm"),
+    (r"task_head\.(LN|MLP)\.(weight|bias)", "without effect: the reconstruction head does not use it"),
     (r"augmentor\..+", "the style network of the training code; style.weights can name this file"),
-    (r"backbone\.reins\.high_extractor\..+", "a layer of the extractor that is no convolution"),
+    (r"backbone\.reins\.high_extractor\..+", "a layer of the semantic extractor that is not a convolution"),
 )
 
 _EXTRACTOR = "backbone.reins.high_extractor"
@@ -40,16 +40,16 @@ _GSE = re.compile(rf"{re.escape(_EXTRACTOR)}\.(.+)\.(weight|bias)")
 
 
 def from_reference(tensors: Mapping[str, np.ndarray]) -> Tensors:
-    """Turns tensors under the reference's names into our parameters.
+    """Turn tensors under the reference's names into our parameters.
 
-    A part of a checkpoint gives a part of the parameters; whether they are complete for a model is for the caller
-    to check against `SegmentationModel.shapes`.
+    A part of a checkpoint gives a part of the parameters. The caller must check with `SegmentationModel.shapes` whether
+    they are complete.
 
     Returns:
-      `backbone/…`, `reins/…`, `head/…`, `mim/…`, `gse/…` in float32, and `extra/<reference name>` as they were.
+      `backbone/…`, `reins/…`, `head/…`, `mim/…`, `gse/…` in float32, and `extra/<reference name>` unchanged.
 
     Raises:
-      UserError: a tensor has no place in the table, or one layer of a stack is missing.
+      UserError: a tensor is unknown, or one layer of a stack is missing.
     """
     tensors = canonical(tensors)
     params, used = name_rules.to_ours((*RULES, *_gse(_convolutions(tensors))), tensors)
@@ -61,15 +61,15 @@ def from_reference(tensors: Mapping[str, np.ndarray]) -> Tensors:
             unknown.append(name)
     if unknown:
         raise UserError(
-            f"{len(unknown)} of {len(tensors)} tensors are no parameters of CrossEarth: {', '.join(unknown[:3])}"
-            f"{' …' if len(unknown) > 3 else ''}; is this a checkpoint of another model? If it is right without them, "
-            "name them to be ignored"
+            f"{len(unknown)} of {len(tensors)} tensors are not parameters of CrossEarth: {', '.join(unknown[:3])}"
+            f"{' …' if len(unknown) > 3 else ''}; expected a checkpoint of CrossEarth. If they are not needed, leave "
+            "them out (ignore= in Python, --ignore for crossearth_jax.convert)"
         )
     return params
 
 
 def to_reference(params: Mapping[str, np.ndarray]) -> Tensors:
-    """Inverse of `from_reference`; tensors without effect are there if they were carried along.
+    """Invert `from_reference`; tensors under `extra/…` get their old names back.
 
     Raises:
       UserError: a parameter has no name in the reference, or a part of a packed tensor is missing.
@@ -84,10 +84,11 @@ def to_reference(params: Mapping[str, np.ndarray]) -> Tensors:
 
 
 def canonical(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The tensors under the names of the table.
+    """Rename tensors to the names that the rules expect.
 
-    A data-parallel wrapper puts "module." before every name. The training-only modules are known by what they
-    contain, since the attributes that hold them are known from compiled files only.
+    The prefix "module." of a data-parallel wrapper is removed. The modules that exist in training only (reconstruction
+    head and style network) are recognised by their content, because the name of the attribute that holds them is known
+    only from compiled files.
     """
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): x for name, x in tensors.items()}
@@ -104,18 +105,18 @@ def canonical(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _prefix(tensors: Mapping[str, np.ndarray], pattern: str) -> str | None:
-    """What stands before the module that the pattern looks for; None if it is not there."""
+    """Return the name prefix that the pattern matches in one of the tensors' names; None without a match."""
     return next((match[0] for name in tensors if (match := re.match(pattern, name))), None)
 
 
 def _convolutions(tensors: Mapping[str, np.ndarray]) -> set[str]:
-    """The extractor's modules that are convolutions."""
+    """Return the modules of the semantic extractor that are convolutions."""
     modules = {match[1] for name in tensors if (match := _GSE.fullmatch(name))}
     kernels = {module: tensors.get(f"{_EXTRACTOR}.{module}.weight") for module in modules}
     return {module for module, kernel in kernels.items() if kernel is not None and kernel.ndim == 4}
 
 
 def _gse(modules: Iterable[str]) -> list[Rule]:
-    """Rules for convolutions of the extractor, whatever the file calls them."""
+    """Create the rules for convolutions of the semantic extractor, under the names that the file gives them."""
     pairs = ((f"{_EXTRACTOR}.{module}", f"gse/{module.replace('.', '/')}") for module in sorted(modules))
     return [one for reference, ours in pairs for one in affine(reference, ours, CONV)]

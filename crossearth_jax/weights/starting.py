@@ -1,4 +1,4 @@
-"""Parameters that training starts from: a released file, fitted to the run's own model."""
+"""Parameters from which training starts: those of a weights file that fit the model of the run."""
 
 from __future__ import annotations
 
@@ -18,42 +18,43 @@ from crossearth_jax.weights.load import Weights, load_weights
 from crossearth_jax.weights.name_rules import Tensors
 from crossearth_jax.weights.native import MODEL_FILE, is_native, read_description
 
-CLASS_LAYERS = ("head/mask_decoder/class_head/", "head/classifier/")  # of either head
+CLASS_LAYERS = ("head/mask_decoder/class_head/", "head/classifier/")  # of the heads "mask2former" and "fcn"
 MASK_TOKEN = "mim/mask_token"
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What became of every parameter; names are sorted."""
+    """What happened to each parameter, as sorted names."""
 
-    restored: tuple[str, ...]  # identical to the file
-    cropped: tuple[str, ...]  # the mask token of a model for smaller images
-    reinitialised: tuple[str, ...]  # the class layer, where the classes are others
-    fresh: tuple[str, ...]  # of parts that the file does not have
-    unused: tuple[str, ...]  # in the file, without a place in the model
+    restored: tuple[str, ...]  # taken from the file unchanged
+    cropped: tuple[str, ...]  # taken and cropped: the mask token, if the model's is smaller
+    reinitialised: tuple[str, ...]  # not taken: the class layer, if the classes differ
+    fresh: tuple[str, ...]  # in the model but not in the file
+    unused: tuple[str, ...]  # in the file but not in the model
 
 
 def starting_weights(path: str | os.PathLike[str], config: ModelConfig, class_names: Sequence[str] = ()) -> Tensors:
-    """Reads what a file holds for the model of `config`; the log says what is restored and what is not.
+    """Read the parameters of the model `config` from a file; the log says which are restored and which are not.
 
-    Parameters that the file does not have, and a class layer for other classes, are not among the result: the caller
+    The result does not contain parameters that are missing in the file, nor a class layer for other classes. The caller
     keeps their initial values.
 
     Args:
-      path: a released or converted file, or the folder of a run.
+      path: a published or converted weights file, or the folder of a run.
       config: the model.
-      class_names: what it shall tell apart; () if nobody says, and then the number of classes alone is compared.
+      class_names: classes of the model; () if unknown, and then only the number of classes is compared.
 
     Raises:
-      UserError: the file cannot be read, is of another model, or lacks the backbone that its Reins were trained on.
+      UserError: the file cannot be read, belongs to another model, or lacks the backbone on which its Reins were
+        trained.
     """
     path = starting_file(path)
     weights = load_weights(path, config=config)
     parts = weights.parts()
     if parts["reins"] and not parts["backbone"]:
         raise UserError(
-            f"{os.fspath(path)} holds Reins and head but not the backbone they were trained on; put both into one file "
-            "first: python -m crossearth_jax.convert FILE OUT.safetensors --backbone=DINOV2"
+            f"{os.fspath(path)} holds Reins and head but not the backbone on which they were trained; combine both in "
+            "one file: python -m crossearth_jax.convert FILE OUT.safetensors --backbone=DINOV2"
         )
     params, report = fit(weights, config, class_names)
     _log(report, weights, config, class_names, os.fspath(path))
@@ -61,12 +62,15 @@ def starting_weights(path: str | os.PathLike[str], config: ModelConfig, class_na
 
 
 def starting_file(path: str | os.PathLike[str]) -> Path:
-    """The file that `train.init_from` stands for: in the folder of a run its `model.safetensors`."""
+    """Return the weights file for a value of `train.init_from`: for the folder of a run its `model.safetensors`."""
     return Path(path) / MODEL_FILE if Path(path).is_dir() else Path(path)
 
 
 def pixel_statistics_of(path: str | os.PathLike[str]) -> PixelStatistics | None:
-    """Mean and deviation of the images that the patch embedding of a run's file was made for; None without any."""
+    """Return the pixel statistics for which the patch embedding of a run's weights file was trained.
+
+    None if the file was not written by crossearth_jax or has no such statistics.
+    """
     file = starting_file(path)
     if file.suffix != ".safetensors" or not is_native(read_tensors(file).metadata):
         return None
@@ -75,12 +79,12 @@ def pixel_statistics_of(path: str | os.PathLike[str]) -> PixelStatistics | None:
 
 
 def fit(weights: Weights, config: ModelConfig, class_names: Sequence[str] = ()) -> tuple[Tensors, Report]:
-    """Chooses what a model takes from released weights.
+    """Select the parameters that a model takes from weights.
 
-    Backbone, Reins and head are taken as they are. For other classes the class layer, and nothing else, is left out:
-    those of a run are others if their names differ, those of any other file if their number does. A pixel mask token
-    larger than the model's (published ones are 1024 x 1024, and the public record does not say what a model for 512
-    takes) is cropped to its upper left corner.
+    All parameters of the model that the weights contain are taken unchanged, with two exceptions. The class layer is
+    left out if the classes differ: for the weights file of a run if their names or their number differ, for any other
+    file if their number differs. A pixel mask token that is larger than the model's is cropped to its upper left
+    corner. (Published ones are 1024 x 1024. It is not published how the reference's models for 512 pixels use them.)
 
     Raises:
       UserError: the mask token is smaller than the model's.
@@ -100,9 +104,9 @@ def fit(weights: Weights, config: ModelConfig, class_names: Sequence[str] = ()) 
 
 
 def _class_layer(weights: Weights, config: ModelConfig, class_names: Sequence[str]) -> tuple[str, ...]:
-    """Names of the class layer's parameters if the model has other classes than the file."""
+    """Return the names of the class layer's parameters if the model has other classes than the file, else ()."""
     described = weights.description
-    # Published files spell the same classes in their own way.
+    # Names are compared for runs only: published files may spell the same classes differently.
     other_names = described.trained_on and class_names and described.class_names != tuple(class_names)
     if described.model.classes == config.classes and not other_names:
         return ()
@@ -110,13 +114,16 @@ def _class_layer(weights: Weights, config: ModelConfig, class_names: Sequence[st
 
 
 def _crop_mask_token(params: Tensors, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> tuple[str, ...]:
-    """Cuts the mask token to the model's size, in place."""
+    """Crop the mask token in `params` to the model's size; return its name if it was cropped."""
     if MASK_TOKEN not in params or params[MASK_TOKEN].shape == wanted[MASK_TOKEN].shape:
         return ()
     side = wanted[MASK_TOKEN].shape[0]
     found = len(params[MASK_TOKEN])
     if found < side:
-        raise UserError(f"the file's mask token is {found} x {found}, the model's {side} x {side}; set mim.token_size")
+        raise UserError(
+            f"the file's mask token is {found} x {found}, the model's {side} x {side}; set model.mim.token_size to "
+            f"{found} or less"
+        )
     params[MASK_TOKEN] = np.ascontiguousarray(params[MASK_TOKEN][:side, :side])
     return (MASK_TOKEN,)
 
@@ -131,16 +138,18 @@ def _log(report: Report, weights: Weights, config: ModelConfig, class_names: Seq
     if report.reinitialised:
         described = weights.description
         logging.warning(
-            "the file has %s, the model %s: the class layer (%s) starts anew, everything else is kept",
+            "the file has %s, the model %s: the class layer (%s) keeps its initial values, the rest is restored",
             _named(described.model.classes, described.class_names), _named(config.classes, class_names),
             f"{report.reinitialised[0].rpartition("/")[0]}/*",
         )  # fmt: skip
     if report.fresh:
         parts = sorted({name.split("/")[0] for name in report.fresh})
-        logging.info("%d parameters of %s are not in the file and start afresh", len(report.fresh), ", ".join(parts))
+        logging.info(
+            "%d parameters of %s are not in the file and keep their initial values", len(report.fresh), ", ".join(parts)
+        )
     if report.unused:
         parts = sorted({name.split("/")[0] for name in report.unused})
-        logging.info("%d arrays of %s are in the file and not in the model", len(report.unused), ", ".join(parts))
+        logging.info("%d arrays of %s are in the file but not in the model", len(report.unused), ", ".join(parts))
 
 
 def _named(count: int, names: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
-"""Weights of the style networks: the shipped file, our safetensors, and the published PyTorch files.
+"""Weights of the style transfer networks: the shipped file, our safetensors, and the published PyTorch files.
 
 PyTorch tensors come from style-augmentation (`checkpoint_transformer.pth` and `checkpoint_stylepredictor.pth`) or
-from a CrossEarth checkpoint, which carries both networks below `augmentor.`.
+from a CrossEarth checkpoint, which contains style predictor and style transformer below `augmentor.`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SCALE = ".scale"  # suffix of the step sizes of a quantised tensor
 
 _BATCH_NORM_EPSILON = 1e-3  # of torchvision's Inception
 
-# Published module -> ours. `fc_gamma` multiplies normalised features, `fc_beta` is added to them.
+# Published module -> our module. `fc_gamma` gives the scale of normalised features, `fc_beta` their shift.
 _MODULES = (
     (r"ghiasi\.layers\.([0-2])\.conv", lambda m: f"transformer/contract/{m[1]}"),
     (
@@ -50,16 +50,16 @@ _PARTS = {"conv": "conv", "fc_gamma": "scale", "fc_beta": "shift"}
 
 
 def load_style(network: StyleNetwork, path: str | Path | None = None) -> dict[str, jax.Array]:
-    """Loads the parameters of a style network.
+    """Load the parameters of a style transfer network.
 
     Args:
-      network: which one.
-      path: `.safetensors` of ours (also a converted CrossEarth checkpoint), a CrossEarth `.pth`, or the two files of
-        style-augmentation: their folder, or one of them beside the other. None takes the network shipped with the
-        package ("mobile").
+      network: the network.
+      path: a `.safetensors` of ours (also a converted CrossEarth checkpoint), a CrossEarth `.pth`, or the two files of
+        style-augmentation, which must be in one folder: that folder, or one of the files. None: the file shipped with
+        the package ("mobile").
 
     Raises:
-      UserError: the file is missing, damaged, or of another network.
+      UserError: the file is missing or damaged, or belongs to another network.
     """
     if path is None:
         if network.kind != "mobile":
@@ -74,12 +74,12 @@ def load_style(network: StyleNetwork, path: str | Path | None = None) -> dict[st
     else:
         params, unused = from_torch(torch_tensors(path))
         if unused:
-            logging.info("%s: %d tensors are not of the style network, e.g. %s", path, len(unused), unused[0])
+            logging.info("%s: %d tensors are not part of the style network, e.g. %s", path, len(unused), unused[0])
     return {name: jnp.asarray(value) for name, value in checked(network, params, str(path)).items()}
 
 
 def style_digest(params: Mapping[str, jax.Array]) -> str:
-    """Fingerprint of a style network: SHA-256 over names, shapes and float32 values of its parameters."""
+    """Return the SHA-256 of names, shapes and float32 values of a style network's parameters (`style/…`)."""
     digest = hashlib.sha256()
     for name in sorted(name for name in params if name.startswith("style/")):
         value = np.asarray(params[name], np.float32)
@@ -89,10 +89,10 @@ def style_digest(params: Mapping[str, jax.Array]) -> str:
 
 
 def legacy_files(path: Path) -> tuple[Path, Path] | None:
-    """Style-augmentation's two files, if `path` is their folder or one of them.
+    """Return style-augmentation's two files if `path` is their folder or one of them, else None.
 
     Raises:
-      UserError: one of them is there and the other is not.
+      UserError: only one of them exists.
     """
     folder = path.parent if path.name in (TRANSFORMER_FILE, PREDICTOR_FILE) else path
     transformer, predictor = folder / TRANSFORMER_FILE, folder / PREDICTOR_FILE
@@ -106,10 +106,10 @@ def legacy_files(path: Path) -> tuple[Path, Path] | None:
 
 
 def torch_tensors(path: Path) -> dict[str, np.ndarray]:
-    """Reads the style network's tensors from a CrossEarth checkpoint or from the legacy files.
+    """Read the tensors of the style network from a CrossEarth checkpoint or from style-augmentation's files.
 
     Returns:
-      Arrays by published name, `ghiasi.…` and `stylePredictor.…`, and whatever else the legacy files hold.
+      Arrays by published name: `ghiasi.…` and `stylePredictor.…`.
 
     Raises:
       UserError: a file is missing or damaged.
@@ -123,7 +123,7 @@ def torch_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _flat(content: Any) -> dict[str, Any]:
-    """Tensors of one PyTorch file under the names of the published augmentor."""
+    """Return the tensors of one PyTorch file under their published names, `ghiasi.…` and `stylePredictor.…`."""
     content = content if isinstance(content, Mapping) else {}
     for key, prefix in (("state_dict_ghiasi", "ghiasi"), ("state_dict_stylepredictor", "stylePredictor")):
         if key in content:
@@ -133,19 +133,19 @@ def _flat(content: Any) -> dict[str, Any]:
 
 
 def _published(name: str) -> str | None:
-    """The published name inside a longer one, such as a CrossEarth checkpoint's; None for other tensors."""
+    """Return the published name inside a longer name, such as that in a CrossEarth checkpoint; None for others."""
     match = re.search(r"(?:^|\.)((?:ghiasi|stylePredictor)\..+)", name)
     return match and match[1]
 
 
 def from_torch(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """Translates the published style network, with the predictor's batch norms folded into its convolutions.
+    """Convert the published style network; the batch norms of the predictor are folded into its convolutions.
 
     Args:
       tensors: by published name, `ghiasi.…` and `stylePredictor.…`.
 
     Returns:
-      Parameters of the "inception" network as far as they are there, and the names that were of no use.
+      The parameters of the "inception" network for which there are tensors, and the names of tensors that are not used.
     """
     params: dict[str, np.ndarray] = {}
     used: set[str] = set()
@@ -169,12 +169,12 @@ _LEAVES = (
 
 
 def _full_name(module: str, leaf: str) -> str:
-    """A batch norm is a sibling of its convolution."""
+    """Return the name of a leaf of a module. A batch norm is not below its convolution, but beside it."""
     return f"{module.removesuffix('conv')}{leaf}" if leaf.startswith("bn.") else f"{module}.{leaf}"
 
 
 def _kernel_and_bias(source: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Lays out one convolution or linear layer our way, its batch norm (statistics of the file) multiplied in."""
+    """Return kernel and bias of one convolution or linear layer in our layout, with its batch norm folded in."""
     weight, bias = source["weight"].astype(np.float64), source.get("bias")
     if "bn.running_var" in source:
         gain = source["bn.weight"] / np.sqrt(source["bn.running_var"].astype(np.float64) + _BATCH_NORM_EPSILON)
@@ -186,14 +186,14 @@ def _kernel_and_bias(source: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def dequantise(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Turns integers stored with a step size per output channel (last axis) into the float32 values they stand for."""
+    """Multiply integers by their step sizes per output channel (last axis); return float32 values."""
     names = [name for name in tensors if not name.endswith(SCALE)]
     steps = {name: tensors.get(f"{name}{SCALE}", np.float32(1)) for name in names}
     return {name: tensors[name].astype(np.float32) * steps[name] for name in names}
 
 
 def _ours(path: Path) -> dict[str, np.ndarray]:
-    """Parameters in a file of ours: a style network, or a converted checkpoint that carries the published one."""
+    """Read the parameters from a file of ours: a style network, or a converted checkpoint that contains one."""
     try:
         with safetensors.safe_open(path, "numpy") as file:  # pyright: ignore[reportPrivateImportUsage]
             names = [name for name in file.keys() if name.startswith("style/") or _published(name)]
@@ -205,7 +205,7 @@ def _ours(path: Path) -> dict[str, np.ndarray]:
 
 
 def checked(network: StyleNetwork, params: Mapping[str, np.ndarray], origin: str) -> dict[str, np.ndarray]:
-    """Returns exactly the network's parameters.
+    """Check the parameters of a network and return them without other entries.
 
     Raises:
       UserError: a parameter is missing or has another shape.

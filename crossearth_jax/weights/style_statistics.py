@@ -1,8 +1,8 @@
-"""The distribution of style codes as a file: what it was estimated from, with which network, and who may use it.
+"""Files of style statistics: the distribution of style codes and its provenance, which decides which runs may use it.
 
 A file is an `.npz` of `mean`, `covariance` (float64), `factor` (float32, covariance = factor factor^T) and
-`provenance` (JSON, the fields of `Provenance`). Style-augmentation's `checkpoint_embeddings.pth` (79,433 paintings,
-"Painter By Numbers") is read too.
+`provenance` (JSON with the fields of `Provenance`). Style-augmentation's `checkpoint_embeddings.pth` (79,433 paintings,
+"Painter By Numbers") can also be read.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ _PAINTINGS = {"mean": "pbn_embedding_mean", "covariance": "pbn_embedding_covaria
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Where statistics come from."""
+    """Origin of style statistics."""
 
-    network: StyleKind  # whose codes they describe
-    digest: str  # `weights.style.style_digest` of that network, "" if unknown
-    count: int  # images
-    sources: tuple[str, ...]  # what was read, for people
-    domains: tuple[str, ...] = ()  # benchmark domains among the sources
-    allowed_targets: tuple[str, ...] = ()  # domains that were included although they are targets, on request
+    network: StyleKind  # network whose codes were measured
+    digest: str  # `weights.style_files.style_digest` of its parameters; "" if unknown
+    count: int  # number of images
+    sources: tuple[str, ...]  # description of the images, for readers
+    domains: tuple[str, ...] = ()  # domains among the sources
+    allowed_targets: tuple[str, ...] = ()  # target domains that were included on request
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,54 +60,58 @@ class CodeStatistics:
 
     @property
     def sampler(self) -> StyleStatistics:
-        """What Earth-Style Injection draws from, rounded to float32."""
-        # Host arrays: the step they become constants of may be compiled for devices that are not there.
+        """The distribution that Earth-Style Injection samples from, in float32."""
+        # Host arrays, since they become constants of the training step, which may be compiled for absent devices.
         return StyleStatistics(self.mean.astype(np.float32), self.factor.astype(np.float32))
 
     def check_network(self, params: Mapping[str, jax.Array]) -> None:
-        """Makes sure that these are statistics of the network with these parameters.
+        """Check that these are statistics of the network with these parameters.
 
         Raises:
-          UserError: they are of another one; its codes mean nothing to this network.
+          UserError: they belong to another network, whose codes cannot be used with this one.
         """
         known, found = self.provenance.digest, style_digest(params)
         if known and known != found:
             raise UserError(
                 f"the style statistics belong to a '{self.provenance.network}' network with digest {known[:12]}, "
-                f"the loaded one has {found[:12]}; estimate them with it: crossearth_jax.estimate_style --weights"
+                f"the loaded one has {found[:12]}; estimate them again: crossearth_jax.estimate_style --weights=FILE"
             )
         if not known:
-            logging.warning("the style statistics do not say which weights they belong to; nothing could be checked")
+            logging.warning("the style statistics do not name the weights they belong to, so this was not checked")
 
     def check_targets(self, source: str, data_dir: str) -> tuple[str, ...]:
-        """Makes sure that a run trained on `source` learns no styles of the domains it is scored on.
+        """Check that a run trained on `source` uses no styles of its target domains.
 
         Args:
-          source: the domain, or domains joined by "+".
+          source: the source domain, or several joined by "+".
           data_dir: folder of the prepared datasets.
 
         Returns:
-          Targets among the sources that were allowed on request when the file was made: the run must record them.
+          Target domains among the sources of the statistics that were allowed when the file was written; the run must
+          record them.
 
         Raises:
-          UserError: a target is among the sources and was not allowed.
+          UserError: a target domain is among the sources of the statistics and was not allowed.
         """
         targets = targets_among(self.provenance.domains, source, data_dir)
         refused = [target for target in targets if target not in self.provenance.allowed_targets]
         if refused:
             raise UserError(
                 f"the style statistics were estimated from {', '.join(refused)}, which a run trained on {source} is "
-                "scored on; estimate them without it, or with --allow_target to record that they are not blind to it"
+                "scored on; estimate them without it, or with --allow_target to record that its images were used"
             )
         if targets:
-            logging.warning("style statistics contain the targets %s, as their maker asked", ", ".join(targets))
+            logging.warning(
+                "the style statistics contain the targets %s, allowed by --allow_target", ", ".join(targets)
+            )
         return targets
 
 
 def targets_among(domains: Iterable[str], source: str, data_dir: str) -> tuple[str, ...]:
-    """Those of `domains` that hold images of a target of `source`, in their order.
+    """Return those of `domains` that contain images of a target domain of `source`, in their order.
 
-    An unlabelled domain may hold images of every domain of its dataset.
+    An unlabelled domain is included if its dataset has a target domain, since it may contain images of all domains of
+    the dataset.
     """
     targets = {setting.target for setting in settings_from(source, data_dir) if setting.cross_domain}
     datasets = {target.split("/")[0] for target in targets}
@@ -116,12 +120,12 @@ def targets_among(domains: Iterable[str], source: str, data_dir: str) -> tuple[s
 
 
 def load_statistics(path: str | os.PathLike[str] | None, kind: StyleKind) -> CodeStatistics:
-    """Reads the statistics of a style network.
+    """Read the statistics of a style network.
 
     Args:
-      path: `.npz` written by `estimate_style`, or style-augmentation's `checkpoint_embeddings.pth` ("inception"); None
-        takes those shipped with the package ("mobile").
-      kind: the network they are wanted for.
+      path: `.npz` written by `estimate_style`, or style-augmentation's `checkpoint_embeddings.pth` ("inception"). None:
+        the file shipped with the package ("mobile").
+      kind: the network that will use them.
 
     Raises:
       UserError: the file is missing or damaged, or belongs to the other network.
@@ -138,17 +142,17 @@ def load_statistics(path: str | os.PathLike[str] | None, kind: StyleKind) -> Cod
     found = statistics.provenance.network
     if found != kind:
         raise UserError(
-            f"{path} holds statistics of the '{found}' style network, expected '{kind}': codes of one mean nothing to "
-            f"the other; estimate them with --backend={kind}"
+            f"{path} holds statistics of the '{found}' style network, expected '{kind}', since their codes differ; "
+            f"estimate them with crossearth_jax.estimate_style --backend={kind}"
         )
     return statistics
 
 
 def save_statistics(path: str | os.PathLike[str], statistics: CodeStatistics) -> None:
-    """Writes a file that `load_statistics` reads; it appears whole or not at all.
+    """Write a file that `load_statistics` reads, atomically.
 
     Raises:
-      UserError: the folder cannot be written.
+      UserError: the file cannot be written.
     """
     provenance = json.dumps(dataclasses.asdict(statistics.provenance))
     arrays = {name: getattr(statistics, name) for name in _ARRAYS}
@@ -159,7 +163,10 @@ def save_statistics(path: str | os.PathLike[str], statistics: CodeStatistics) ->
 def from_moments(
     mean: Float[np.ndarray, " k"], covariance: Float[np.ndarray, "k k"], provenance: Provenance
 ) -> CodeStatistics:
-    """Adds the covariance factor: a singular value decomposition in float64, rounded to float32 (as the reference)."""
+    """Build the statistics from mean and covariance.
+
+    As in the reference, the covariance factor is computed in float64 and rounded to float32.
+    """
     factor = covariance_factor(covariance).astype(np.float32)
     return CodeStatistics(mean=mean, covariance=covariance, factor=factor, provenance=provenance)
 

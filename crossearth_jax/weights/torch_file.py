@@ -1,7 +1,7 @@
-"""Reads torch's weight files, in both of its formats, without torch and without running anything in them.
+"""Reading of torch's weights files, in both of its formats, without torch and without running anything in them.
 
-The file is mapped: a tensor is a view of it, and a 4 GB checkpoint takes memory only for what is used. Every size is
-checked against the file before it is believed.
+The file is memory-mapped and a tensor is a view of it, so a checkpoint of 4 GB takes memory only for the tensors that
+are used. Every size in the file is checked against the length of the file before it is used.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from crossearth_jax.weights import torch_zip
 from crossearth_jax.weights.torch_pickle import Symbol, TensorUnpickler
 from crossearth_jax.weights.torch_types import STORAGE_DTYPES, Blob, FormatError, Storage, Tensor
 
-# How many bytes the tensors of a file may describe together per byte of the file. More than 1 is honest (views of
-# shared storages); without a limit a few bytes could be expanded to any size.
+# The tensors of a file may have EXPANSION times the bytes of the file, plus SLACK, in total. Valid files can have more
+# bytes than the file, since tensors may share storages. Without a limit a small file could expand to any size.
 EXPANSION = 4
 SLACK = 2**24
 
@@ -30,23 +30,24 @@ _LEGACY_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
 
 @dataclasses.dataclass(frozen=True)
 class TorchFile:
-    """What a file describes: dictionaries, lists, text, numbers, `Tensor`s, and placeholders for the rest."""
+    """Content of a file: dictionaries, lists, text, numbers and `Tensor`s, with placeholders for other objects."""
 
     content: Any
     buffer: mmap.mmap
 
     def array(self, tensor: Tensor) -> np.ndarray:
-        """The numbers of one tensor: a read-only view of the mapped file."""
+        """Return one tensor as an array: a read-only view of the mapped file (booleans are copied)."""
         return tensor.array(self.buffer)
 
 
 def read_torch(path: str | os.PathLike[str]) -> TorchFile:
-    """Reads a `.pth`/`.pt` file as `torch.save` writes it (zip or legacy format).
+    """Read a `.pth` or `.pt` file that `torch.save` wrote (zip or legacy format).
 
-    Nothing named in the file is imported or called. Optimizer state and logs cost no memory unless used.
+    Nothing named in the file is imported or called. Tensors that are not used, such as the optimizer state, are not
+    read.
 
     Raises:
-      UserError: the file is missing, is no torch file, is damaged or cut off, or holds more than weights.
+      UserError: the file is missing, not a torch file, damaged or truncated, or refers to unknown objects.
     """
     buffer = map_file(path)
     try:
@@ -58,23 +59,23 @@ def read_torch(path: str | os.PathLike[str]) -> TorchFile:
             raise FormatError(_describe(buffer))
         claimed = sum(tensor.nbytes for tensor in tensors)
         if claimed > EXPANSION * len(buffer) + SLACK:
-            raise FormatError(f"its tensors claim {claimed:,} bytes, far more than the {len(buffer):,} of the file")
+            raise FormatError(f"its tensors claim {claimed:,} bytes, too many for a file of {len(buffer):,} bytes")
     except FormatError as error:
         raise UserError(f"cannot read {os.fspath(path)}: {error}") from None
     return TorchFile(content, buffer)
 
 
 def map_file(path: str | os.PathLike[str]) -> mmap.mmap:
-    """Maps a file read-only.
+    """Map a file into memory, read-only.
 
     Raises:
-      UserError: it does not exist, is no regular file, is empty or may not be read.
+      UserError: it does not exist, is not a regular file, is empty or cannot be read.
     """
     path = pathlib.Path(path)
     if not path.exists():
-        raise UserError(f"{path} does not exist; expected a file of weights")
+        raise UserError(f"{path} does not exist; expected a weights file")
     if not path.is_file() or path.stat().st_size == 0:
-        raise UserError(f"{path} is {'empty' if path.is_file() else 'no file'}; expected a file of weights")
+        raise UserError(f"{path} is {'empty' if path.is_file() else 'not a file'}; expected a weights file")
     try:
         with path.open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -83,19 +84,19 @@ def map_file(path: str | os.PathLike[str]) -> mmap.mmap:
 
 
 def _describe(buffer: mmap.mmap) -> str:
-    """What a file that is no torch file seems to be."""
+    """Return an error text that says what a file seems to be that is not a torch file."""
     head = buffer[:512]
     text = head.lstrip().lower()
     if head.startswith(b"version https://git-lfs"):
         found = "a Git LFS pointer; download the file it points to"
     elif text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        found = "a web page; the download went wrong"
+        found = "a web page, so the download failed"
     elif head[257:262] == b"ustar":
         found = "a tar archive (torch before 0.1.10, or an archive to unpack first)"
     elif head.startswith(b"\x80"):
         found = "a plain pickle, which is not read because it may run code"
     elif head[8:9] == b"{":
-        found = "a safetensors file that is cut off or damaged"
+        found = "a truncated or damaged safetensors file"
     else:
         found = f"something else (it begins with {head[:8]!r})"
     return f"it is {found}; expected a file written by torch.save, or safetensors"
@@ -117,7 +118,7 @@ def _read_zip(buffer: mmap.mmap) -> tuple[Any, list[Tensor]]:
         member = found.get(f"{root}/data/{key}")
         if member is None or member.size != count * dtype.itemsize:
             held = "none" if member is None else member.size
-            raise FormatError(f"its storage {key[:80]!r} claims {count * dtype.itemsize} bytes, the file has {held}")
+            raise FormatError(f"its storage {key[:80]!r} claims {count * dtype.itemsize} bytes, the file holds {held}")
         return Storage(Blob(member.size, member.begin), dtype, 0, count)
 
     machine = TensorUnpickler(buffer, description.begin, description.begin + description.size, load)
@@ -125,24 +126,24 @@ def _read_zip(buffer: mmap.mmap) -> tuple[Any, list[Tensor]]:
 
 
 def _root(found: dict[str, torch_zip.Member]) -> str:
-    """The one folder that all members are in."""
+    """Return the name of the one folder that contains all members of an archive written by torch."""
     roots = {name.split("/", 1)[0] for name in found}
     if len(roots) == 1:
         root = roots.pop()
         if f"{root}/constants.pkl" in found or any(name.startswith(f"{root}/code/") for name in found):
-            raise FormatError("it is a TorchScript program; expected weights (the module's state_dict, saved)")
+            raise FormatError("it is a TorchScript program; expected weights (a saved state_dict)")
         if not all(member.plain for member in found.values()):
-            raise FormatError("its members are compressed or encrypted; expected them stored, as torch.save does")
+            raise FormatError("its members are compressed or encrypted; expected uncompressed ones, as torch.save does")
         if f"{root}/data.pkl" in found:
             return root
-    raise FormatError("it is a zip archive, but not of torch; if it contains the weights, unpack it first")
+    raise FormatError("it is a zip archive, but not one of torch; if it contains a weights file, unpack it first")
 
 
 def _identity(identity: Any, length: int) -> tuple[str, np.dtype, int]:
-    """Key, element type and number of elements of a storage, from how the object description refers to it."""
+    """Return key, element type and number of elements of a storage from its persistent identity in the pickle."""
     kind = identity[0] if isinstance(identity, tuple) and identity else None
     if kind == "module":
-        raise FormatError("it holds a pickled module with its code; expected weights (the module's state_dict)")
+        raise FormatError("it holds a pickled module with its code; expected weights (a saved state_dict)")
     if kind != "storage" or len(identity) < length:
         raise FormatError("it refers to a storage in an unknown way")
     _, cls, key, _, count = identity[:5]
@@ -164,7 +165,7 @@ def _read_legacy(buffer: mmap.mmap) -> tuple[Any, list[Tensor]]:
         key, dtype, count = _identity(identity, 6)
         blob, _ = blobs.setdefault(key, (Blob(count * dtype.itemsize), dtype))
         if blob.size != count * dtype.itemsize or blob.size > len(buffer):
-            raise FormatError(f"its storage {key[:80]!r} claims {count * dtype.itemsize} bytes, which cannot be")
+            raise FormatError(f"its storage {key[:80]!r} claims {count * dtype.itemsize} bytes, which is impossible")
         return _view(Storage(blob, dtype, 0, count), identity[5])
 
     machine = TensorUnpickler(buffer, len(_LEGACY_MAGIC), len(buffer), load)
@@ -175,15 +176,18 @@ def _read_legacy(buffer: mmap.mmap) -> tuple[Any, list[Tensor]]:
         raise FormatError("it was written on a big-endian machine; save it again on a little-endian one")
     content, keys = machine.load(), machine.load()
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or set(keys) != set(blobs):
-        raise FormatError("its list of storages is not the one its tensors use")
+        raise FormatError("its list of storages differs from the storages of its tensors")
     if len(keys) != len(blobs):
-        raise FormatError("its list of storages names one twice")
+        raise FormatError("its list of storages contains one twice")
     _lay_out(buffer, machine.position, [blobs[key] for key in keys])
     return content, machine.tensors
 
 
 def _view(storage: Storage, view: Any) -> Storage:
-    """Part of a storage, which torch before 0.4 could share: (key, first element, elements)."""
+    """Return a part of a storage, given as (key, first element, number of elements); None is the whole storage.
+
+    torch before 0.4 wrote such parts.
+    """
     if view is None:
         return storage
     whole = isinstance(view, tuple) and len(view) == 3 and all(type(number) is int for number in view[1:])
@@ -193,14 +197,14 @@ def _view(storage: Storage, view: Any) -> Storage:
 
 
 def _lay_out(buffer: mmap.mmap, position: int, blobs: list[tuple[Blob, np.dtype]]) -> None:
-    """Finds each storage: they follow one another, each behind its number of elements."""
+    """Set the position of each storage in the file. Storages are consecutive, each after its number of elements."""
     for blob, dtype in blobs:
         if position + 8 > len(buffer):
-            raise FormatError("its storages are cut off; expected a complete download")
+            raise FormatError("its storages are truncated; expected a complete download")
         (count,) = struct.unpack_from("<q", buffer, position)
         if count * dtype.itemsize != blob.size:
-            raise FormatError(f"a storage holds {count} elements, its tensors say {blob.size // dtype.itemsize}")
+            raise FormatError(f"a storage holds {count} elements, its tensors expect {blob.size // dtype.itemsize}")
         blob.begin = position + 8
         position = blob.begin + blob.size
     if position > len(buffer):
-        raise FormatError("its storages are cut off; expected a complete download")
+        raise FormatError("its storages are truncated; expected a complete download")

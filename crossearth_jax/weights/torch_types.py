@@ -1,4 +1,4 @@
-"""What the tensors of a torch file become here: checked views of the mapped file."""
+"""Tensors of a torch file as checked views of the mapped file."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 
 
 class FormatError(ValueError):
-    """The file is broken or hostile; the text says what was found and completes "cannot read FILE: …"."""
+    """The file is damaged or malicious. The text says what was found and continues "cannot read FILE: …"."""
 
 
-# Element types by the names that torch gives them in a file.
+# Element types by the names that torch writes in a file.
 DTYPES: dict[str, np.dtype] = {
     f"torch.{name}": np.dtype(getattr(ml_dtypes, name, name))
     for name in (
@@ -24,7 +24,7 @@ DTYPES: dict[str, np.dtype] = {
     )
 }
 
-# Storage classes of torch and what one of their elements is. Quantised storages are not here: they need scales.
+# Storage classes of torch and their element types. Quantised storages are not supported: they need scales.
 STORAGE_DTYPES: dict[str, np.dtype] = {
     "DoubleStorage": DTYPES["torch.float64"],
     "FloatStorage": DTYPES["torch.float32"],
@@ -42,7 +42,7 @@ STORAGE_DTYPES: dict[str, np.dtype] = {
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Blob:
-    """The bytes of one storage. `begin` is its place in the file, unknown until the file is laid out."""
+    """The bytes of one storage. `begin` is its position in the file, None until it is known."""
 
     size: int
     begin: int | None = None
@@ -50,37 +50,37 @@ class Blob:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Storage:
-    """A typed run of elements inside a blob."""
+    """Consecutive elements of one type inside a blob."""
 
     blob: Blob
     dtype: np.dtype
-    first: int  # byte inside the blob
-    count: int  # elements
+    first: int  # position inside the blob, in bytes
+    count: int  # number of elements
 
     def retyped(self, dtype: np.dtype) -> Storage:
-        """The same bytes as elements of another type."""
+        """Return the same bytes as elements of another type."""
         size = self.count * self.dtype.itemsize
         return Storage(self.blob, dtype, self.first, size // dtype.itemsize)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Tensor:
-    """A strided view of a storage that `tensor` has checked; `array` gives its numbers."""
+    """A strided view of a storage, which the function `tensor` has checked."""
 
     storage: Storage
-    offset: int  # elements
+    offset: int  # in elements
     shape: tuple[int, ...]
-    strides: tuple[int, ...]  # elements
+    strides: tuple[int, ...]  # in elements
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensor once written out densely."""
+        """Size of the tensor as a contiguous array, in bytes."""
         return math.prod(self.shape) * self.storage.dtype.itemsize
 
     def array(self, buffer: Any) -> np.ndarray:
-        """The tensor as a read-only array over `buffer` (the mapped file), without a copy.
+        """Return the tensor as a read-only view of `buffer` (the mapped file).
 
-        Booleans are the exception: any byte but 0 counts as true, so they are copied.
+        Booleans are copied instead, because any byte other than 0 counts as True.
         """
         dtype = self.storage.dtype
         if self.storage.blob.begin is None:
@@ -97,13 +97,13 @@ class Tensor:
 
 
 def tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> Tensor:
-    """A view of `storage`, after checking that all of it lies inside.
+    """Create a view of `storage` after checking that it lies inside.
 
     Raises:
       FormatError: an argument has the wrong type, or the view reaches outside its storage.
     """
     if not isinstance(storage, Storage):
-        raise FormatError("a tensor is built from something that is no storage")
+        raise FormatError("a tensor is built from something that is not a storage")
     if not _sizes(shape) or not _sizes(strides) or len(shape) != len(strides) or not _sizes((offset,)):
         raise FormatError("a tensor's offset, shape or strides are not whole numbers of 0 or more")
     empty = math.prod(shape) == 0
@@ -114,6 +114,6 @@ def tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> Tensor:
 
 
 def _sizes(values: Any) -> bool:
-    """True for up to 32 plain integers that fit the address space."""
+    """Whether `values` is a tuple or list of up to 32 integers in [0, 2**48)."""
     whole = isinstance(values, tuple | list) and len(values) <= 32
     return whole and all(type(value) is int and 0 <= value < 2**48 for value in values)

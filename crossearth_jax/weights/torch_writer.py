@@ -1,4 +1,4 @@
-"""Writes files that `torch.load` reads, also with `weights_only=True`, without torch."""
+"""Writing of files that `torch.load` reads, also with `weights_only=True`, without torch."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ import numpy as np
 from crossearth_jax.runtime.atomic import replacing
 from crossearth_jax.weights.torch_types import STORAGE_DTYPES
 
-ALIGNMENT = 64  # bytes: where torch puts the data of a storage, so that it can map them
+ALIGNMENT = 64  # bytes; torch aligns the data of storages so that they can be memory-mapped
 
 _STORAGES = {dtype: name for name, dtype in STORAGE_DTYPES.items() if name != "UntypedStorage"}
 
 
 def write_torch_zip(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
-    """Writes `content` in torch's zip format, atomically.
+    """Write `content` in torch's zip format, atomically.
 
     Args:
-      path: the file; a half-written one is never seen under this name.
-      content: dictionaries, lists, tuples, text, numbers and None, nested as one likes; arrays become tensors.
+      path: the file.
+      content: nested dictionaries, lists, tuples, text, numbers and None; arrays become tensors.
 
     Raises:
-      TypeError: `content` holds something else, or an array type without a torch storage.
+      TypeError: `content` holds something else, or an array type without a torch storage class.
       UserError: the file cannot be written.
     """
     pickler = _Pickler()
@@ -41,7 +41,7 @@ def write_torch_zip(path: str | os.PathLike[str], content: Mapping[str, Any]) ->
 
 
 def _add(archive: zipfile.ZipFile, name: str, data: bytes | np.ndarray) -> None:
-    """Adds a member whose data begin at a multiple of `ALIGNMENT`."""
+    """Add a member whose data begin at a multiple of `ALIGNMENT`."""
     info = zipfile.ZipInfo(f"archive/{name}")
     info.file_size = len(data)
     zip64 = len(data) >= 2**31
@@ -54,7 +54,7 @@ def _add(archive: zipfile.ZipFile, name: str, data: bytes | np.ndarray) -> None:
 
 
 class _Pickler:
-    """Emits protocol 2; arrays are set aside and referred to by their number."""
+    """Writer of pickles in protocol 2. Arrays are collected in `arrays` and referred to by their index."""
 
     def __init__(self) -> None:
         self.arrays: list[np.ndarray] = []

@@ -1,9 +1,12 @@
-"""Where the members of a torch archive lie in the mapped file.
+"""Positions of the members of a torch archive in the mapped file.
 
-The directory is read by `zipfile`; nothing is ever unpacked, because torch stores its members without compression.
-Three things are our own. The place of a member's bytes, which `zipfile` does not tell. A limit on the size of the
-directory, which `zipfile` reads whole, however large it claims to be. And stricter checks, where `zipfile` accepts what
-torch never writes: members that overlap or are there twice, names that leave the folder, bytes before the archive.
+`zipfile` reads the directory. Nothing is unpacked, because torch stores members without compression. This module adds
+what `zipfile` does not have:
+
+- the position of a member's bytes in the file;
+- a limit of the directory's size, since `zipfile` reads a directory of any size at once;
+- checks for what torch never writes: overlapping or duplicate members, names that point outside the archive, and bytes
+  before the archive.
 """
 
 from __future__ import annotations
@@ -15,23 +18,23 @@ import zipfile
 
 from crossearth_jax.weights.torch_types import FormatError
 
-DIRECTORY_BYTES = 2**24  # about 100,000 members; a full training checkpoint of CrossEarth holds about 1,500
+DIRECTORY_BYTES = 2**24  # about 100,000 members; a full training checkpoint of CrossEarth has about 1,500
 
-_LOCAL = struct.Struct("<4s22x2H")  # mark, lengths of the name and of the extra field in front of a member
-_END = struct.Struct("<4s6xH10x")  # mark and number of members, at the end of the archive
+_LOCAL = struct.Struct("<4s22x2H")  # header of a member: signature, lengths of the name and of the extra field
+_END = struct.Struct("<4s6xH10x")  # record at the end of the archive: signature, number of members
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Member:
-    """A range of the file."""
+    """The bytes of a member in the file."""
 
-    begin: int
-    size: int
+    begin: int  # position in the file
+    size: int  # in bytes
     plain: bool  # neither compressed nor encrypted
 
 
 class _Directory:
-    """The mapped file as `zipfile` reads it: the directory, but never more than `DIRECTORY_BYTES` at once."""
+    """The mapped file as a file object for `zipfile`, which can read at most `DIRECTORY_BYTES` at once."""
 
     def __init__(self, buffer: mmap.mmap):
         self.buffer = buffer
@@ -48,14 +51,14 @@ class _Directory:
 
 
 def members(buffer: mmap.mmap) -> dict[str, Member]:
-    """Find the members of the archive that fills `buffer`, by name.
+    """Return the members of the archive in `buffer`, by name.
 
     Raises:
-      FormatError: the archive is cut off, damaged, or holds what torch never writes.
+      FormatError: the archive is truncated or damaged, or contains something that torch never writes.
     """
     end = buffer.rfind(b"PK\x05\x06", max(0, len(buffer) - _END.size - 0xFFFF))
     if end < 0 or end + _END.size > len(buffer):
-        raise FormatError("its end is missing: it is cut off; expected a complete download")
+        raise FormatError("its end is missing, so it is truncated; expected a complete download")
     try:
         with zipfile.ZipFile(_Directory(buffer)) as archive:
             entries, directory = sorted(archive.infolist(), key=lambda entry: entry.header_offset), archive.start_dir
@@ -73,7 +76,7 @@ def members(buffer: mmap.mmap) -> dict[str, Member]:
         if name.startswith("/") or "\\" in name or ":" in name or ".." in name.split("/"):
             raise FormatError(f"its member {name[:80]!r} points outside the archive")
         if name in found:
-            raise FormatError(f"its member {name[:80]!r} is there twice")
+            raise FormatError(f"it contains the member {name[:80]!r} twice")
         found[name] = member = _locate(buffer, entry)
         if member.begin < previous_end or member.begin + member.size > directory:
             raise FormatError(f"its member {name[:80]!r} overlaps another")
@@ -82,14 +85,14 @@ def members(buffer: mmap.mmap) -> dict[str, Member]:
 
 
 def _locate(buffer: mmap.mmap, entry: zipfile.ZipInfo) -> Member:
-    """Find the bytes of a member: they follow its own header, whose length the directory does not tell."""
+    """Find the bytes of a member. They follow its local header, whose length is not in the directory."""
     name = entry.orig_filename.encode("utf-8" if entry.flag_bits & 0x800 else "cp437")
     name_begin = entry.header_offset + _LOCAL.size
     if name_begin > len(buffer):
         raise FormatError(f"its member {entry.filename[:80]!r} lies outside the file")
     mark, name_size, extra_size = _LOCAL.unpack_from(buffer, entry.header_offset)
     if mark != b"PK\x03\x04" or buffer[name_begin : name_begin + name_size] != name:
-        raise FormatError(f"its member {entry.filename[:80]!r} is not where the directory says")
+        raise FormatError(f"its member {entry.filename[:80]!r} is not at the position given in the directory")
     begin, size = name_begin + name_size + extra_size, entry.compress_size
     if begin + size > len(buffer):
         raise FormatError(f"its member {entry.filename[:80]!r} claims {size} bytes, more than the file holds")

@@ -71,7 +71,7 @@ def test_trained_part_and_backbone_in_two_files(tmp_path, reference, params):
     with pytest.raises(UserError, match="holds no backbone"):
         load_weights(tmp_path / "trained.pth", config=CONFIG, backbone=tmp_path / "trained.pth")
     write_torch_zip(tmp_path / "full.pth", reference)
-    with pytest.raises(UserError, match="a backbone of its own"):
+    with pytest.raises(UserError, match="already has a backbone; leave out"):
         load_weights(tmp_path / "full.pth", config=CONFIG, backbone=tmp_path / "backbone.pth")
 
 
@@ -117,5 +117,5 @@ def test_what_is_named_is_ignored(tmp_path, reference, params):
 
 def test_other_models_are_refused(tmp_path):
     write_torch_zip(tmp_path / "a.pth", {"layer4.0.conv1.weight": np.ones((2, 2, 1, 1), np.float32)})
-    with pytest.raises(UserError, match=r"a\.pth: 1 of 1 tensors are no parameters of CrossEarth: layer4"):
+    with pytest.raises(UserError, match=r"a\.pth: 1 of 1 tensors are not parameters of CrossEarth: layer4"):
         load_weights(tmp_path / "a.pth")

@@ -61,7 +61,8 @@ def test_the_log_says_what_is_cropped_and_what_starts_afresh(path, caplog):
     with caplog.at_level("INFO", logger="absl"):
         starting_weights(path, dataclasses.replace(CONFIG, classes=3, mim=MIM))
     assert "the pixel mask token of 96 x 96 is cropped to its upper left 64 x 64" in caplog.text
-    assert f"the file has 6 classes, the model 3 classes: the class layer ({CLASS}*) starts anew" in caplog.text
+    message = f"the file has 6 classes, the model 3 classes: the class layer ({CLASS}*) keeps its initial values"
+    assert message in caplog.text
 
 
 def test_a_run_for_other_classes_of_the_same_number_starts_the_class_layer_anew(tmp_path, reference, caplog):
@@ -74,10 +75,10 @@ def test_a_run_for_other_classes_of_the_same_number_starts_the_class_layer_anew(
         other = starting_weights(tmp_path / "model.safetensors", CONFIG, tuple("abcdeg"))
     assert same.keys() - other.keys() == CLASS_LAYER
     assert all(np.array_equal(other[name], params[name]) for name in other)
-    lines = [record.getMessage() for record in caplog.records if "starts anew" in record.getMessage()]
+    lines = [record.getMessage() for record in caplog.records if "keeps its initial values" in record.getMessage()]
     assert lines == [
         "the file has 6 classes (a, b, c, d, e, f), the model 6 classes (a, b, c, d, e, g): "
-        f"the class layer ({CLASS}*) starts anew, everything else is kept"
+        f"the class layer ({CLASS}*) keeps its initial values, the rest is restored"
     ]
     published = dataclasses.replace(described, trained_on="")  # names may be spelt otherwise there
     save_native(tmp_path / "published.safetensors", params, published)
