@@ -1,10 +1,10 @@
 """TFDS builders of the benchmark datasets (import name `crossearth_data`).
 
-Importing the package registers every builder and the collection of the benchmark's rows, after which
+Importing the package registers all builders and the dataset collection of the benchmark. Afterwards
 `tfds.builder("blue_marble/temperate_green")` works.
 """
 
-# By its absolute name: pytest also imports this folder as `data`, and a builder must be registered once only.
+# Absolute imports: pytest also imports this folder as `data`, but each builder may be registered only once.
 # pyright: reportMissingImports=false
 from crossearth_data.blue_marble import blue_marble_dataset_builder
 from crossearth_data.casid import casid_dataset_builder

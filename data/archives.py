@@ -1,7 +1,7 @@
-"""The files of a dataset as they were downloaded: loose, in zips, or in zips inside zips. Nothing is unpacked.
+"""Read the files of a dataset as they were downloaded: loose, in zips, or in zips inside zips, without unpacking.
 
-Archives come from elsewhere, so nothing in them is trusted: a name that would leave its folder, an encrypted member
-or a member above a size limit is refused, and checksums are verified as members are read.
+Archives come from untrusted sources. A member is refused if its name leads out of the archive, if it is encrypted or
+if it exceeds a size limit; checksums are verified when members are read.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from typing import BinaryIO, cast
 
 from crossearth_jax.config import UserError
 
-MAX_BYTES = 2**30  # of one image file; the largest of the benchmark has about 0.1 GB
-MAX_MEMBERS = 2_000_000  # in one archive
+MAX_BYTES = 2**30  # limit for one file; the largest image of the benchmark has about 0.1 GB
+MAX_MEMBERS = 2_000_000  # limit for one archive
 OTHER_ARCHIVES = (".rar", ".7z", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".001", ".z01")
-METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)  # of compression
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)  # supported compression
 _DEFLATE64 = 9
 _JUNK = re.compile(r"(^|/)(__MACOSX/|\._|\.DS_Store$|Thumbs\.db$)")
 
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """One file, wherever it lies."""
+    """One file of a dataset: a loose file or a member of an archive."""
 
-    path: str  # below the folder of the dataset, archives counting as folders: "Train.zip/Train/Urban/…/1.png"
-    file: str  # the file on disk that is it or holds it
+    path: str  # relative to the dataset's folder, with archives as folders: "Train.zip/Train/Urban/…/1.png"
+    file: str  # path on disk of the loose file or of the outermost archive
     inside: tuple[str, ...]  # names in the zip and in the zips inside it; () for a loose file
     size: int  # bytes
-    crc: int | None = None  # CRC-32 of the content as its archive states it; None for a loose file
+    crc: int | None = None  # CRC-32 of the content according to the archive; None for a loose file
 
     def read(self) -> bytes:
-        """The whole content.
+        """Return the whole content.
 
         Raises:
-          UserError: it is damaged, too large, or gone.
+          UserError: the file is damaged, too large or missing.
         """
         if self.size > MAX_BYTES:
             raise UserError(
-                f"{self.path} has {self.size} bytes, at most {MAX_BYTES} are read; it is no benchmark image"
+                f"{self.path} has {self.size} bytes, at most {MAX_BYTES} are read; it is not a benchmark image"
             )
         try:
             if not self.inside:
@@ -56,10 +56,10 @@ class Member:
             raise UserError(f"{self.path} cannot be read ({error}); download it again") from None
 
     def same_content(self, other: Member) -> bool:
-        """Whether both hold the same bytes, by size and CRC-32.
+        """Return whether both files have the same size and CRC-32.
 
         Raises:
-          UserError: one of them cannot be read.
+          UserError: one of the files cannot be read.
         """
         return self.size == other.size and self._checksum() == other._checksum()
 
@@ -68,24 +68,24 @@ class Member:
 
 
 def list_members(directory: Path) -> list[Member]:
-    """Every file of `directory`, its folders, zips and zips inside zips, in the order of their paths.
+    """Return every file in `directory`, its subfolders, zips and zips inside zips, sorted by path.
 
     Raises:
       UserError: the folder does not exist, or an archive is damaged or unsafe.
     """
     if not directory.is_dir():
-        raise UserError(f"{directory} is not a folder; pass the one that holds the archives as --manual_dir")
+        raise UserError(f"{directory} is not a folder; pass the folder that contains the archives as --manual_dir")
     members = [member for path in _loose_files(directory) for member in _members_of(path, directory)]
     return sorted((member for member in members if not _JUNK.search(member.path)), key=lambda member: member.path)
 
 
 def unreadable_archives(members: list[Member]) -> list[str]:
-    """Archives among `members` in formats that are not read."""
+    """Return the paths of the archives among `members` in formats that are not read."""
     return [member.path for member in members if member.path.lower().endswith(OTHER_ARCHIVES)]
 
 
 def _loose_files(directory: Path) -> Iterator[Path]:
-    seen = set[str]()  # a link to a folder further up would go round for ever
+    seen = set[str]()  # against endless recursion through a link to a parent folder
     for parent, folders, files in os.walk(directory, followlinks=True):
         real = os.path.realpath(parent)
         if real in seen:
@@ -101,7 +101,7 @@ def _members_of(path: Path, directory: Path) -> Iterator[Member]:
         if any(path.with_suffix(end).exists() for end in (".z01", ".Z01")):
             raise UserError(
                 f"{name} is the last part of an archive in several parts; join them with"
-                f" 'zip -s 0 {path.name} --out whole.zip' or unpack them, and move the parts away"
+                f" 'zip -s 0 {path.name} --out whole.zip' or unpack them, and move the parts to another folder"
             )
         yield from _zip_members(name, str(path), ())
     else:
@@ -112,7 +112,7 @@ def _zip_members(path: str, file: str, inside: tuple[str, ...]) -> Iterator[Memb
     try:
         entries = _open_zip(file, inside).infolist()
     except (OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is not a whole zip archive ({error}); download it again") from None
+        raise UserError(f"{path} is not a complete zip archive ({error}); download it again") from None
     if len(entries) > MAX_MEMBERS:
         raise UserError(f"{path} has {len(entries)} members, at most {MAX_MEMBERS} are read")
     seen = dict[str, zipfile.ZipInfo]()
@@ -123,7 +123,7 @@ def _zip_members(path: str, file: str, inside: tuple[str, ...]) -> Iterator[Memb
             continue
         name, first = f"{path}/{inner}", seen.setdefault(inner, entry)
         if first is not entry and (first.file_size, first.CRC) != (entry.file_size, entry.CRC):
-            raise UserError(f"{path} holds two different files named {inner}; unpack it and keep the right one")
+            raise UserError(f"{path} contains two different files named {inner}; unpack it and keep the right one")
         if first is not entry:
             continue
         if entry.compress_type not in METHODS:
@@ -141,11 +141,11 @@ def _zip_members(path: str, file: str, inside: tuple[str, ...]) -> Iterator[Memb
 
 
 def _refuse_unsafe(entry: zipfile.ZipInfo, archive: str) -> None:
-    name = entry.orig_filename  # zipfile itself would quietly cut it at a NUL
+    name = entry.orig_filename  # `entry.filename` is silently cut at a NUL
     outside = name.startswith("/") or re.match(r"[A-Za-z]:", name) or ".." in re.split(r"[/\\]", name)
     if outside or "\0" in name or name.startswith("\\"):
         raise UserError(
-            f"{archive} has a member named {name!r}, which lies outside its folder; do not use this archive"
+            f"{archive} has a member named {name!r}, which leads outside its folder; do not use this archive"
         )
     if stat.S_ISLNK(entry.external_attr >> 16):
         raise UserError(f"{archive}/{name} is a symbolic link, expected a file; do not use this archive")
@@ -153,7 +153,7 @@ def _refuse_unsafe(entry: zipfile.ZipInfo, archive: str) -> None:
         raise UserError(f"{archive}/{name} is encrypted; unpack {archive} with its password first")
 
 
-@functools.lru_cache(maxsize=32)  # per process; reading the directory of a zip of 20,000 members takes a second
+@functools.lru_cache(maxsize=32)  # reading the central directory of a zip with 20,000 members takes a second
 def _open_zip(file: str, inside: tuple[str, ...]) -> zipfile.ZipFile:
     if not inside:
         return zipfile.ZipFile(file)
@@ -162,11 +162,11 @@ def _open_zip(file: str, inside: tuple[str, ...]) -> zipfile.ZipFile:
 
 
 class _Stored(io.RawIOBase):
-    """An uncompressed member as a file that can be searched at no cost."""
+    """An uncompressed zip member as a seekable file, without copying it."""
 
     def __init__(self, archive: zipfile.ZipFile, entry: zipfile.ZipInfo):
         self._file = cast(BinaryIO, archive.fp)
-        self._file.seek(entry.header_offset + 26)  # lengths of name and extra field end the local header's fixed part
+        self._file.seek(entry.header_offset + 26)  # position of the lengths of name and extra field (2 bytes each)
         lengths = self._file.read(4)
         if len(lengths) < 4:
             raise zipfile.BadZipFile(f"no local header of {entry.filename}")
@@ -177,15 +177,15 @@ class _Stored(io.RawIOBase):
         self._length, self._position = entry.file_size, 0
 
     def readable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Moves to `offset` from the start, the position or the end."""
+        """Move to `offset`, counted from the start, the current position or the end; return the new position."""
         origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._length}[whence]
         if origin + offset < 0:
             raise OSError("position before the start")
@@ -193,7 +193,7 @@ class _Stored(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer) -> int:
-        """Fills `buffer` as far as the member goes."""
+        """Read the next bytes of the member into `buffer`; return their number."""
         self._file.seek(self._start + self._position)
         data = self._file.read(max(min(len(buffer), self._length - self._position), 0))
         buffer[: len(data)] = data

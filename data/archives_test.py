@@ -1,4 +1,4 @@
-"""Reading archives in place: zips in zips, damage, and names that would leave their folder."""
+"""Reading archives without unpacking: zips in zips, damage, and names that lead outside the archive."""
 
 import os
 import stat
@@ -80,7 +80,7 @@ def test_damage_is_named(tmp_path):
     assert second.read() == b"two"
     archives._open_zip.cache_clear()
     os.truncate(tmp_path / "a.zip", 3000)
-    with pytest.raises(UserError, match=r"a\.zip is not a whole zip archive"):
+    with pytest.raises(UserError, match=r"a\.zip is not a complete zip archive"):
         list_members(tmp_path)
 
 
@@ -96,14 +96,14 @@ def test_sizes_are_bounded(tmp_path, monkeypatch):
 
 
 def test_names_with_backslashes(tmp_path):
-    """As packers on Windows write them: folders are told apart and entries of folders left out."""
+    """Some Windows programs write backslashes: they separate folders, and entries of folders are left out."""
     names = {"top\\a.tif": CONTENT, "top\\": b"", "__MACOSX\\._a.tif": b"", "top/.DS_Store": b"", "gts/a.tif": b"b"}
     pictures.write_zip(tmp_path / "a.zip", names)
     assert contents(tmp_path) == {"a.zip/top/a.tif": CONTENT, "a.zip/gts/a.tif": b"b"}
 
 
 def with_method(path, method):
-    """Says in both headers of the only member that it is compressed by `method`."""
+    """Set the compression method in both headers of the only member to `method`."""
     data = bytearray(path.read_bytes())
     local, central = data.index(b"PK\x03\x04") + 8, data.index(b"PK\x01\x02") + 10
     for place in (local, central):
@@ -136,7 +136,7 @@ def test_two_members_of_one_name(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "a") as archive:
         archive.writestr("1.png", b"two")
     archives._open_zip.cache_clear()
-    with pytest.raises(UserError, match=r"a\.zip holds two different files named 1\.png; unpack it and keep the right"):
+    with pytest.raises(UserError, match=r"a\.zip contains two different files named 1\.png; unpack it and keep the"):
         list_members(tmp_path)
 
 

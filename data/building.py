@@ -1,7 +1,7 @@
-"""What builders share: writing records and judging splits, and from the archives in `--manual_dir` to records.
+"""Base classes of the dataset builders: read archives from `--manual_dir`, check splits and write records.
 
-A builder says where its scenes lie and how they are converted (`SceneBuilder.catalogue`); everything else happens
-here. TFDS renames its folder when all is written, so a preparation that ends early leaves no dataset behind.
+A builder defines which files are its scenes and how they are converted (`SceneBuilder.catalogue`); this module does
+the rest. TFDS renames its folder after everything is written, so an interrupted preparation leaves no dataset.
 """
 
 from __future__ import annotations
@@ -32,23 +32,24 @@ from .conversion import Converted, Recipe, convert, inspect
 from .labels import LabelRule
 from .layouts import Layout, Scene
 
-# Shares of ignored pixels in a scene that is cut into tiles, or in a whole split.
+# Shares of ignored pixels, in a scene that is cut into tiles or in a whole split, above which a warning is given and
+# above which the data are refused.
 REPORTED, REFUSED = 0.5, 0.9
 
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """An open choice of a dataset, set by `prepare --option dataset.name=value` and recorded in its metadata."""
+    """A choice for the preparation, set by `prepare --option dataset.name=value` and recorded in the metadata."""
 
     name: str
     values: tuple[str, ...]  # the first is the default
     doc: str
 
 
-OVERLAP = Option("overlap", ("error", "kept"), "an image that two splits share: refused, or kept and recorded")
+OVERLAP = Option("overlap", ("error", "kept"), "an image that occurs in two splits: refused, or kept and recorded")
 UNLABELLED = Option(
     "unlabelled", ("error", "kept"),
-    f"a scene or split of which more than {REFUSED:.0%} is ignored: refused, or kept and recorded",
+    f"a scene or split with more than {REFUSED:.0%} ignored pixels: refused, or kept and recorded",
 )  # fmt: skip
 
 
@@ -58,63 +59,63 @@ class Catalogue:
 
     splits: Mapping[str, Sequence[Scene]]
     recipe: Recipe
-    choices: Mapping[str, str]  # what was detected, for the metadata
-    faults: Sequence[str] = ()  # what must be repaired first
-    notes: Sequence[str] = ()  # what to know about it
+    choices: Mapping[str, str]  # detected layout and conventions, for the metadata
+    faults: Sequence[str] = ()  # errors that prevent the preparation
+    notes: Sequence[str] = ()  # warnings
     labels: Mapping[str, LabelRule] = dataclasses.field(default_factory=dict)  # of splits that differ from the recipe
 
     def recipe_of(self, split: str) -> Recipe:
-        """How the scenes of `split` are converted."""
+        """Return the recipe for the scenes of `split`."""
         return dataclasses.replace(self.recipe, labels=self.labels.get(split, self.recipe.labels))
 
 
 @dataclasses.dataclass
 class Inspected:
-    """What reading the scenes of a split found."""
+    """Findings about the scenes of a split."""
 
     split: str
     scenes: int = 0
     sizes: Counter[tuple[int, int]] = dataclasses.field(default_factory=collections.Counter)  # of tiles
     histogram: Int[np.ndarray, 256] = dataclasses.field(default_factory=lambda: np.zeros(256, np.int64))
-    unlabelled: int = 0  # tiles without one pixel that is not ignored
-    hashes: list[tuple[str, int]] = dataclasses.field(default_factory=list)  # perceptual ones, of tiles
+    unlabelled: int = 0  # tiles in which every pixel is ignored
+    hashes: list[tuple[str, int]] = dataclasses.field(default_factory=list)  # tile id and perceptual hash
     notes: list[str] = dataclasses.field(default_factory=list)
     faults: list[str] = dataclasses.field(default_factory=list)
 
 
 def configs_of(dataset: str) -> list[tfds.core.BuilderConfig]:
-    """One configuration per domain of the benchmark's `dataset`."""
+    """Return one builder configuration per domain of the benchmark dataset `dataset`."""
     domains = [domain for domain in DOMAINS.values() if domain.dataset == dataset]
     return [tfds.core.BuilderConfig(name=domain.config, description=domain.description) for domain in domains]
 
 
 class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Writes records of images with labels and judges the splits it writes."""
+    """Base class of builders that write records of images with labels and check the splits."""
 
-    IMAGE_FORMAT: ClassVar[str] = "png"  # of most records; each is read by its own bytes
+    IMAGE_FORMAT: ClassVar[str] = "png"  # of most records; readers detect the format of each record
 
-    options: dict[str, str]  # values of OVERLAP and UNLABELLED, and of a dataset's own
+    options: dict[str, str]  # values of OVERLAP, UNLABELLED and the dataset's own options
 
     def __init__(self, **arguments: Any):
-        """As TFDS builders."""
+        """Accept the arguments of TFDS builders."""
         self._owners = dict[str, tuple[str, str]]()  # digest of an image -> its split and path
         super().__init__(**arguments)
 
     @property
     @abc.abstractmethod
     def domain_name(self) -> str:
-        """Name of the domain being built: "<dataset>/<config>"."""
+        """Name of the domain that is built: "<dataset>/<config>"."""
 
     @abc.abstractmethod
     def _finish(self, report: Inspected) -> None:
-        """Records what a split holds after its last record is written."""
+        """Store the findings about a split after its last record is written."""
 
     def _stated(self) -> dict[str, Any]:
-        """Metadata that is known before anything is read."""
+        """Return the metadata that are known before anything is read."""
         return {"options": self.options}
 
     def _remedy(self, option: Option) -> str:
-        """What to do about a fault that `option` decides on."""
+        """Return the remedy for a fault that `option` can permit."""
         return f"--option {self.name}.{option.name}=kept"
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -122,14 +123,18 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         features = {
             "image": tfds.features.Image(shape=(None, None, 3), encoding_format=self.IMAGE_FORMAT),
             "label": label,
-            "id": tfds.features.Text(doc="scene, and of tiles left, top, right and bottom in pixels"),
+            "id": tfds.features.Text(doc="scene; for tiles also left, top, right and bottom in pixels"),
             "domain": tfds.features.Text(),
         }
         metadata = tfds.core.MetadataDict(self._stated())
         return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features), metadata=metadata)
 
     def _records(self, split: str, scenes: Iterator[Converted]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The records of one split; the first fault ends the preparation."""
+        """Yield the records of one split.
+
+        Raises:
+          UserError: the first fault.
+        """
         report = Inspected(split)
         for scene in scenes:
             self._add(scene, report)
@@ -149,7 +154,7 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self._finish(report)
 
     def _add(self, scene: Converted, report: Inspected) -> None:
-        """Counts a scene, with what to know about it and what is wrong."""
+        """Add the counts, warnings and faults of a scene to `report`."""
         report.scenes += 1
         report.sizes.update(scene.sizes)
         report.histogram += scene.histogram
@@ -158,11 +163,11 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         report.notes += filter(None, [scene.note])
         report.faults += filter(None, [scene.fault])
         self._judge_overlap(scene, report)
-        if len(scene.sizes) > 1:  # of images that are tiles already some may well hold nothing
+        if len(scene.sizes) > 1:  # single tiles are not checked: some are legitimately without labels
             self._judge_ignored(scene.name, scene.histogram, report)
 
     def _judge(self, report: Inspected) -> None:
-        """Adds what is to be said about a split as a whole."""
+        """Add warnings and faults about the split as a whole."""
         self._judge_ignored(f"split {report.split}", report.histogram, report)
         if report.unlabelled:
             images = report.sizes.total()
@@ -191,12 +196,16 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 report.notes.append(found)
             else:
                 report.faults.append(
-                    f"{found}, but splits must not overlap; remove one, or if it is the dataset's own doing:"
+                    f"{found}, but splits must not overlap; remove one, or if the original dataset has both:"
                     f" {self._remedy(OVERLAP)}"
                 )
 
     def _record(self, report: Inspected) -> None:
-        """Logs the notes of `report` and puts them into the metadata; the first fault ends the preparation."""
+        """Log the warnings of `report` and add them to the metadata.
+
+        Raises:
+          UserError: the first fault.
+        """
         for note in report.notes:
             logging.warning("%s: %s", self.domain_name, note)
             self._metadata["warnings"].append(note)
@@ -212,11 +221,11 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 class SceneBuilder(RecordBuilder, skip_registration=True):
-    """Builds the domains of one dataset from its archives."""
+    """Base class of builders that read the archives of a benchmark dataset."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}  # noqa: RUF012 (the name and form TFDS expects)
-    MANUAL_DOWNLOAD_INSTRUCTIONS = "The README.md beside the builder says what to download."
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "The README.md beside the builder lists the files to download."
     OPTIONS: ClassVar[tuple[Option, ...]] = ()
     CHECKSUMS: ClassVar[Mapping[str, str]] = {}  # archive -> MD5, where one is published
 
@@ -227,12 +236,12 @@ class SceneBuilder(RecordBuilder, skip_registration=True):
         strict: bool = False,
         **arguments: Any,
     ):
-        """As TFDS builders, and:
+        """Accept the arguments of TFDS builders and two more.
 
         Args:
-          options: values of `OPTIONS`, `OVERLAP` and `UNLABELLED`; defaults for the rest.
-          strict: makes numbers of images other than the benchmark's an error.
-          **arguments: of the builder's base class.
+          options: values of `OPTIONS`, `OVERLAP` and `UNLABELLED`; missing ones have their defaults.
+          strict: whether a number of images that differs from the benchmark's is an error instead of a warning.
+          **arguments: of the base class.
 
         Raises:
           UserError: an option or its value is unknown.
@@ -243,15 +252,15 @@ class SceneBuilder(RecordBuilder, skip_registration=True):
 
     @abc.abstractmethod
     def catalogue(self, files: Sequence[Member]) -> Catalogue:
-        """Finds the scenes of this domain among `files`."""
+        """Find the scenes of this domain among `files`."""
 
     @abc.abstractmethod
     def layouts(self) -> Mapping[str, Layout]:
-        """Every layout that `catalogue` looks for in this domain, by a name."""
+        """Return every layout that `catalogue` looks for in this domain, by name."""
 
     @property
     def domain(self) -> Domain:
-        """Facts of the domain being built."""
+        """Facts of the domain that is built."""
         config = self.builder_config
         assert config is not None
         return DOMAINS[f"{self.name}/{config.name}"]
@@ -262,7 +271,9 @@ class SceneBuilder(RecordBuilder, skip_registration=True):
         return self.domain.name
 
     def inspect(self, manual_dir: str | Path) -> Iterator[Inspected]:
-        """Reads every scene in `manual_dir` and reports instead of preparing; what is wrong becomes `faults`.
+        """Read every scene in `manual_dir` and yield a report per split, without preparing anything.
+
+        Errors of single scenes become `faults` of the report.
 
         Raises:
           UserError: the folder or an archive in it cannot be read at all, or no scene is found.
@@ -275,17 +286,17 @@ class SceneBuilder(RecordBuilder, skip_registration=True):
                 self._add(scene, report)
             self._judge(report)
             if split == next(iter(self.domain.counts)):
-                report.faults += catalogue.faults  # of the whole dataset, said once
+                report.faults += catalogue.faults  # they concern the whole dataset, so they are reported once
             yield report
 
     def checksum_notes(self, manual_dir: str | Path) -> list[str]:
-        """One line per archive in `manual_dir` whose MD5 is published."""
+        """Return one line for each archive in `manual_dir` with a published MD5: whether it matches."""
         notes = []
         for path in sorted(Path(manual_dir).expanduser().rglob("*.zip")):
             if expected := self.CHECKSUMS.get(path.name):
                 with path.open("rb") as file:
                     found = hashlib.file_digest(file, "md5").hexdigest()
-                differs = f"has the MD5 {found}, {expected} is published: it was packed again, or is damaged"
+                differs = f"has the MD5 {found}, {expected} is published: it was repacked or is damaged"
                 notes.append(f"{path.name} {'has the published MD5' if found == expected else differs}")
         return notes
 
@@ -294,9 +305,9 @@ class SceneBuilder(RecordBuilder, skip_registration=True):
             manual_dir = Path(dl_manager.manual_dir)
         except AssertionError:
             raise UserError(
-                f"{self.domain.name} is made from archives that everyone downloads for themselves (data/{self.name}/"
-                f"README.md says which): run 'python -m crossearth_jax.prepare {self.domain.name} --manual_dir=…' with"
-                " the folder that holds them"
+                f"{self.domain.name} is built from archives that you have to download (see data/{self.name}/README.md):"
+                f" run 'python -m crossearth_jax.prepare {self.domain.name} --manual_dir=…' with the folder of the"
+                " archives"
             ) from None
         catalogue = self._found_in(manual_dir)
         if catalogue.faults:
@@ -330,13 +341,13 @@ class SceneBuilder(RecordBuilder, skip_registration=True):
         catalogue = self.catalogue(files)
         packed = unreadable_archives(files)
         if not any(catalogue.splits.values()) and not catalogue.faults:
-            hint = f"; unpack {', '.join(packed[:3])} first, only zip archives are read as they are" if packed else ""
+            hint = f"; unpack {', '.join(packed[:3])} first, only zip archives are read packed" if packed else ""
             raise UserError(
-                f"{manual_dir} holds {len(files)} files and none of {self.domain.name}{hint};"
-                f" data/{self.name}/README.md says what is looked for"
+                f"{manual_dir} contains {len(files)} files but none of {self.domain.name}{hint};"
+                f" data/{self.name}/README.md lists the expected files"
             )
         if packed:
-            note = f"not read, since only zip archives are: {', '.join(packed)}; unpack what belongs to the dataset"
+            note = f"not read (only zip archives are): {', '.join(packed)}; unpack them if they belong to the dataset"
             catalogue = dataclasses.replace(catalogue, notes=[*catalogue.notes, note])
         logging.info(
             "%s: %s", self.domain.name, ", ".join(f"{key} {value}" for key, value in catalogue.choices.items())
@@ -349,14 +360,14 @@ class SceneBuilder(RecordBuilder, skip_registration=True):
         self._count(report.split, report.sizes.total())
 
     def _count(self, split: str, count: int) -> None:
-        """Records the number of images of a split; another one than the benchmark's is a warning, or an error."""
+        """Record the number of images of a split; a number that differs from the benchmark's is a warning or error."""
         expected = self.domain.counts[split]
         self._metadata["counts"][split] = {"images": count, "expected": expected}
         if count != expected:
             message = f"split {split} of {self.domain.name} has {count} images, the benchmark's has {expected}"
             if self._strict:
                 raise UserError(f"{message}; complete the archives in --manual_dir or leave out --strict")
-            self._metadata["warnings"].append(message)  # `prepare` says it aloud, of finished datasets too
+            self._metadata["warnings"].append(message)  # `prepare` logs it, also for datasets that are prepared already
 
 
 def _chosen(builder: type[SceneBuilder], given: Mapping[str, str]) -> dict[str, str]:

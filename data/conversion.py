@@ -1,4 +1,4 @@
-"""One scene from its files to tiles: decoded, checked, labels as train ids, cut, encoded. Runs in worker processes."""
+"""Convert one scene to tiles: decode, check, map labels to train ids, cut, encode. Runs in worker processes."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Recipe:
     """How the scenes of one domain are converted."""
 
     labels: LabelRule
-    largest: tuple[int, int]  # height and width that no tile may exceed
-    cut: Cut | None = None  # None: a scene is one image
-    uncut: int = 0  # scenes with no side above this are tiles already
+    largest: tuple[int, int]  # maximum height and width of a tile
+    cut: Cut | None = None  # tiling rule; None: a scene becomes one record
+    uncut: int = 0  # pixels; scenes whose sides do not exceed this are already tiles and are not cut
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,21 +38,21 @@ class Tile:
 
 @dataclasses.dataclass(frozen=True)
 class Converted:
-    """What became of a scene, or of some tiles of one."""
+    """Result of converting a scene, or some tiles of one."""
 
-    name: str  # for people
-    digests: Sequence[tuple[str, str]]  # image and digest of its pixels; images of one colour are left out
-    sizes: list[tuple[int, int]]  # height and width of its tiles
-    histogram: Int[np.ndarray, 256]  # pixels per label value over its tiles
-    tiles: list[Tile]  # empty if only inspected
-    hashes: Sequence[tuple[str, int]] = ()  # tile and perceptual hash (`fingerprints`), where that is looked at
-    unlabelled: int = 0  # tiles without one pixel that is not ignored
-    note: str = ""  # what to know about it
-    fault: str = ""  # why there is nothing
+    name: str  # for messages
+    digests: Sequence[tuple[str, str]]  # image and digest of its pixels; images of a single colour are left out
+    sizes: list[tuple[int, int]]  # height and width of the tiles
+    histogram: Int[np.ndarray, 256]  # pixels per label value over the tiles
+    tiles: list[Tile]  # empty after an inspection
+    hashes: Sequence[tuple[str, int]] = ()  # tile and perceptual hash (`fingerprints`); only from inspections
+    unlabelled: int = 0  # tiles in which every pixel is ignored
+    note: str = ""  # a warning
+    fault: str = ""  # the error because of which the conversion failed
 
 
 def convert(scene: Scene, recipe: Recipe, inspect_only: bool = False) -> Converted:
-    """Reads and cuts a scene.
+    """Read a scene and cut it into tiles.
 
     Raises:
       UserError: a file is damaged, the sizes of image and label differ, or a label value is unknown.
@@ -80,7 +80,7 @@ def convert(scene: Scene, recipe: Recipe, inspect_only: bool = False) -> Convert
 
 
 def inspect(scene: Scene, recipe: Recipe) -> Converted:
-    """`convert` without encoding; what it would raise becomes the `fault`."""
+    """Run `convert` without encoding; its error becomes the `fault` of the result."""
     try:
         return convert(scene, recipe, inspect_only=True)
     except UserError as error:
@@ -90,13 +90,13 @@ def inspect(scene: Scene, recipe: Recipe) -> Converted:
 def _pieces(
     image: UInt8[np.ndarray, "h w 3"], label: UInt8[np.ndarray, "h w"], scene: Scene, recipe: Recipe
 ) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """(id, image, label) of every tile."""
+    """Return (id, image, label) of every tile."""
     height, width = label.shape
     if recipe.cut is None or max(height, width) <= recipe.uncut:
         if height > recipe.largest[0] or width > recipe.largest[1]:
             raise UserError(
                 f"{scene.image.path} has {width} x {height} pixels, expected at most"
-                f" {recipe.largest[1]} x {recipe.largest[0]}; is it a file of this dataset?"
+                f" {recipe.largest[1]} x {recipe.largest[0]}; check that it belongs to this dataset"
             )
         return [(scene.id, image, label)]
     return [
@@ -106,6 +106,6 @@ def _pieces(
 
 
 def encoded(name: str, image: UInt8[np.ndarray, "h w 3"], label: UInt8[np.ndarray, "h w"], data: bytes = b"") -> Tile:
-    """A record; `data`: the file of the image, which is kept as it is where that is a PNG or JPEG of these pixels."""
-    keep = data and picture_files.is_stored_as(data, image)  # a photograph as PNG would take five times the space
+    """Return a record. `data`, the file of the image, is stored unchanged if it is a PNG or JPEG of these pixels."""
+    keep = data and picture_files.is_stored_as(data, image)  # as PNG, a photograph would take five times the space
     return Tile(name, data if keep else picture_files.encode(image), picture_files.encode(label))

@@ -1,9 +1,9 @@
-"""The CrossEarth benchmark as a TFDS dataset collection: for every row what it trains on and what it scores.
+"""The CrossEarth benchmark as a TFDS dataset collection: the training and test data of every setting.
 
     collection = tfds.dataset_collection("crossearth_benchmark")
 
-Keys are "<setting>/train" and "<setting>/test" ("P(i)2V/test"); the splits they hold are called `train` and `test`,
-whatever the dataset calls them. The four in-domain rows of CASID are there too.
+Keys are "<setting>/train" and "<setting>/test" ("P(i)2V/test"). Their splits are called `train` and `test`, whatever
+their names in the dataset. The four in-domain settings of CASID are included.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class CrossearthBenchmark(dataset_collection_builder.DatasetCollection):
 
     @property
     def datasets(self) -> Mapping[str, Mapping[str, naming.DatasetReference]]:
-        """The one version: row and role -> dataset, configuration, version and split."""
+        """Version -> setting and role -> dataset, configuration, version and split; there is one version."""
         rows = {}
         for setting in SETTINGS.values():
             if training_of(setting.name) is not None:

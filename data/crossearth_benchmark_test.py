@@ -1,4 +1,4 @@
-"""Every row of the benchmark resolves to a registered builder, one of its configurations, a split and a class list."""
+"""Every setting of the benchmark resolves to a registered builder, a configuration, a split and a class list."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Telling by the values in label files which of several conventions a dataset follows."""
+"""Detect from the values in label files which of several conventions a dataset follows."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from crossearth_jax.runtime import picture_files
 from .labels import Mask
 from .layouts import Scene
 
-SAMPLE = 64  # files; what they do not show is found by conversion, which refuses values that do not fit
+SAMPLE = 64  # at least so many files are read if there are as many; conversion refuses values that do not fit later
 
 
 def histogram(scenes: Sequence[Scene], *, colours: bool = False) -> Int[np.ndarray, 256]:
-    """Pixels per value in the labels of evenly chosen scenes; labels in colours do not count.
+    """Count pixels per value in the labels of evenly spaced scenes; labels in colours are skipped.
 
     Args:
-      scenes: of the dataset.
-      colours: whether an indexed picture means the colours of its palette (see `picture_files.read_label`).
+      scenes: scenes of the dataset.
+      colours: whether an indexed picture stands for the colours of its palette (see `picture_files.read_label`).
     """
     total = np.zeros(256, np.int64)
     for scene in scenes[:: max(len(scenes) // SAMPLE, 1)]:
         try:
             pixels = picture_files.read_label(scene.label.read(), scene.label.path, colours=colours)
-        except UserError:  # conversion meets the file again and reports it
+        except UserError:  # the conversion will report it
             continue
         if pixels.ndim == 2:
             total += np.bincount(pixels.ravel(), minlength=256)
@@ -35,11 +35,11 @@ def histogram(scenes: Sequence[Scene], *, colours: bool = False) -> Int[np.ndarr
 
 
 def mask_rule(scenes: Sequence[Scene], threshold: int | None = None) -> Mask:
-    """How a dataset draws its masks: as 0 and 1 if its files hold ones and nothing larger, else as 0 and 255.
+    """Detect the mask values of a dataset: 0 and 1 if the largest value in its files is 1, else 0 and 255.
 
     Args:
-      scenes: of the dataset.
-      threshold: of `Mask`, where the object is 255.
+      scenes: scenes of the dataset.
+      threshold: threshold of the `Mask` if the object is 255.
     """
     values = np.flatnonzero(histogram(scenes, colours=True))
     return Mask(bright=1) if values.max(initial=0) == 1 else Mask(threshold=threshold)

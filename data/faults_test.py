@@ -1,4 +1,4 @@
-"""Damaged and odd archives, from the command's side: each fault names its file, and nothing half-built is left."""
+"""The command with damaged and unusual archives: each fault names its file, and no incomplete dataset is left."""
 
 import re
 import subprocess
@@ -18,7 +18,7 @@ MASK = "Train/Urban/masks_png/1366.png"
 
 
 def loveda_with(folder, changes):
-    """The miniature unpacked, with files replaced (pixels or bytes) or left out (None)."""
+    """Write the unpacked miniature with some files replaced (pixels or bytes) or left out (None)."""
     files = {**loveda.files("train"), **loveda.files("val"), **changes}
     pictures.write_files(folder, {name: content for name, content in files.items() if content is not None})
 
@@ -34,7 +34,7 @@ def mask(value, shape=(64, 64)):
 
 FAULTS = {
     "unknown value": ({MASK: mask(9)}, r"Urban/masks_png/1366\.png has the unknown label values 9 \(4096 pixels\)"),
-    "colours": ({MASK: np.dstack([mask(1), mask(2), mask(3)])}, r"masks_png/1366\.png holds colours"),
+    "colours": ({MASK: np.dstack([mask(1), mask(2), mask(3)])}, r"masks_png/1366\.png contains colours"),
     "sizes differ": ({MASK: mask(1, (64, 60))}, r"masks_png/1366\.png has 60 x 64 pixels, its image .*\.png 64 x 64"),
     "too large": (
         {SCENE: np.zeros((8, 1025, 3), np.uint8), MASK: mask(1, (8, 1025))},
@@ -54,7 +54,7 @@ FAULTS = {
     ),
     "two versions": (
         {"copy/" + SCENE: mask(0)},
-        r"Train/Urban/images_png/1366\.png may both be the image of 1366, and differ; remove the one",
+        r"Train/Urban/images_png/1366\.png may both be the image of 1366, and differ; remove the wrong one",
     ),
 }  # fmt: skip
 
@@ -105,7 +105,7 @@ def test_check_of_sound_archives(tmp_path, capsys):
     assert main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("loveda/rural: Train.zip has the MD5 ")
-    assert lines[0].endswith("de2b196043ed9b4af1690b3f9a7d558f is published: it was packed again, or is damaged")
+    assert lines[0].endswith("de2b196043ed9b4af1690b3f9a7d558f is published: it was repacked or is damaged")
     assert lines[2:4] == ["loveda/rural train: 3 images of 3 scenes (64x64: 3)", "  warning: 1366 images expected"]
     truth = np.concatenate([loveda.truth(scene)[1].ravel() for scene in loveda.SCENES["train", "rural"]])
     share = np.bincount(truth, minlength=256)[:7] / (truth < 255).sum()
@@ -153,7 +153,7 @@ def potsdam_scene(folder, colours):
 
 
 def test_colours_outside_the_palette(tmp_path):
-    """The cars of 6_7: the nearest colour by default, or ignored as the reference does, or refused."""
+    """Like the cars of 6_7: read as the nearest colour (default), ignored as in the reference, or refused."""
     colours = pictures.lookup([(255, 255, 255)] * 6, potsdam.truth("2_10", "RGB")[1])
     colours[7, 5:9] = (252, 255, 0)
     potsdam_scene(tmp_path / "manual", colours)
@@ -206,7 +206,7 @@ def test_a_scene_without_labels_is_refused_unless_it_may_be_kept(tmp_path, capsy
 
 
 def test_images_without_labels_are_counted(tmp_path, capsys):
-    """One of two is no fault: such images exist. All of them are one."""
+    """One image without labels of two is a warning, since such images exist; if all have none, it is a fault."""
     nothing = {MASK: mask(0)}
     loveda_with(tmp_path / "manual", nothing)
     arguments = ["loveda/urban", f"--data_dir={tmp_path / 'data'}"]
@@ -235,11 +235,11 @@ def test_archives_of_another_kind_are_mentioned(tmp_path, caplog):
     loveda.write(tmp_path / "loveda")
     pictures.write_files(tmp_path / "loveda", {"Val.7z": b""})
     prepare("loveda/urban", tmp_path / "data", tmp_path / "loveda")
-    assert "loveda/urban: not read, since only zip archives are: Val.7z; unpack what belongs" in caplog.text
+    assert "loveda/urban: not read (only zip archives are): Val.7z; unpack them if" in caplog.text
     pictures.write_files(tmp_path / "manual", {"Potsdam.rar": b""})
-    with pytest.raises(UserError, match=r"holds 1 files and none of potsdam/rgb; unpack Potsdam\.rar first"):
+    with pytest.raises(UserError, match=r"contains 1 files but none of potsdam/rgb; unpack Potsdam\.rar first"):
         prepare("potsdam/rgb", tmp_path / "data", tmp_path / "manual")
-    with pytest.raises(UserError, match=r"nowhere is not a folder; pass the one that holds the archives"):
+    with pytest.raises(UserError, match=r"nowhere is not a folder; pass the folder that contains the archives"):
         prepare("potsdam/rgb", tmp_path / "data", tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"run 'python -m crossearth_jax\.prepare potsdam/rgb --manual_dir=…'"):
         prepare("potsdam/rgb", tmp_path / "data")
@@ -290,7 +290,10 @@ def test_blue_marble_has_no_options(tmp_path):
 
 
 def test_check_of_a_prepared_dataset(tmp_path, capsys):
-    """It says how the dataset was made and finds what splits share, here because the check of archives is off."""
+    """--check prints the options of the preparation and finds an image that two splits share.
+
+    The check for such images during the preparation is turned off here.
+    """
     twin = {"Val/Urban/images_png/3514.png": loveda.truth("1367")[0]}
     loveda_with(tmp_path / "manual", twin)
     with pytest.MonkeyPatch.context() as patch:

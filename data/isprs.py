@@ -1,4 +1,4 @@
-"""What Potsdam and Vaihingen have in common: colours, stored numbers, splits by scene, tiles."""
+"""Shared by Potsdam and Vaihingen: colours, stored class numbers, splits by scene, tiles."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ COLOURS: dict[Colour, int] = {
     UNDEFINED: IGNORE,
     **{colour: label for label, colour in enumerate(TAXONOMIES["isprs"].palette)},
 }
-STORED = {0: IGNORE, **{label + 1: label for label in range(6)}}  # in the tiles of the converters
+STORED = {0: IGNORE, **{label + 1: label for label in range(6)}}  # number in tiles of the authors' converters -> id
 UNKNOWN_COLOURS = Option(
     "unknown_colours",
     ("nearest", "ignored", "error"),
-    f"what becomes of colours outside the palette: the class of the nearest one, at most {NEAREST} away; or they are"
-    " ignored, as by the reference converter, which stores 0 for them; or refused",
+    f"how colours outside the palette are read: as the nearest colour, at most {NEAREST} away; as ignored, like the"
+    " reference converter, which stores 0 for them; or refused",
 )
 
 
 def colour_rule(dataset: str, table: Mapping[Colour, int], options: Mapping[str, str]) -> Colours:
-    """Labels of the official archives."""
+    """Return the rule for the coloured labels of the official archives."""
     unknown = cast(Literal["nearest", "ignored", "error"], options[UNKNOWN_COLOURS.name])
     remedy = {
         "nearest": f"leave such pixels out with --option {dataset}.{UNKNOWN_COLOURS.name}=ignored",
@@ -43,13 +43,13 @@ def colour_rule(dataset: str, table: Mapping[Colour, int], options: Mapping[str,
 def find_scenes(
     files: Sequence[Member], layout: Layout, ids: Mapping[str, Sequence[str]]
 ) -> tuple[dict[str, Sequence[Scene]], list[str]]:
-    """Scenes of the official archives by split, and faults."""
+    """Find the scenes of the official archives; return them by split, and faults."""
     found = {split: find(files, layout, only) for split, only in ids.items()}
     return {split: part.scenes for split, part in found.items()}, [f for part in found.values() for f in part.faults]
 
 
 def tile_layout(folder: str, scene: str, split: str) -> Layout:
-    """How a converter names the tiles of one split (see `find_tiles`)."""
+    """Return the layout of the tiles that the authors' converter writes for one split (see `find_tiles`)."""
     image, label = (f"{folder}{kind}/{split}/{{id}}.png" for kind in ("img_dir", "ann_dir"))
     return Layout(image, label, id=rf"{scene}(?:_\d+){{4}}")
 
@@ -57,11 +57,13 @@ def tile_layout(folder: str, scene: str, split: str) -> Layout:
 def find_tiles(
     files: Sequence[Member], folder: str, scene: str, ids: Mapping[str, Sequence[str]]
 ) -> tuple[dict[str, Sequence[Scene]], list[str]]:
-    """Tiles that a converter has cut, by split, and faults; a tile in the wrong split's folder is one.
+    """Find tiles written by the authors' converter; return them by split, and faults.
+
+    A tile in the folder of the wrong split is a fault.
 
     Args:
-      files: of the dataset.
-      folder: that holds `img_dir` and `ann_dir`, ending in "/", or "".
+      files: files of the dataset.
+      folder: folder that contains `img_dir` and `ann_dir`, ending in "/", or "".
       scene: regular expression of scene ids.
       ids: scenes of each split.
     """
@@ -80,7 +82,7 @@ def find_tiles(
 
 
 def absent(splits: Mapping[str, Sequence[Scene]], ids: Mapping[str, Sequence[str]]) -> list[str]:
-    """One note per split that lacks scenes of the benchmark altogether, naming them."""
+    """Return one message for each split with missing scenes, with their ids."""
     notes = []
     for split, names in ids.items():
         missing = set(names) - {scene.id for scene in splits.get(split, ())}

@@ -1,4 +1,4 @@
-"""Label files to train ids: numbers, colours and masks; a value without a meaning is an error that says where it is."""
+"""Convert label files to train ids: numbers, colours and masks. An unknown value is an error that names the file."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from crossearth_jax.benchmark import IGNORE
 from crossearth_jax.config import UserError
 
 Colour = tuple[int, int, int]  # RGB
-# Three equal channels count as one; numbers may be of any integer type, colours are 8 bit.
+# An image with three equal channels has the shape (h, w). Numbers may have any integer type, colours are 8 bit.
 Pixels = Integer[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]
-NEAREST = 80  # largest distance in RGB of a colour from the one it is taken for; corners of the cube are 255 apart
+NEAREST = 80  # largest Euclidean distance in RGB to the nearest palette colour; ISPRS colours are 255 or more apart
 _UNKNOWN = 254  # no taxonomy has that many classes
 
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
-    """Train ids of one file, and what to know about it."""
+    """Train ids of one file."""
 
     ids: UInt8[np.ndarray, "h w"]  # train ids and IGNORE
-    note: str = ""
+    note: str = ""  # a warning
 
 
 @runtime_checkable
@@ -35,14 +35,14 @@ class LabelRule(Protocol):
 
     @property
     def colours(self) -> bool:
-        """Whether an indexed picture means the colours of its palette, or its indices."""
+        """Whether an indexed picture is read as the colours of its palette instead of its indices."""
         ...
 
     def train_ids(self, pixels: Pixels, name: str) -> Labels:
-        """What `pixels` of the file `name` mean.
+        """Return the train ids of `pixels`, which were read from the file `name`.
 
         Raises:
-          UserError: a value has no meaning; says which, how often, in which file.
+          UserError: a value is unknown; the message gives the value, its count and the file.
         """
         ...
 
@@ -52,14 +52,14 @@ class Numbers:
     """One class number per pixel."""
 
     table: Mapping[int, int]  # number in the file -> train id or IGNORE
-    remedy: str = ""  # what to do about other numbers
+    remedy: str = ""  # end of the error message about unknown numbers
     colours: bool = dataclasses.field(default=False, init=False)
 
     def train_ids(self, pixels: Pixels, name: str) -> Labels:
         """See `LabelRule`."""
         if pixels.ndim == 3:
             remedy = f"; {self.remedy}" if self.remedy else ""
-            raise UserError(f"{name} holds colours, expected one class number per pixel{remedy}")
+            raise UserError(f"{name} contains colours, expected one class number per pixel{remedy}")
         if pixels.dtype == np.uint8:
             labels = _number_table(tuple(self.table.items()))[pixels]
         else:
@@ -77,8 +77,8 @@ class Colours:
     """One colour per class."""
 
     table: Mapping[Colour, int]  # RGB in the file -> train id or IGNORE
-    unknown: Literal["error", "ignored", "nearest"] = "error"  # nearest: of the table, if it is at most NEAREST away
-    remedy: str = ""  # what to do about colours that are refused
+    unknown: Literal["error", "ignored", "nearest"] = "error"  # nearest: read as the closest one, up to NEAREST away
+    remedy: str = ""  # end of the error message about colours that are refused
     colours: bool = dataclasses.field(default=True, init=False)
 
     def train_ids(self, pixels: Pixels, name: str) -> Labels:
@@ -99,7 +99,7 @@ class Colours:
         far = colours[distances > NEAREST]
         if far.size:
             complaint = _complaint("colours", strange[np.isin(strange, far)], _unpacked, self.table, name, self.remedy)
-            raise UserError(f"{complaint} (they are more than {NEAREST} away from each of these)")
+            raise UserError(f"{complaint} (their distance to each of these is above {NEAREST})")
         table = np.empty(2**24, np.uint8)
         table[colours] = ids
         labels[unknown] = table[strange]
@@ -108,8 +108,8 @@ class Colours:
     def _nearest(
         self, packed: UInt32[np.ndarray, " pixels"]
     ) -> tuple[Int[np.ndarray, " n"], UInt8[np.ndarray, " n"], Float32[np.ndarray, " n"]]:
-        """The colours that occur, packed, the train id of the nearest one in the table, and the distance to it."""
-        present = np.zeros(2**24, bool)  # far faster than sorting tens of millions of pixels
+        """Return the distinct packed colours, the train id of the nearest table colour of each, and its distance."""
+        present = np.zeros(2**24, bool)  # much faster than sorting tens of millions of pixels
         present[packed] = True
         colours = np.flatnonzero(present)
         rgb = np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=-1).astype(np.float32)
@@ -121,25 +121,27 @@ class Colours:
 
 @dataclasses.dataclass(frozen=True)
 class Mask:
-    """Labels of one object. How it is drawn is a fact of the dataset; no file is judged by its own values."""
+    """Masks of one object class. The mask values are fixed per dataset and not detected per file."""
 
-    bright: Literal[1, 255] = 255  # value of the object; the rest is 0
-    threshold: int | None = None  # with 255: the object is above it, since masks are not pure; None: only 0 and 255
+    bright: Literal[1, 255] = 255  # value of the object; the background is 0
+    threshold: int | None = None  # with 255: values above it are the object; None: only 0 and 255 are allowed
 
     @property
     def colours(self) -> bool:
-        """Indices of a palette are 0 and 1; its colours are black and white."""
+        """True for 0 and 255: an indexed mask has the indices 0 and 1 and the colours black and white."""
         return self.bright == 255
 
     def train_ids(self, pixels: Pixels, name: str) -> Labels:
-        """See `LabelRule`; a pixel that is not grey counts as bright if its darkest channel does.
+        """See `LabelRule`; of three channels the darkest one counts.
 
         Raises:
-          UserError: also where the mask is drawn in colours.
+          UserError: a value is unknown, or the mask is in colours (channels differ by more than 127).
         """
         if pixels.ndim == 3:
             if (np.ptp(pixels, axis=-1) > 127).any():
-                raise UserError(f"{name} is drawn in colours, expected a black and white mask; is it of this dataset?")
+                raise UserError(
+                    f"{name} is drawn in colours, expected a black and white mask; check that it is of this dataset"
+                )
             pixels = pixels.min(axis=-1)
         if self.bright == 255 and self.threshold is not None:
             return Labels((pixels > self.threshold).astype(np.uint8))
@@ -147,7 +149,7 @@ class Mask:
 
 
 def _percent(share: float) -> str:
-    """Such that a single pixel is not 0 %."""
+    """Format a share above 0 as a percentage that is never "0.0%"."""
     return f"{share:.1%}" if share >= 0.001 else "less than 0.1%"
 
 
@@ -164,7 +166,7 @@ def _complaint(
 
 def _packed(pixels: Pixels) -> UInt32[np.ndarray, "h w"]:
     packed = np.zeros(pixels.shape[:2], np.uint32)
-    for channel in range(3):  # in place: a scene has 36 million pixels
+    for channel in range(3):  # in place to save memory: a scene has 36 million pixels
         packed <<= 8
         packed |= pixels[..., channel] if pixels.ndim == 3 else pixels
     return packed

@@ -1,4 +1,4 @@
-"""Labels to train ids, by hand; unknown values are named and counted."""
+"""Hand-computed train ids; unknown values are listed with their counts."""
 
 import numpy as np
 import pytest
@@ -27,13 +27,13 @@ def test_numbers():
     expected = r"x\.png has the unknown label values 9 \(2 pixels\), 8 \(1 pixels\); expected 0, 1, 7$"
     with pytest.raises(UserError, match=expected):
         rule.train_ids(uint8([[9, 8], [1, 9]]), "x.png")
-    with pytest.raises(UserError, match=r"x\.png holds colours, expected one class number per pixel"):
+    with pytest.raises(UserError, match=r"x\.png contains colours, expected one class number per pixel"):
         rule.train_ids(uint8([[BLUE]]), "x.png")
 
 
 def test_colours():
     assert assert_ids(Colours(COLOURS), [[WHITE, BLUE], [BLACK, BLUE]], [[0, 1], [255, 1]]) == ""
-    grey = [[255, 0]]  # what is left of an image with three equal channels
+    grey = [[255, 0]]  # an image with three equal channels arrives as one
     assert_ids(Colours(COLOURS), grey, [[0, 255]])
 
 
@@ -62,7 +62,7 @@ def test_the_nearest_colour_is_taken_within_a_distance():
 
 def test_masks():
     assert_ids(Mask(threshold=127), [[0, 1, 127, 128, 255]], [[0, 0, 0, 1, 1]])
-    assert_ids(Mask(threshold=127), [[0, 1]], [[0, 0]])  # no file is judged by its own largest value
+    assert_ids(Mask(threshold=127), [[0, 1]], [[0, 0]])  # the mask values are not detected per file
     assert_ids(Mask(bright=1), [[0, 1]], [[0, 1]])
     assert_ids(Mask(), [[0, 255]], [[0, 1]])
     assert_ids(Mask(), [[0, 0]], [[0, 0]])

@@ -1,4 +1,4 @@
-"""Finding images and their labels among the files of a dataset by the names that its archives give them."""
+"""Find images and their labels among the files of a dataset by their names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from .archives import Member
 
 Role = Literal["image", "label"]
-_ENDINGS = {"tif": r"tiff?", "tiff": r"tiff?", "jpg": r"jpe?g"}  # of one format, either spelling is read
+_ENDINGS = {"tif": r"tiff?", "tiff": r"tiff?", "jpg": r"jpe?g"}  # both spellings of an extension are accepted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,27 +25,26 @@ class Scene:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How files are named; a path below the dataset's folder ends in `image` or `label`.
+    """Naming scheme of images and labels: templates for the end of their paths.
 
-    `{id}` stands for the scene, `**/` for any folders. Upper and lower case are the same. No file of the dataset's own
-    archives that plays another part may fit a template: where the name of a file does not tell, the template names its
-    folder.
+    `{id}` stands for the id of the scene, `**/` for any folders. Upper and lower case are equal. A template must not
+    match other files of the dataset's archives; it includes the folder where the file name alone is ambiguous.
     """
 
     image: str
     label: str
-    id: str = r"[^/]+?"  # regular expression
-    exclude: str = ""  # regular expression of paths that belong to something else
+    id: str = r"[^/]+?"  # regular expression of `{id}`
+    exclude: str = ""  # regular expression; paths that match it are skipped
 
     def scene_of(self, role: Role, path: str) -> str | None:
-        """The id of the scene that `path` is the image or the label of; None if it is not."""
+        """Return the id of the scene whose image or label is `path`; None if the path does not match."""
         if self.exclude and re.search(self.exclude, path, re.IGNORECASE):
             return None
         match = _pattern(self._template(role), self.id).search(path)
         return match["id"] if match else None
 
     def example(self, role: Role, key: str) -> str:
-        """How the file of scene `key` may be named."""
+        """Return an example of the file name for scene `key`."""
         return self._template(role).replace("**/", "").replace("{id}", key)
 
     def _template(self, role: Role) -> str:
@@ -54,22 +53,22 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """Scenes in the order of their names, and what is odd."""
+    """Scenes sorted by id, and faults (missing or contradictory files)."""
 
     scenes: Sequence[Scene] = ()
     faults: Sequence[str] = ()
 
 
 def find(files: Iterable[Member], layout: Layout, only: Iterable[str] | None = None) -> Found:
-    """The scenes of `files` in one layout.
+    """Find the scenes of one layout among `files`.
 
     Args:
-      files: of the dataset.
+      files: files of the dataset.
       layout: names of images and labels.
-      only: ids of the scenes that are wanted; all if None.
+      only: ids of the wanted scenes; None: all.
 
     Raises:
-      UserError: two files that may be the same cannot be read to compare them.
+      UserError: two files match the same scene and cannot be read to compare them.
     """
     files, faults = list(files), list[str]()
     wanted = None if only is None else {name.casefold(): name for name in only}
@@ -84,14 +83,14 @@ def find(files: Iterable[Member], layout: Layout, only: Iterable[str] | None = N
 
 
 def natural(name: str) -> tuple[tuple[int, str], ...]:
-    """Sorts area2 before area10."""
+    """Return a sort key that puts area2 before area10."""
     return tuple((int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name))
 
 
 def _by_key(
     files: Sequence[Member], layout: Layout, role: Role, wanted: dict[str, str] | None, faults: list[str]
 ) -> dict[str, tuple[str, Member]]:
-    """{id in lower case: (id, file)}."""
+    """Return {id in lower case: (id, file)}; append different files for one id to `faults`."""
     found = dict[str, tuple[str, Member]]()
     for member in files:
         name = layout.scene_of(role, member.path)
@@ -103,10 +102,10 @@ def _by_key(
             found[key] = name, member
         elif not found[key][1].same_content(member):
             faults.append(
-                f"{found[key][1].path} and {member.path} may both be the {role} of {name}, and differ; remove the one"
-                " that is not"
+                f"{found[key][1].path} and {member.path} may both be the {role} of {name}, and differ; remove the wrong"
+                " one"
             )
-        elif not member.inside:  # an archive that was unpacked where it lies: loose files are faster to read
+        elif not member.inside:  # an archive was also unpacked; loose files are faster to read
             found[key] = name, member
     return found
 

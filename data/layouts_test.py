@@ -1,4 +1,4 @@
-"""Layouts against the real names of every archive, and what happens where two files fit one name."""
+"""Layouts on the real file names of every archive, and two files that match the same scene."""
 
 from typing import Any
 
@@ -14,9 +14,9 @@ from crossearth_jax.benchmark import DOMAINS
 VAIHINGEN = "ISPRS_semantic_labeling_Vaihingen"
 AERIAL = "3. The cropped image tiles and raster labels"
 EAST_ASIA = "Satellite dataset \u2161 (East Asia)/1. The cropped image data and raster labels"
-# Dataset -> configuration -> role -> names as the archives have them; sources are in the datasets' README.md. Role
-# None: files that are neither an image nor a label of the benchmark. The names of one configuration are of role None
-# for the others.
+# Dataset -> configuration -> role -> file names in the archives; the README.md of each dataset gives the sources. Role
+# None: files that are neither an image nor a label of the benchmark. For every configuration, the names of the other
+# configurations also have the role None.
 NAMES = {
     "potsdam": {
         "rgb": {
@@ -180,7 +180,7 @@ def found(folder, layout=LAYOUT, only=None):
 
 
 def test_two_files_of_one_name_are_never_chosen_between_by_order(tmp_path):
-    """Same size, other bytes: neither the first nor the last is taken."""
+    """Two files of equal size and different content are a fault; neither is preferred."""
     files = {"a/image/1.tif": b"one", "b/image/1.tif": b"two", "label/1.tif": b"label"}
     pictures.write_files(tmp_path, files)
     expected = "a/image/1.tif and b/image/1.tif may both be the image of 1, and differ; remove the one that is not"

@@ -1,4 +1,4 @@
-"""Work spread over the cores, results in order."""
+"""Process items in several processes and return the results in order."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ WORTH_PROCESSES = 64_000_000  # bytes of input below which starting processes ta
 
 
 def cores() -> int:
-    """Cores that this process may use; where the system does not say (macOS), all there are."""
+    """Return the number of cores that this process may use (all cores on macOS, which has no CPU affinity)."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def ordered_map[T, R](function: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
-    """`map(function, items)` by `workers` processes; at most three per worker are ahead of the consumer.
+    """Yield the results of `map(function, items)`, computed by `workers` processes.
 
-    Processes are spawned, so `function` and the items are pickled, and a script that gets here needs the usual
-    `if __name__ == "__main__"`. With one worker everything happens in this process.
+    At most three results per worker are computed ahead of the consumer. The processes are spawned: `function` and the
+    items are pickled, and the calling script needs `if __name__ == "__main__"`. With one worker, everything runs in
+    this process.
 
     Raises:
       UserError: a worker was killed.
@@ -48,7 +49,7 @@ def ordered_map[T, R](function: Callable[[T], R], items: Sequence[T], workers: i
                 yield waiting.popleft().result()
         except process.BrokenProcessPool:
             raise UserError(
-                "a worker process was killed, probably for lack of memory; start again with fewer of them, that is"
+                "a worker process was killed, probably for lack of memory; there is one worker per core: start again"
                 " with fewer cores (on Linux: taskset --cpu-list 0 python -m …)"
             ) from None
         finally:
@@ -57,7 +58,7 @@ def ordered_map[T, R](function: Callable[[T], R], items: Sequence[T], workers: i
 
 
 def _start_worker() -> None:
-    """Leaves Ctrl-C to the parent, and ends when the parent is killed; it would wait for work for ever."""
+    """Ignore Ctrl-C, which the parent handles, and exit when the parent dies instead of waiting for work forever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -1,4 +1,4 @@
-"""Work on two processes: order, errors, and workers that end with a killed parent."""
+"""Two worker processes: order of results, errors, and workers that exit when the parent is killed."""
 
 import functools
 import os
@@ -35,7 +35,7 @@ def test_order_is_kept_and_errors_arrive():
 
 
 def test_cores_without_affinity(monkeypatch):
-    """As on macOS."""
+    """macOS has no CPU affinity."""
     assert cores() == len(os.sched_getaffinity(0))
     monkeypatch.delattr(os, "sched_getaffinity")
     assert cores() == os.cpu_count()

@@ -1,4 +1,4 @@
-"""The tiling rules, by hand."""
+"""Hand-computed tilings."""
 
 import pytest
 from crossearth_data.tiles import Box, Cut, clipped_origins, even_origins  # pyright: ignore[reportMissingImports]
@@ -21,7 +21,7 @@ def test_clipped_origins(length, origins):
 
 @pytest.mark.parametrize("length", [512, 513, 1023, 1919, 2566, 3816, 6000])
 def test_clipped_origins_are_what_the_strided_converter_leaves(length):
-    """Its boxes, by its own words: as many as a stride of 256 asks for, at index x 512, pulled back at the edge."""
+    """The converter makes as many boxes as for a stride of 256, at index x 512, and moves them back at the edge."""
     count = -(-(length - 512) // 256) + 1
     starts = [index * 512 for index in range(count)]
     boxes = {start + min(length - start - 512, 0) for start in starts}

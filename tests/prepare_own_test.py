@@ -128,7 +128,7 @@ def test_prepared_data_serves_without_its_files(two, caplog):
     prepare_file(path, data_dir, ["a"])
     assert any("what is prepared in" in record.message for record in caplog.records)
     own.domains(path.parent, TWO.replace('test = ["3", "4"]', 'test = ["4"]', 1))
-    with pytest.raises(UserError, match="no file fits images"):
+    with pytest.raises(UserError, match="no file matches images"):
         prepare_file(path, data_dir, ["a"])
 
 

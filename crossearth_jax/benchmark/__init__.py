@@ -1,11 +1,11 @@
-"""Facts of the benchmarks: taxonomies, domains and source -> target settings, known before anything is prepared.
+"""Facts of the benchmarks: taxonomies, domains and source -> target settings, available before anything is prepared.
 
-Other packages look up domains and settings in `benchmark.registry`, which knows users' own domains as well.
+Other packages look up domains and settings in `benchmark.registry`, which also finds users' own domains.
 
-A *domain* is one prepared TFDS configuration ("blue_marble/temperate_green"). A *setting* trains on the train
-split of its source and scores the evaluation split of its target over `classes`: the classes that exist in
-useful amounts on both sides. Every class of the taxonomy may still be predicted; a prediction outside
-`classes` is an error of the class it covers. A *training* is one model; it serves every setting of its source.
+A *domain* is one TFDS configuration ("blue_marble/temperate_green"). A *setting* trains on the train split of its
+source and scores the evaluation split of its target over `classes`: the classes that are frequent enough in both. The
+model may still predict every class of the taxonomy; a prediction outside `classes` counts as an error of the true
+class. A *training* is one model, which is evaluated in every setting of its source.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ TRAININGS: dict[str, Training] = {training.name: training for training in crosse
 
 
 def training_of(name: str) -> Training | None:
-    """The training called `name`, or the one that serves the setting `name`; None if there is none."""
+    """Return the training `name`, or the training that is evaluated in the setting `name`; None if there is none."""
     source = SETTINGS[name].source if name in SETTINGS else None
     return next(
         (training for training in TRAININGS.values() if name == training.name or source == training.source), None
@@ -62,7 +62,7 @@ def training_of(name: str) -> Training | None:
 
 
 def used_splits(domain: str) -> tuple[str, ...]:
-    """The splits of `domain` that some setting reads; others may be absent from what is prepared."""
+    """Return the splits of `domain` that some setting reads; the others may be missing from the prepared data."""
     source = any(setting.source == domain for setting in SETTINGS.values())
     target = any(setting.target == domain for setting in SETTINGS.values())
     facts = DOMAINS[domain]

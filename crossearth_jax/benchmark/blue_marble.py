@@ -29,9 +29,9 @@ _COUNTS = {
 }
 _SIZES = {"train": (64, 64), "validation": (32, 32), "test": (32, 32)}
 
-# Rule: a class counts in a climate if it covers at least 1 % of the labelled pixels of its train split and of
-# its test split, in both seasons. Label statistics decide this and nothing else; the smallest share above the
-# line is 1.9 % and the largest below it 0.6 %. The data test recomputes the rule.
+# Rule: a class is scored in a climate if it covers at least 1 % of the labelled pixels of the train split and of the
+# test split of the climate, in both seasons. Only label statistics decide. The smallest share above the threshold is
+# 1.9 %, the largest below it 0.6 %. The test of the dataset builder recomputes the rule.
 _CLASSES = {
     "tropical": ("water", "forest", "shrub_grass", "cropland"),
     "arid": ("water", "shrub_grass", "cropland", "bare_snow"),
@@ -84,7 +84,7 @@ def _setting(source: tuple[str, str], target: tuple[str, str]) -> Setting:
 
 
 def settings() -> list[Setting]:
-    """12 cross-climate, 4 cross-season, 4 in-domain and 12 climate-and-season rows; sources are green."""
+    """Return 12 cross-climate, 4 cross-season, 4 in-domain and 12 climate-and-season rows; sources are green."""
     pairs = list(itertools.permutations(CLIMATES, 2))
     return [
         *(_setting((a, "green"), (b, "green")) for a, b in pairs),

@@ -1,10 +1,10 @@
 """Facts of the CrossEarth benchmark: domains, trainings and settings.
 
-Sources, by what they say: the authors' configurations and dataset classes
-(https://github.com/Cuzyoung/CrossEarth, folders `configs` and `rs_dataset`) for classes, colours, splits, crops and
-resizing; their benchmark table (images/benchmark_collection.png there) for the 25 pairs, their gaps and counts; the
-datasets' own pages for what the two leave open. Where these disagree, the count of the dataset's own page holds
-(R2U: 677 test images, not 667). `docs/benchmark.md` lists what is open and how it was decided.
+Classes, colours, splits, crops and resizing come from the authors' configurations and dataset classes
+(https://github.com/Cuzyoung/CrossEarth, folders `configs` and `rs_dataset`). The 25 pairs, their gaps and image counts
+come from the authors' benchmark table (images/benchmark_collection.png there), the rest from the datasets' own pages.
+Where these disagree, the count of the dataset's own page is used (R2U has 677 test images; the table says 667).
+`docs/benchmark.md` lists the open questions and the decisions.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TAXONOMIES = (
         classes=("background", "building", "road", "water", "barren", "forest", "agricultural"),
         palette=(_WHITE, _RED, _YELLOW, _BLUE, (159, 129, 183), _GREEN, (255, 195, 128)),
     ),
-    # The published code names the two classes the other way round; masks and colours say object = 1 (white).
+    # The published code swaps the names of the two classes; masks and colours show that the object is 1 (white).
     Taxonomy(name="building", classes=("background", "building"), palette=(_BLACK, _WHITE)),
     Taxonomy(name="road", classes=("background", "road"), palette=(_BLACK, _WHITE)),
     Taxonomy(
@@ -42,7 +42,7 @@ TAXONOMIES = (
 )
 
 _TAXONOMIES = {taxonomy.name: taxonomy for taxonomy in TAXONOMIES}
-OBJECTS = {"building": "building", "road": "road"}  # taxonomy -> class that two-class settings are about
+OBJECTS = {"building": "building", "road": "road"}  # two-class taxonomy -> its object class
 
 
 def _domain(
@@ -55,7 +55,7 @@ def _domain(
     resize: Resize | None,
     eval_split: str | None = None,
 ) -> Domain:
-    """One domain; its last split is scored unless another one is named."""
+    """Return one domain; its last split is scored unless `eval_split` names another one."""
     dataset, config = name.split("/")
     return Domain(
         dataset=dataset,
@@ -113,7 +113,7 @@ DOMAINS = (
         "whu_building/aerial", "WHU Building, aerial tiles of Christchurch", "building", 0.3,
         {"train": 4736, "val": 1036, "test": 2416}, _TILE, _square(512), eval_split="val",
     ),
-    # The ground sampling distance is the one commonly stated.
+    # The ground sampling distance is the value commonly stated for this set.
     _domain(
         "whu_building/satellite_ii", "WHU Building, Satellite II tiles of East Asia", "building", 0.45,
         {"train": 13662, "test": 3726}, _TILE, _square(512),
@@ -127,13 +127,13 @@ DOMAINS = (
         "massachusetts_roads/roads", "Massachusetts Roads", "road", 1.0,
         {"train": 1108, "val": 14, "test": 49}, (1500, 1500), _square(1500),
     ),
-    # Photographs of a drone, most of 3000 x 4000 pixels; fitting them into 512 x 512 is part of the protocol. Version 2
-    # has 450 test photographs, the authors' table says 449.
+    # Drone photographs, most of 3000 x 4000 pixels. The protocol resizes them to fit into 512 x 512. Version 2 has 450
+    # test photographs; the authors' table says 449.
     _domain(
         "rescuenet/rescuenet_5class", "RescueNet photographs on the five classes shared with Potsdam",
         "isprs_5class", None, {"test": 450}, (4000, 4000), _square(512),
     ),
-    # Tiles have 1000 or 1024 pixels a side, which is not published; the authors stretch the temperate ones.
+    # It is not published whether tiles have 1000 or 1024 pixels a side; the authors stretch the temperate ones.
     *(
         _domain(
             f"casid/{config}", f"CASID, {climate}", "casid", 1.0, counts, (1024, 1024),
@@ -162,7 +162,7 @@ TRAININGS = (
 
 WEIGHTS_HOME = "https://huggingface.co/Cusyoung/CrossEarth"
 BACKBONES = {512: "dinov2_converted.pth", 1024: "dinov2_converted_1024x1024.pth"}  # crop -> published file
-# Published files of another architecture than the one built here -> why they are not read.
+# Published files of an architecture that this package does not implement -> why they are not read.
 OTHER_WEIGHTS = {"D2M-MTP.pth": "it has the MTP backbone (rotated varied-size attention); D2M-Rein.pth is the other"}
 
 REGION, BAND, PLATFORM, CLIMATE = "region", "spectral_band", "platform", "climate"
@@ -184,8 +184,8 @@ _PAIRS = (
 )
 _CLIMATES = {"Sub": "subms", "Tem": "temms", "Tms": "troms", "Trf": "trorf"}  # as the settings abbreviate them
 
-# No number the authors print could be read from a text or table that states its row: the paper's tables were not
-# accessible. An entry needs its source and how sure the reading is.
+# Empty: the paper's tables were not accessible, and no other text or table gives a number together with its setting.
+# An entry must state its source and how certain the reading is.
 PUBLISHED: dict[str, Published] = {}
 
 OPEN_ROWS = (
@@ -212,7 +212,7 @@ def _setting(name: str, source: str, target: str, gap: tuple[str, ...]) -> Setti
 
 
 def settings() -> list[Setting]:
-    """25 cross-domain settings and the four in-domain rows of CASID, in the order of the authors' table."""
+    """Return the 25 cross-domain settings and CASID's four in-domain rows, in the order of the authors' table."""
     casid = [
         (f"{a}2{b}", f"casid/{_CLIMATES[a]}", f"casid/{_CLIMATES[b]}", () if a == b else (REGION, CLIMATE))
         for a in _CLIMATES

@@ -1,7 +1,7 @@
-"""A user's own domains as `domains.toml` states them, read and checked before any image is opened.
+"""Read and check `domains.toml`, the description of a user's own domains, before any image is opened.
 
-`read_domains_file` gives frozen dataclasses with absolute paths. Every error is one line that names the file, the line,
-the key and what to write instead. The keys are explained in docs/howto/own_dataset.md.
+`read_domains_file` returns frozen dataclasses with absolute paths. Every error about a key is one line that names the
+file, the line, the key and the expected value. docs/howto/own_dataset.md explains the keys.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 TILE = 512  # pixels, default side of tiles
-_TILES_PER_BLOCK = 2  # sides of a block of ground by default, in tiles
-_BLOCKS_PER_SIDE = 5  # at least, of the largest raster, by default
+_TILES_PER_BLOCK = 2  # default side of a spatial block, in tiles
+_BLOCKS_PER_SIDE = 5  # least number of blocks along the longest side of the rasters, by default
 _SMALLEST_TILE = 32  # pixels
-_MOST_CLASSES = 254  # train ids are 8 bit, 255 is ignored and 254 is kept for values without a class
+_MOST_CLASSES = 254  # train ids are 8 bit; 255 is ignored, and `data/labels.py` marks unknown values by 254
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NumberLabels:
     """Pictures or rasters with one class number per pixel."""
 
-    files: tuple[str, ...]  # glob patterns; empty if a folder layout says where they are
+    files: tuple[str, ...]  # glob patterns; empty with the layout `imagefolder`
     table: Mapping[int, int]  # number in the files -> train id or IGNORE
-    stated: bool  # whether `ids` gives the numbers; if not, number i is class i and 255 is ignored
+    stated: bool  # whether the file states `ids`, or ignores 255 explicitly; else number i is class i, 255 is ignored
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ColourLabels:
     """Pictures or rasters with one colour per class."""
 
-    files: tuple[str, ...]  # glob patterns; empty if a folder layout says where they are
+    files: tuple[str, ...]  # glob patterns; empty with the layout `imagefolder`
     table: Mapping[Colour, int]  # colour in the files -> train id or IGNORE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PolygonRule:
-    """What named polygons mean, and which of overlapping ones counts."""
+    """Classes of named polygons, and the drawing order of overlapping ones."""
 
     names: Mapping[str, int]  # name in the file -> train id or IGNORE
     background: int  # train id of pixels that no polygon covers, or IGNORE
@@ -59,14 +59,14 @@ class PolygonRule:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VectorLabels:
-    """Polygons on the ground."""
+    """Georeferenced polygons in a vector file."""
 
     file: Path
-    layer: str | None  # of the file; None: it has one
-    column: str | None  # which names the class; None: every polygon is `single`
+    layer: str | None  # name of the layer; None: the file has only one
+    column: str | None  # column with the class names; None: every polygon has the class `single`
     single: int | None  # train id of all polygons
     rule: PolygonRule
-    area: Path | None  # polygons outside of which nothing is labelled; None: everything is
+    area: Path | None  # vector file of the labelled area; pixels outside its polygons are ignored; None: no limit
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ class LabelStudioLabels:
     """Export "Brush labels to PNG" of Label Studio, one black and white mask per region, beside its JSON export."""
 
     folder: Path  # of the PNG files
-    tasks: Path  # JSON export, which names the image of each task
+    tasks: Path  # JSON export with the image name of each task
     rule: PolygonRule
 
 
@@ -99,16 +99,16 @@ Labels = NumberLabels | ColourLabels | VectorLabels | CocoLabels | CvatLabels | 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GroupSplit:
-    """By a part of the file's name: all images of a group are in one split."""
+    """Split by a part of the file name: all images of a group are in one split."""
 
-    group: str  # regular expression, matched from the beginning of the name without ending; group 1 names the group
-    validation: tuple[str, ...]
+    group: str  # regular expression, matched at the start of the name without extension; its group 1 is the group name
+    validation: tuple[str, ...]  # group names
     test: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ListSplit:
-    """By text files with one image name a line; without a list of `train`, all others are in it."""
+    """Split by text files with one image name per line; without a list for `train`, all remaining images are in it."""
 
     train: Path | None
     validation: Path | None
@@ -117,26 +117,26 @@ class ListSplit:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FolderSplit:
-    """By the name of a folder that the image lies in."""
+    """Split by the name of a folder that contains the image."""
 
-    train: tuple[str, ...]
+    train: tuple[str, ...]  # folder names
     validation: tuple[str, ...]
     test: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockSplit:
-    """By square blocks of ground, drawn at random."""
+    """Split by square spatial blocks, assigned at random."""
 
     validation: float  # share of the blocks
     test: float
-    block: float | None  # side in metres; None: about two tiles
+    block: float | None  # side in metres; None: `default_block`
     seed: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RandomSplit:
-    """By image, drawn at random."""
+    """Split by whole images, assigned at random."""
 
     validation: float  # share of the images
     test: float
@@ -155,23 +155,23 @@ SplitRule = GroupSplit | ListSplit | FolderSplit | BlockSplit | RandomSplit | Wh
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OwnDomain:
-    """One table `[domains.NAME]`."""
+    """One table `[domains.NAME]` of the file."""
 
     name: str
     dataset: str  # `DomainsFile.name`
     images: tuple[str, ...]  # glob patterns; empty with `pairs`
-    pairs: Path | None  # folder in the layout of Hugging Face's imagefolder, whose metadata files name image and label
+    pairs: Path | None  # folder in the layout of Hugging Face's imagefolder, whose metadata files list image and label
     labels: Labels
     split: SplitRule
     bands: str | None  # as --bands of predict
-    band_names: tuple[str, str, str] | None  # what they are called, if the file says so
+    band_names: tuple[str, str, str] | None  # names of the bands, if the file gives them
     value_range: tuple[float, float] | None  # as --range of predict
     percentiles: tuple[float, float] | None  # as --percentiles of predict
-    gsd: float | None  # metres; placed rasters are resampled to it, as --gsd of predict does
-    tile: int  # about the side, in pixels, of the tiles that larger images are cut into
+    gsd: float | None  # metres; georeferenced rasters are resampled to it, like --gsd of predict
+    tile: int  # approximate side, in pixels, of the tiles that larger images are cut into
     off_by_one: bool  # whether a label may have one row or column more or less than its image
     description: str
-    written: Mapping[str, Any]  # the table as it stands in the file, and the classes
+    written: Mapping[str, Any]  # `table`: the table as written in the file; `classes`: the class names
 
     @property
     def key(self) -> str:
@@ -184,12 +184,12 @@ class DomainsFile:
     """A whole `domains.toml`."""
 
     path: Path
-    name: str  # of the dataset: the key `name`, else the file's name without ending
+    name: str  # of the dataset: the key `name`, else the file name without extension
     taxonomy: Taxonomy
     domains: Mapping[str, OwnDomain]
 
     def find(self, names: Sequence[str] | None = None) -> list[OwnDomain]:
-        """The domains called `names`; all of them without names.
+        """Return the domains called `names`; without names, all domains.
 
         Raises:
           UserError: a name is not in the file.
@@ -201,25 +201,25 @@ class DomainsFile:
 
 
 def tile_edges(length: int, tile: int) -> list[int]:
-    """Where a side of `length` pixels is cut: into equal parts of about `tile`, without overlaps and without a rest.
+    """Return the edges that cut a side of `length` pixels into equal parts of about `tile` pixels, without overlap.
 
-    1024 pixels in tiles of 512 give [0, 512, 1024]; a side below 1.5 tiles stays whole. Parts are at least two thirds
-    and at most one and a half of a tile.
+    1024 pixels in tiles of 512 give [0, 512, 1024]. A side below 1.5 tiles stays whole; the parts of a longer side have
+    3/4 to 5/4 of `tile`, rounded to whole pixels.
     """
     count = max(int(length / tile + 0.5), 1)
     return [round(index * length / count) for index in range(count + 1)]
 
 
 def default_block(tile: int, longest: int) -> float:
-    """Side in pixels of blocks of ground that a split does not state; `longest`: side of the largest raster."""
+    """Return the default side of spatial blocks in pixels; `longest` is the longest side of all rasters."""
     return min(float(_TILES_PER_BLOCK * tile), longest / _BLOCKS_PER_SIDE)
 
 
 def read_domains_file(path: str | Path) -> DomainsFile:
-    """Reads and checks a `domains.toml`.
+    """Read and check a `domains.toml`.
 
     Raises:
-      UserError: the file cannot be read, a key is unknown or missing, or a value cannot be meant.
+      UserError: the file cannot be read, a key is unknown or missing, or a value is invalid.
     """
     path = Path(path).expanduser().resolve()
     try:
@@ -227,20 +227,21 @@ def read_domains_file(path: str | Path) -> DomainsFile:
         content = tomllib.loads(text)
     except OSError as error:
         raise UserError(
-            f"cannot read {path} ({error.strerror}); expected a file as docs/howto/own_dataset.md shows"
+            f"cannot read {path} ({error.strerror}); expected a file like the examples in docs/howto/own_dataset.md"
         ) from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text; save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise UserError(
-            f"{path} is not valid TOML: {error}; strings need quotes, and \\ in them is written \\\\"
+            f"{path} is not valid TOML: {error}; put strings in quotes and write \\ in them as \\\\"
         ) from None
     root = _Table(content, (), path, text)
     name = root.text("name", path.stem)
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise root.error(
             "name",
-            f"the dataset would be called '{name}', expected small letters, digits and _; add name = \"my_dataset\"",
+            f"the dataset would be called '{name}', expected a small letter, then small letters, digits and _;"
+            ' add name = "my_dataset"',
         )
     if name in {domain.dataset for domain in DOMAINS.values()}:
         raise root.error("name", f'{name} is a dataset of the benchmark; choose another name with name = "my_{name}"')
@@ -250,47 +251,49 @@ def read_domains_file(path: str | Path) -> DomainsFile:
     found = {}
     for key in domains.value:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", key):
-            raise domains.error(key, "the name of a domain may have letters, digits, - and _; choose another one")
+            raise domains.error(
+                key, "the name of a domain may have letters, digits, - and _, first a letter or digit; choose another"
+            )
         found[key] = _domain(domains.table(key), key, taxonomy)
     root.finish()
     return DomainsFile(path=path, name=name, taxonomy=taxonomy, domains=found)
 
 
 class _Table:
-    """A table of the file: gives values of the type that is asked for, and knows which key was never asked for."""
+    """A table of the file: returns values of the requested type and finds the keys that were never requested."""
 
     def __init__(self, value: Mapping[str, Any], keys: tuple[str, ...], path: Path, text: str):
-        self.value, self.folder = value, path.parent  # paths in the file start at its folder
+        self.value, self.folder = value, path.parent  # paths in the file are relative to its folder
         self._keys, self._path, self._text = keys, path, text
         self._known = list[str]()
 
     def error(self, key: str, problem: str) -> UserError:
-        """An error about `key` of this table ("": about the table itself)."""
+        """Return an error about `key` of this table ("": about the table itself)."""
         keys = (*self._keys, key) if key else self._keys
         line = _line(self._text, keys)
         where = f", line {line}" if line else ""
         return UserError(f"{self._path}{where}, {'.'.join(keys)}: {problem}")
 
     def take(self, key: str, expected: str, test: Callable[[Any], Any], default: Any = ...) -> Any:
-        """The value of `key` if it passes `test`; `...` as default makes it required."""
+        """Return the value of `key` if it passes `test`; the key is required if `default` is `...`."""
         self._known.append(key)
         value = self.value.get(key, ...)
         if value is ...:
             if default is ...:
                 unknown = difflib.get_close_matches(key, self.value, n=1)
-                hint = f" (is '{unknown[0]}' meant to be it?)" if unknown else ""
+                hint = f" (is '{unknown[0]}' a misspelling of it?)" if unknown else ""
                 raise self.error(key, f"is missing, expected {expected}{hint}")
             return default
         if not test(value):
             raise self.error(key, f"found {_shown(value)}, expected {expected}")
         return value
 
-    def text(self, key: str, default: Any = ..., expected: str = "a text in quotes") -> Any:
-        """A non-empty string."""
+    def text(self, key: str, default: Any = ..., expected: str = "a string in quotes") -> Any:
+        """Return a non-empty string."""
         return self.take(key, expected, lambda value: isinstance(value, str) and value.strip(), default)
 
-    def texts(self, key: str, default: Any = ..., expected: str = "a text or a list of texts") -> tuple[str, ...]:
-        """One string or a list of them."""
+    def texts(self, key: str, default: Any = ..., expected: str = "a string or a list of strings") -> tuple[str, ...]:
+        """Return one string or a list of strings as a tuple."""
 
         def test(value: Any) -> bool:
             several = value if isinstance(value, list) else [value]
@@ -300,7 +303,7 @@ class _Table:
         return (value,) if isinstance(value, str) else tuple(value)
 
     def number(self, key: str, default: Any, expected: str, test: Callable[[Any], bool]) -> Any:
-        """A number that is no truth value."""
+        """Return a number; true and false are refused."""
 
         def right(value: Any) -> bool:
             return isinstance(value, int | float) and not isinstance(value, bool) and test(value)
@@ -308,31 +311,31 @@ class _Table:
         return self.take(key, expected, right, default)
 
     def whole(self, key: str, default: int, least: int) -> int:
-        """An integer of at least `least`."""
+        """Return an integer of at least `least`."""
         return self.number(
             key, default, f"a whole number of {least} or more", lambda v: isinstance(v, int) and v >= least
         )
 
     def share(self, key: str, default: Any = ...) -> float:
-        """A number from 0 to less than 1."""
+        """Return a number of at least 0 and less than 1."""
         return float(self.number(key, default, "a share from 0 to less than 1, such as 0.25", lambda v: 0 <= v < 1))
 
     def length(self, key: str, expected: str) -> float | None:
-        """A positive number of metres; None if it is absent."""
+        """Return a positive number of metres; None if the key is absent."""
         value = self.number(key, None, expected, lambda v: 0 < v < float("inf"))
         return None if value is None else float(value)
 
     def flag(self, key: str) -> bool:
-        """true or false; false if it is absent."""
+        """Return true or false; false if the key is absent."""
         return self.take(key, "true or false", lambda value: isinstance(value, bool), False)
 
     def table(self, key: str, default: Any = ...) -> _Table:
-        """A table, in brackets or braces."""
+        """Return a table, written in brackets or braces."""
         value = self.take(key, f"a table [{'.'.join((*self._keys, key))}]", lambda v: isinstance(v, dict), default)
         return _Table(value, (*self._keys, key), self._path, self._text)
 
     def finish(self) -> None:
-        """Refuses every key that was not asked for."""
+        """Raise an error if a key was never requested."""
         for key in self.value:
             if key not in self._known:
                 raise self.error(key, f"unknown key{_meant(key, self._known)}")
@@ -349,7 +352,7 @@ def _meant(name: str, known: Any) -> str:
 
 
 def _line(text: str, keys: Sequence[str]) -> int | None:
-    """Number of the line that sets `keys`, or else the innermost table of them; None if none is found."""
+    """Return the number of the line that sets `keys`, or of the innermost table around them; None if not found."""
     found, section = dict[tuple[str, ...], int](), ()
     for number, line in enumerate(text.splitlines(), 1):
         if header := re.match(r"\s*\[+([^\[\]=]+)\]+\s*(#.*)?$", line):
@@ -367,7 +370,9 @@ def _taxonomy(table: _Table, name: str) -> Taxonomy:
 
     classes = table.take("classes", 'a list of names such as ["building", "road"]', several)
     if not 2 <= len(classes) <= _MOST_CLASSES:
-        raise table.error("classes", f"{len(classes)} are given, expected 2 to {_MOST_CLASSES}; name what is left, too")
+        raise table.error(
+            "classes", f"{len(classes)} are given, expected 2 to {_MOST_CLASSES}, including one for the background"
+        )
     if len(set(classes)) < len(classes):
         raise table.error("classes", f"{_repeated(classes)} is given twice; give each class its own name")
     palette = table.take("palette", 'a list of colours such as ["#c83c3c"]', several, None)
@@ -382,7 +387,7 @@ def _taxonomy(table: _Table, name: str) -> Taxonomy:
 
 
 def _palette(count: int) -> tuple[Colour, ...]:
-    """Colours of different hue and, in turn, of different brightness."""
+    """Return colours that differ in hue, with three alternating levels of brightness."""
 
     def colour(index: int) -> Colour:
         hue, value = index * 0.618 % 1, (0.9, 0.65, 0.45)[index % 3]
@@ -416,7 +421,7 @@ def _domain(table: _Table, name: str, taxonomy: Taxonomy) -> OwnDomain:
     else:
         pairs = table.folder / table.text("imagefolder")
         if not pairs.is_dir():
-            raise table.error("imagefolder", f"{pairs} is not a folder; name the one that holds train/ and test/")
+            raise table.error("imagefolder", f"{pairs} is not a folder; name the folder that contains train/ and test/")
         split = FolderSplit(train=("train",), validation=("validation", "valid", "val", "dev"), test=("test",))
     written = {"table": dict(table.value), "classes": list(taxonomy.classes)}
     domain = OwnDomain(
@@ -443,11 +448,14 @@ def _patterns(table: _Table, patterns: Sequence[str]) -> tuple[str, ...]:
 
 
 def _mmseg(table: _Table, root: Path) -> tuple[tuple[str, ...], tuple[str, ...], SplitRule]:
-    """Patterns of images and labels, and the split, of `img_dir/{train,val,test}` and `ann_dir/{train,val,test}`."""
+    """Return patterns of images and labels, and the split, for `{img_dir,ann_dir}/{train,val,test}`.
+
+    Without labels in `ann_dir/test`, `val` becomes the test split.
+    """
     for part in ("img_dir", "ann_dir"):
         if not (root / part / "train").is_dir() and not (root / part / "val").is_dir():
             raise table.error(
-                "mmseg", f"{root} has no {part}/train and no {part}/val; name the folder that holds {part}"
+                "mmseg", f"{root} has no {part}/train and no {part}/val; name the folder that contains {part}"
             )
     tested = (root / "ann_dir" / "test").is_dir() and any((root / "ann_dir" / "test").iterdir())
     split = FolderSplit(train=("train",), validation=("val",) if tested else (), test=("test",) if tested else ("val",))
@@ -457,7 +465,7 @@ def _mmseg(table: _Table, root: Path) -> tuple[tuple[str, ...], tuple[str, ...],
 
 
 def _bands(table: _Table) -> dict[str, Any]:
-    """Band names or numbers as one text, as predict takes them, and their names if the table gives them."""
+    """Return bands as one string, as --bands of predict takes them, and their names if the table gives them."""
 
     def test(value: Any) -> bool:
         several = value.split(",") if isinstance(value, str) else list(value) if isinstance(value, list) else []
@@ -493,7 +501,14 @@ def _range(table: _Table) -> dict[str, Any]:
 
 
 def _labels(domain: _Table, taxonomy: Taxonomy, files: tuple[str, ...], *, by_layout: bool) -> Labels:
-    """The labels of a domain; `files` and `by_layout`: where a folder layout says that they are."""
+    """Return the labels of a domain.
+
+    Args:
+      domain: table of the domain.
+      taxonomy: classes.
+      files: patterns of label files that the folder layout defines.
+      by_layout: whether a folder layout (mmseg or imagefolder) defines the label files.
+    """
     if by_layout and "labels" not in domain.value:
         return NumberLabels(files=files, table=_plain_numbers(taxonomy), stated=False)
     domain.take(
@@ -501,14 +516,14 @@ def _labels(domain: _Table, taxonomy: Taxonomy, files: tuple[str, ...], *, by_la
     )
     if not isinstance(domain.value["labels"], dict):
         if by_layout:
-            raise domain.error("labels", "the layout says where labels are, expected a table without files")
+            raise domain.error("labels", "the folder layout defines the label files, expected a table without files")
         files = _patterns(domain, domain.texts("labels"))
         return NumberLabels(files=files, table=_plain_numbers(taxonomy), stated=False)
     table = domain.table("labels")
     kinds = [kind for kind in ("files", "vector", "coco", "cvat", "label_studio") if kind in table.value]
     if len(kinds) > 1 or (not kinds and not by_layout) or (kinds and by_layout):
         expected = (
-            "no place of labels, since the layout has one"
+            "no label files, since the folder layout defines them"
             if by_layout
             else "one of files, vector, coco, cvat and label_studio"
         )
@@ -536,7 +551,7 @@ def _labels(domain: _Table, taxonomy: Taxonomy, files: tuple[str, ...], *, by_la
 def _existing(table: _Table, key: str) -> Path:
     path = table.folder / Path(table.text(key)).expanduser()
     if not path.exists():
-        raise table.error(key, f"{path} does not exist; paths start at the folder of the file")
+        raise table.error(key, f"{path} does not exist; paths are relative to the folder of this file")
     return path
 
 
@@ -565,7 +580,7 @@ def _pixel_labels(table: _Table, taxonomy: Taxonomy, files: tuple[str, ...]) -> 
 
 
 def _by_class(table: _Table, key: str, taxonomy: Taxonomy, read: Any) -> dict[Any, int]:
-    """{class = value or [values]} as value -> train id."""
+    """Return the table `key`, {class = value or [values]}, as value -> train id."""
     found = dict[Any, int]()
     for name, value in table.table(key).value.items():
         index = _class(table, key, name, taxonomy)
@@ -577,12 +592,12 @@ def _by_class(table: _Table, key: str, taxonomy: Taxonomy, read: Any) -> dict[An
 
 def _class(table: _Table, key: str, name: Any, taxonomy: Taxonomy) -> int:
     if name not in taxonomy.classes:
-        raise table.error(key, f"{_shown(name)} is no class of taxonomy.classes{_meant(str(name), taxonomy.classes)}")
+        raise table.error(key, f"{_shown(name)} is not in taxonomy.classes{_meant(str(name), taxonomy.classes)}")
     return taxonomy.classes.index(name)
 
 
 def _names(table: _Table, taxonomy: Taxonomy) -> dict[str, int]:
-    """What labels are called elsewhere -> train id; every class under its own name unless `classes` says otherwise."""
+    """Return class name in the label file -> train id; a class has its own name unless `classes` gives another one."""
     found = {name: index for index, name in enumerate(taxonomy.classes)}
     given = table.table("classes", {}).value
     for name, target in given.items():
@@ -601,7 +616,7 @@ def _polygon_rule(table: _Table, taxonomy: Taxonomy) -> PolygonRule:
 
 def _vector_labels(table: _Table, taxonomy: Taxonomy) -> VectorLabels:
     if ("column" in table.value) == ("class" in table.value):
-        raise table.error("", "expected column (which names the class of each polygon) or class (of all polygons)")
+        raise table.error("", "expected either column (with the class of each polygon) or class (of all polygons)")
     single = table.text("class", None, "the name of a class")
     return VectorLabels(
         file=_existing(table, "vector"),
@@ -635,7 +650,7 @@ def _group_split(table: _Table) -> GroupSplit:
     try:
         groups = re.compile(pattern).groups
     except re.error as error:
-        raise table.error("group", f"'{pattern}' is no regular expression ({error})") from None
+        raise table.error("group", f"'{pattern}' is not a regular expression ({error})") from None
     if groups != 1:
         raise table.error(
             "group", f"'{pattern}' has {groups} groups in parentheses, expected one, which names the group"
@@ -664,7 +679,7 @@ def _folder_split(table: _Table) -> FolderSplit:
 def _shares(table: _Table) -> dict[str, Any]:
     shares = {"validation": table.share("validation", 0.0), "test": table.share("test")}
     if sum(shares.values()) >= 1:
-        raise table.error("test", f"test and validation take {sum(shares.values()):g} of all, expected less than 1")
+        raise table.error("test", f"test and validation add up to {sum(shares.values()):g}, expected less than 1")
     return {**shares, "seed": table.whole("seed", 0, 0)}
 
 

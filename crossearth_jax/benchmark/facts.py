@@ -1,4 +1,4 @@
-"""What a benchmark is made of: classes, domains, trainings, settings, published numbers."""
+"""Types that describe a benchmark: classes, domains, trainings, settings, published numbers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Resize:
     """How images are resized before windows are cut from them; labels keep their size."""
 
     box: tuple[int, int]  # height and width
-    keep_ratio: bool = True  # fit into the box at the aspect ratio, or fill it
+    keep_ratio: bool = True  # True: fit into the box and keep the aspect ratio; False: stretch to the box
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Domain:
     counts: Mapping[str, int]  # images per split
     sizes: Mapping[str, tuple[int, int]]  # height and width of the largest images per split, in pixels
     resize: Resize | None = None  # of evaluation; None leaves images as they are
-    bands: tuple[str, str, str] = ("red", "green", "blue")  # what the three channels are
+    bands: tuple[str, str, str] = ("red", "green", "blue")  # names of the three channels
     pixels: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)  # per split and class, if counted
 
     @property
@@ -59,11 +59,11 @@ class Domain:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Published:
-    """A number somebody else printed for a setting."""
+    """A published score of a setting."""
 
     miou: float  # percent; the object's IoU in settings that have an `object`
-    source: str  # where it is printed
-    confidence: str = ""  # how sure the reading is, e.g. "table in the text", "read off a picture"
+    source: str  # where it is published
+    confidence: str = ""  # how certain the reading is, e.g. "table in the text", "read off a picture"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,9 +73,9 @@ class Setting:
     name: str
     source: str  # name of the domain, or names joined by "+"
     target: str  # name of the domain
-    gap: tuple[str, ...]  # what differs between the two; () in an in-domain row
+    gap: tuple[str, ...]  # differences between source and target; () in an in-domain row
     classes: tuple[str, ...]  # scored classes, in the order of the taxonomy
-    object: str | None = None  # class whose IoU is the headline of a two-class setting, beside the two-class mean
+    object: str | None = None  # class whose IoU a two-class setting reports in addition to the two-class mean
     published: Published | None = None
 
     @property
@@ -86,7 +86,7 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
-    """A model that serves every setting of its source."""
+    """A model, which is evaluated in every setting of its source."""
 
     name: str
     source: str  # name of the domain
@@ -96,7 +96,7 @@ class Training:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OpenRow:
-    """A row that a table keeps for what is known to exist and cannot be stated."""
+    """A placeholder row for settings that are known to exist but whose details are not public."""
 
     name: str
     reason: str

@@ -1,4 +1,4 @@
-"""The files of a user's own domain: which images there are, which label belongs to which, how large they are."""
+"""Find the files of a user's own domain: its images, the label of each image, and the image sizes."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ from crossearth_jax.runtime import picture_files
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # read by Pillow; every other file is a raster
 _SIDECARS = (".xml", ".txt", ".json", ".csv", ".ovr", ".msk", ".tfw", ".jgw", ".pgw", ".wld", ".prj", ".db")
-_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF tag, and its values that swap height and width
-_SAMPLED = 512  # images whose headers are read
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF orientation tag, and its values that swap height and width
+_SAMPLED = 512  # at most so many headers are read for `image_sizes`
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
     """An image and the file of its label."""
 
-    key: str  # what the wildcards of the pattern stand for; tells the image from all others
+    key: str  # unique name of the image, usually the text that the wildcards of its pattern match
     image: Path
     label: Path | None  # None where the labels are not one file per image
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageSizes:
-    """Height and width, in pixels, of the tiles that the images of a domain give."""
+    """Height and width, in pixels, of the tiles that the images of a domain are cut into."""
 
-    smallest: tuple[int, int]  # of each side on its own
+    smallest: tuple[int, int]  # minimum of each side
     typical: tuple[int, int]  # median of each side
     largest: tuple[int, int]
 
 
 def find_pairs(domain: OwnDomain) -> list[Pair]:
-    """The images of a domain with their labels, in the order of their names.
+    """Return the images of a domain with their labels.
 
-    An image and a label belong together if the wildcards of their patterns stand for the same text
-    (`a/*_img.png` and `b/*_mask.png`: the part before `_img` and `_mask`); where several patterns give the same text
-    (`a/train/*.png`, `a/val/*.png`), their last fixed folder belongs to it. If that pairs nothing, names without ending
-    must be the same. Files that are labels are no images, whatever pattern they fit.
+    An image and a label belong together if the wildcards of their patterns match the same text
+    (`a/*_img.png` and `b/*_mask.png`: the part before `_img` and `_mask`). If this text is not unique
+    (`a/train/*.png`, `a/val/*.png`), the last folder without wildcards is added to it. If that gives no pairs either,
+    file names without extension must be equal. A file that matches both patterns is a label.
 
     Raises:
       UserError: there is no image, an image has no label or a label no image, or two files have the same name.
@@ -71,7 +71,7 @@ def find_pairs(domain: OwnDomain) -> list[Pair]:
     labelled = {match.file for match in found}
     images = [match for match in images if match.file not in labelled]
     if not images:
-        raise UserError(f"{domain.key}: every file that fits images fits labels, too; give them different patterns")
+        raise UserError(f"{domain.key}: every file that matches images also matches labels; use different patterns")
     kind = next((kind for kind in _KINDS if _agree(images, found, kind)), 0)
     by_image, by_label = _by_key(domain, images, kind), _by_key(domain, found, kind)
     _refuse_alone(domain, "no label for image", by_image, by_label)
@@ -80,10 +80,10 @@ def find_pairs(domain: OwnDomain) -> list[Pair]:
 
 
 def image_sizes(domain: OwnDomain) -> ImageSizes:
-    """Sizes of the tiles of a domain from the headers of (at most 512 of) its images; no pixel is read.
+    """Return the sizes of the tiles of a domain, computed from the headers of at most 512 of its images.
 
-    Images that are resampled to a stated ground sampling distance count as they are, and so do blocks of ground of a
-    stated side in metres: their tiles may be somewhat smaller or larger.
+    Resampling to a stated ground sampling distance and spatial blocks of a stated side in metres are not taken into
+    account; with them, the tiles may be smaller or larger.
 
     Raises:
       UserError: there is no image, or one cannot be read.
@@ -102,7 +102,7 @@ def image_sizes(domain: OwnDomain) -> ImageSizes:
 
 
 def header_size(path: Path) -> tuple[int, int]:
-    """Height and width of an upright picture, or of a raster, from its header.
+    """Return height and width of a picture (after its EXIF rotation) or of a raster from its header.
 
     Raises:
       UserError: the file cannot be read.
@@ -116,13 +116,13 @@ def header_size(path: Path) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def opened_picture(path: Path) -> Iterator[Image.Image]:
-    """Opens a picture for a look at its header.
+    """Open a picture to read its header.
 
     Raises:
-      UserError: it is damaged, or larger than what is decoded as a whole.
+      UserError: the file is damaged, or has more than `picture_files.MAX_PIXELS` pixels.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is lower
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is stricter
         try:
             with Image.open(path) as picture:
                 if picture.width * picture.height > picture_files.MAX_PIXELS:
@@ -131,7 +131,7 @@ def opened_picture(path: Path) -> Iterator[Image.Image]:
         except Image.DecompressionBombError as error:
             raise UserError(
                 f"{path} is too large for a picture ({error}, at most {picture_files.MAX_PIXELS} in all); convert it to"
-                " GeoTIFF, which is read in parts: gdal_translate -co TILED=YES"
+                " GeoTIFF, which is read in windows: gdal_translate -co TILED=YES"
             ) from None
         except (OSError, SyntaxError) as error:
             raise UserError(f"{path} cannot be read as a picture ({error}); replace or remove it") from None
@@ -153,7 +153,7 @@ def _raster_size(path: Path) -> tuple[int, int]:
 
 
 def without_geo(path: Path) -> UserError:
-    """The error where a raster or vector file cannot be read for lack of the extra."""
+    """Return the error for a raster that cannot be read because the extra `geo` is not installed."""
     return UserError(
         f"{path} is read by rasterio, which is not installed; install the extra geo:"
         " python -m uv pip install --python .venv -c constraints.txt -e '.[geo]'"
@@ -167,13 +167,13 @@ def _parts(length: int, tile: int) -> tuple[int, int]:
 
 @dataclasses.dataclass(frozen=True)
 class _Match:
-    """A file that fits a pattern, and what it may be called, from the most to the least specific of the pattern."""
+    """A file that matches a pattern, and three candidates for its key, in the order in which they are tried."""
 
     file: Path
-    keys: tuple[str, str, str]  # what the wildcards stand for; the same below the last fixed folder; the name
+    keys: tuple[str, str, str]  # text of the wildcards; the same after the last fixed folder; name without extension
 
 
-_KINDS = range(3)  # of keys
+_KINDS = range(3)  # indices of `_Match.keys`
 
 
 def _matches(domain: OwnDomain, what: str, patterns: Sequence[str]) -> list[_Match]:
@@ -189,7 +189,7 @@ def _matches(domain: OwnDomain, what: str, patterns: Sequence[str]) -> list[_Mat
             key = ("/".join(parts) or file.stem) if parts else ""
             found.append(_Match(file, (key, f"{fixed}/{key}", file.stem)))
     if not found:
-        raise UserError(f"{domain.key}: no file fits {what} = '{' '.join(patterns)}'{_nearby(Path(patterns[0]))}")
+        raise UserError(f"{domain.key}: no file matches {what} = '{' '.join(patterns)}'{_nearby(Path(patterns[0]))}")
     return found
 
 
@@ -198,30 +198,31 @@ def _distinct(files: Sequence[_Match], kind: int) -> bool:
 
 
 def _agree(images: Sequence[_Match], labels: Sequence[_Match], kind: int) -> bool:
-    """Whether a kind of key tells all files apart and belongs to an image and a label at least once."""
+    """Return whether this kind of key is unique among images and labels and pairs at least one image with a label."""
     common = {match.keys[kind] for match in images} & {match.keys[kind] for match in labels}
     return _distinct(images, kind) and _distinct(labels, kind) and bool(common)
 
 
 def _magic(pattern: str) -> str:
-    """A pattern for `glob` in which folders and files that exist are no wildcards, whatever characters they have."""
+    """Return a pattern for `glob` in which the leading folders that exist are escaped: they may contain `[` or `*`."""
     parts = Path(pattern).parts
     exist = next((n for n in range(len(parts)) if not Path(*parts[: n + 1]).exists()), len(parts))
     return str(Path(*map(glob.escape, parts[:exist]), *parts[exist:]))
 
 
 def _nearby(folder: Path) -> str:
-    """What there is where a pattern finds nothing."""
+    """Return a hint for a pattern without matches: the innermost existing folder and what it contains."""
     while not folder.is_dir():
         folder = folder.parent
     names = sorted(entry.name for entry in folder.iterdir())[:3]
     return (
-        f"; {folder} holds {', '.join(names) + ', …' if names else 'nothing'} (paths start at the folder of the file)"
+        f"; {folder} contains {', '.join(names) + ', …' if names else 'nothing'}"
+        " (paths are relative to the folder of the TOML file)"
     )
 
 
 def _capturing(pattern: str) -> re.Pattern[str]:
-    """A pattern of `glob` as a regular expression with a group for each wildcard; the ending is no part of one."""
+    """Return a `glob` pattern as a regular expression with a group per wildcard; a final `*` omits the extension."""
     parts, rest = list[str](), pattern
     while rest:
         if rest.startswith(f"**{os.sep}"):
@@ -237,7 +238,7 @@ def _capturing(pattern: str) -> re.Pattern[str]:
             parts, rest = [*parts, f"([{inverted}{match[2]}])"], rest[match.end() :]
         else:
             parts, rest = [*parts, re.escape(rest[0])], rest[1:]
-    open_ended = r"(?:\.[^.]*)?" if pattern.endswith("*") else ""  # `*` alone: the name without its ending
+    open_ended = r"(?:\.[^.]*)?" if pattern.endswith("*") else ""
     if open_ended:
         parts[-1] = rf"([^{re.escape(os.sep)}]*?)"
     return re.compile("".join(parts) + open_ended, re.DOTALL)
@@ -249,8 +250,8 @@ def _by_key(domain: OwnDomain, files: Sequence[_Match], kind: int) -> dict[str, 
         key = match.keys[kind]
         if found.setdefault(key, match.file) != match.file:
             raise UserError(
-                f"{domain.key}: {found[key]} and {match.file} are both called '{key}'; use wildcards for what tells"
-                " them apart, or rename one"
+                f"{domain.key}: {found[key]} and {match.file} have the same name '{key}'; use wildcards for the part"
+                " that differs, or rename one"
             )
     return found
 
@@ -260,18 +261,18 @@ def _refuse_alone(domain: OwnDomain, what: str, own: dict[str, Path], other: dic
     if alone:
         more = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
         raise UserError(
-            f"{domain.key}: {what} {alone[0]}{more}; a label has the name of its image, apart from the fixed parts of"
+            f"{domain.key}: {what} {alone[0]}{more}; a label needs the name of its image, apart from the fixed parts of"
             " the patterns"
         )
 
 
 def _listed_pairs(domain: OwnDomain, folder: Path) -> list[Pair]:
-    """Pairs of metadata.jsonl and metadata.csv files in the layout of Hugging Face's imagefolder."""
+    """Read the pairs from metadata.jsonl and metadata.csv files in the layout of Hugging Face's imagefolder."""
     tables = sorted([*folder.rglob("metadata.jsonl"), *folder.rglob("metadata.csv")])
     if not tables:
         raise UserError(
-            f"{domain.key}: {folder} holds no metadata.jsonl or metadata.csv, which name image and label; for two"
-            " folders of files write images and labels"
+            f"{domain.key}: {folder} contains no metadata.jsonl or metadata.csv, which list images and labels; for"
+            " plain folders of files use the keys images and labels"
         )
     pairs = list[Pair]()
     for table in tables:

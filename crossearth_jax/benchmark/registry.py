@@ -1,11 +1,12 @@
-"""Where everything else looks up the facts of domains and the settings of a source.
+"""Look up the facts of domains and the settings of a source.
 
-Facts of a prepared domain lie beside its data, in `domain.json`: a benchmark's domain and a user's are then the same to
-training, evaluation and reports. Domains of the benchmark are also known before they are prepared.
+The facts of a prepared domain are stored beside its data, in `domain.json`. Training, evaluation and reports therefore
+treat domains of the benchmark and users' own domains alike. Domains of the benchmark can also be looked up before they
+are prepared.
 
-A source is one domain ("blue_marble/arid_green") or several, joined by "+", that are trained on together. The settings
-of a source of the benchmark are the benchmark's. For any other source they are generated: one row for each of its own
-domains and one for every other domain of the same dataset and classes.
+A source is one domain ("blue_marble/arid_green") or several domains, joined by "+", that are trained on together. For a
+source of the benchmark, the settings are those of the benchmark. For any other source they are generated: one row for
+each domain of the source and one for every other domain of the same dataset (or datasets) with the same taxonomy.
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ DOMAIN_FILE = "domain.json"
 SCHEMA_VERSION = 1
 
 REGION, BANDS, RESOLUTION = "region", "spectral_band", "resolution"  # gaps of generated settings
-SAME_RESOLUTION = 1.25  # largest ratio of two ground sampling distances that do not count as a gap
+SAME_RESOLUTION = 1.25  # ratio of two ground sampling distances up to which they do not count as a gap
 
 
 def prepared_directory(name: str, data_dir: str | Path) -> Path | None:
-    """Folder of the newest prepared version of the domain `name`; None if there is none."""
+    """Return the folder of the newest prepared version of the domain `name`; None if there is none."""
     root = Path(data_dir).expanduser() / name
     versions = [path.parent for path in root.glob("*/dataset_info.json") if path.parent.name[0].isdigit()]
     return max(versions, key=lambda path: tuple(int(part) for part in path.name.split(".")), default=None)
 
 
 def write_domain(directory: Path, domain: Domain) -> None:
-    """Writes the facts of `domain` beside its prepared data.
+    """Write the facts of `domain` beside its prepared data.
 
     Raises:
       UserError: the file cannot be written.
@@ -48,7 +49,7 @@ def write_domain(directory: Path, domain: Domain) -> None:
 
 
 def read_domain(directory: Path) -> Domain:
-    """Reads the facts in the folder of a prepared domain.
+    """Read the facts from the folder of a prepared domain.
 
     Raises:
       UserError: the file is missing, damaged or of a newer version.
@@ -85,19 +86,21 @@ def _taxonomy(values: dict[str, Any]) -> Taxonomy:
 
 
 def known_domains(data_dir: str | Path) -> list[str]:
-    """Names of the benchmark's domains and of all others that are prepared in `data_dir`."""
+    """Return the names of the benchmark's domains and of all other domains prepared in `data_dir`."""
     root = Path(data_dir).expanduser()
     found = {path.parent.parent.relative_to(root).as_posix() for path in root.glob(f"*/*/*/{DOMAIN_FILE}")}
     return [*DOMAINS, *sorted(found - set(DOMAINS))]
 
 
 def is_known(name: str, data_dir: str | Path) -> bool:
-    """Whether `name` is a domain of the benchmark or one that is prepared in `data_dir`."""
+    """Return whether `name` is a domain of the benchmark or is prepared in `data_dir`."""
     return name in DOMAINS or (name.count("/") == 1 and prepared_directory(name, data_dir) is not None)
 
 
 def find_domain(name: str, data_dir: str | Path) -> Domain:
-    """Facts of the domain `name`, as they were prepared; a domain of the benchmark need not be prepared.
+    """Return the facts of the domain `name`.
+
+    They are read from its prepared data. A domain of the benchmark that is not prepared has the built-in facts.
 
     Args:
       name: "<dataset>/<config>".
@@ -114,20 +117,20 @@ def find_domain(name: str, data_dir: str | Path) -> Domain:
         near = difflib.get_close_matches(name, known, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
         raise UserError(
-            f"unknown domain '{name}'; {hint}; a domain of your own is known once its domains.toml is prepared"
+            f"unknown domain '{name}'; {hint}; prepare its domains.toml first if it is a domain of your own"
         )
     return DOMAINS[name]
 
 
 def source_domains(source: str, data_dir: str | Path) -> tuple[Domain, ...]:
-    """Facts of the one domain, or of the several joined by "+", that are trained on.
+    """Return the facts of each domain in `source` (one name, or several joined by "+").
 
     Raises:
-      UserError: a domain is unknown or named twice, or the domains do not have the same classes.
+      UserError: a domain is unknown or named twice, or the domains do not have the same taxonomy.
     """
     names = source.split("+")
     if len(set(names)) < len(names):
-        raise UserError(f"the source '{source}' names a domain twice; name each once (data.source_weights weighs them)")
+        raise UserError(f"the source '{source}' names a domain twice; name each once (weights: data.source_weights)")
     domains = tuple(find_domain(name, data_dir) for name in names)
     for other in domains[1:]:
         if other.taxonomy != domains[0].taxonomy:
@@ -139,7 +142,7 @@ def source_domains(source: str, data_dir: str | Path) -> tuple[Domain, ...]:
 
 
 def settings_from(source: str, data_dir: str | Path) -> list[Setting]:
-    """The settings that train on `source`: the benchmark's in its order, or those generated for any other source.
+    """Return the settings that train on `source`: those of the benchmark, or generated ones (see the module docstring).
 
     Raises:
       UserError: see `source_domains`.
@@ -168,7 +171,7 @@ def _generated(source: str, sources: Sequence[Domain], target: Domain) -> Settin
 
 
 def _gap(sources: Sequence[Domain], target: Domain) -> tuple[str, ...]:
-    """What differs between a target and every one of its sources; domains lie in different regions."""
+    """Return what differs between a target and all of its sources; different domains count as different regions."""
     bands = all(domain.bands != target.bands for domain in sources)
     resolution = all(_other_resolution(domain.gsd, target.gsd) for domain in sources)
     return (REGION, *((BANDS,) if bands else ()), *((RESOLUTION,) if resolution else ()))
@@ -181,7 +184,10 @@ def _other_resolution(first: float | None, second: float | None) -> bool:
 
 
 def _shared_classes(sources: Sequence[Domain], target: Domain) -> tuple[str, ...]:
-    """Classes that occur both in what is trained on and in what is scored, as far as label pixels were counted."""
+    """Return the classes that occur in a train split of the sources and in the evaluation split of the target.
+
+    A class counts as present where label pixels were not counted.
+    """
 
     def occurs(domain: Domain, split: str, index: int) -> bool:
         return split not in domain.pixels or domain.pixels[split][index] > 0
@@ -194,7 +200,7 @@ def _shared_classes(sources: Sequence[Domain], target: Domain) -> tuple[str, ...
 
 
 def settings_of(source: str, names: Sequence[str], data_dir: str | Path) -> list[Setting]:
-    """The settings called `names`, which must train on `source`; without names, every one of the source.
+    """Return the settings called `names`, which must train on `source`; without names, all settings of the source.
 
     Raises:
       UserError: a name is unknown or trains on another source, or the source is unknown.

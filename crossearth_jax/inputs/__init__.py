@@ -1,1 +1,1 @@
-"""From prepared datasets to host batches."""
+"""Read prepared datasets into batches in host memory."""

@@ -1,4 +1,4 @@
-"""What a split looks like when every image of it is read."""
+"""Check a prepared split by reading every record: sizes, label values, duplicates, damaged records."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ _FAULTS_SHOWN, _SIZES_SHOWN = 20, 8
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SplitReport:
-    """What reading one split found; `str` gives the lines that `prepare --check` prints."""
+    """Findings about one split; `str` gives the lines that `prepare --check` prints."""
 
     domain: Domain
     split: str
     images: int
     sizes: Counter[tuple[int, int]]  # (height, width) -> images
     histogram: Int[np.ndarray, 256]  # pixels per label value
-    scenes: int | None = None  # images before tiling; None if that is not known
-    hashes: Sequence[tuple[str, int]] = ()  # image and perceptual hash (`fingerprints`)
-    notes: Sequence[str] = ()  # what to know about it
-    damaged: Sequence[str] = ()  # what could not be read or belongs elsewhere, by file
+    scenes: int | None = None  # images before tiling; None if unknown
+    hashes: Sequence[tuple[str, int]] = ()  # image id and perceptual hash (`fingerprints`)
+    notes: Sequence[str] = ()  # printed as warnings
+    damaged: Sequence[str] = ()  # one message per unreadable record or duplicate in another split
 
     @classmethod
     def absent(cls, domain: Domain, split: str) -> SplitReport:
-        """Of a split that was not prepared."""
+        """Return the report of a split that was not prepared."""
         return cls(domain=domain, split=split, images=0, sizes=Counter(), histogram=np.zeros(256, np.int64))
 
     @property
@@ -45,13 +45,13 @@ class SplitReport:
 
     @property
     def warnings(self) -> list[str]:
-        """What makes scores incomparable with published ones, but may be intended: a subset."""
+        """Deviations that make scores incomparable with published ones but may be intended (a subset of the images)."""
         expected = self.domain.counts[self.split]
         return [f"{expected} images expected"] if self.images != expected else []
 
     @property
     def faults(self) -> list[str]:
-        """What must be repaired; empty if all is well."""
+        """Problems that must be repaired; empty if there are none."""
         largest = self.domain.sizes[self.split]
         too_large = [size for size in self.sizes if size[0] > largest[0] or size[1] > largest[1]]
         return [
@@ -81,13 +81,13 @@ class SplitReport:
 def check_split(
     domain: Domain, split: str, data_dir: str | Path, owners: dict[str, tuple[str, str]] | None = None
 ) -> SplitReport:
-    """Reads every record of one split of a prepared domain.
+    """Read every record of one split of a prepared domain.
 
     Args:
-      domain: its facts.
-      split: which is read.
+      domain: facts of the domain.
+      split: name of the split.
       data_dir: folder of all prepared datasets.
-      owners: digests of the images of the splits read before, each with its split and id; extended by this one's.
+      owners: image digest -> (split, id) for the splits that were checked before; the images of this split are added.
 
     Raises:
       UserError: the domain is not prepared or has no such split.

@@ -1,10 +1,10 @@
-"""Batches for training, the same for every number of processes.
+"""Batches for training, independent of the number of processes.
 
-The stream of training batches is a function of the seed alone: the permutations of the epochs one after
-another, cut into global batches. Several sources are shuffled together as if they were one; with `source_weights` each
-has its share of every epoch's records instead, and goes on in the next epoch where it stopped. A process reads only
-its own rows of each global batch, so processes read disjoint records, see together what one process would see, and any
-number of them can continue at any step.
+The stream of training batches depends only on the seed: the records of every epoch are permuted, and the concatenated
+epochs are cut into global batches. Several sources are shuffled together as if they were one. With `source_weights`,
+each source instead gets a fixed share of every epoch and continues in the next epoch where it stopped. A process reads
+only its own rows of each global batch. All processes together therefore read the records that one process would read,
+and a run can continue at any step with any number of processes.
 """
 
 from __future__ import annotations
@@ -26,41 +26,42 @@ from crossearth_jax.config import DataConfig, UserError
 from crossearth_jax.inputs import sources, transforms
 from crossearth_jax.inputs.watch import WatchedBatches
 
-MEMORY_LIMIT = 2**30  # bytes of decoded pixels up to which a split is decoded once and kept
-SAMPLED = 64  # images whose size is looked at before training
+MEMORY_LIMIT = 2**30  # bytes of decoded images and labels up to which the train splits are kept in memory
+SAMPLED = 64  # at most so many images are opened before training to find their size
 _ORDER, _WINDOWS, _SOURCES = range(3)  # independent streams of random numbers
 
 
 class Batch(TypedDict):
-    """This process's rows of a global batch."""
+    """The rows of a global batch that this process reads."""
 
     image: UInt8[np.ndarray, "b h w 3"]  # RGB
     label: UInt8[np.ndarray, "b h w"]  # train ids, IGNORE
-    size: Int32[np.ndarray, "b 2"]  # (height, width) of the image; the rest, at the end of either side, is padding
-    index: Int32[np.ndarray, " b"]  # record number in the split
-    replaced: Bool[np.ndarray, " b"]  # whether another record stands in for a corrupt one
+    size: Int32[np.ndarray, "b 2"]  # (height, width) of the image; pixels below and to the right of it are padding
+    index: Int32[np.ndarray, " b"]  # record number; counted through all sources
+    replaced: Bool[np.ndarray, " b"]  # whether this record replaces a corrupt one
 
 
 def train_iterator(
     config: DataConfig, seed: int, process_index: int = 0, process_count: int = 1, start_step: int = 0
 ) -> WatchedBatches[Batch]:
-    """Endless shuffled batches of the train splits of `config.source`.
+    """Return an endless iterator of shuffled batches of the train splits of `config.source`.
 
-    A run resumes by the step alone, with any number of processes and workers: there is no state to save.
+    The step alone determines the position in the stream, so a run resumes without any saved iterator state and with
+    any number of processes and workers.
 
     Args:
-      config: what is read and how; `batch_size` is global.
-      seed: fixes the order (0 to 2**32 - 1).
+      config: sources and reading options; `batch_size` is global.
+      seed: determines the order of the records (0 to 2**32 - 1).
       process_index: number of this process (or of the group of processes that read the same rows).
       process_count: number of processes (or groups); each gets `batch_size / process_count` rows.
       start_step: global step of the first batch.
 
     Returns:
-      An iterator to be closed in the end; images have the size that `largest_size` states, or that of the files if
-      they are smaller.
+      An iterator; close it at the end. Images have the size given by `largest_size`, or the size of the files if these
+      are smaller. `next` raises a `UserError` if a label value is unknown or a record cannot be read.
 
     Raises:
-      UserError: a domain is unknown or not prepared, the batch does not divide, or a label is unknown.
+      UserError: a domain is unknown or not prepared, or `batch_size` is not a multiple of `process_count`.
     """
     domains = source_domains(config.source, config.data_dir)
     rows = _local_rows(config.batch_size, process_index, process_count)
@@ -70,7 +71,7 @@ def train_iterator(
     reader = _Reader(source, _train_size(source, largest_size(domains, config.window)), len(domains[0].classes))
     order = Order(seed, tuple(map(len, parts)), config.source_weights)
     batches = grain.MapDataset.range(start_step, sys.maxsize).map(_TrainBatches(reader, order, config.batch_size, rows))
-    # Threads would only fight over the interpreter lock for records that are already decoded.
+    # Records in memory are already decoded: threads would only compete for the interpreter lock.
     threads = 0 if in_memory else config.prefetch
     dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
     workers = 0 if in_memory else config.workers
@@ -90,13 +91,13 @@ def _local_rows(batch_size: int, process_index: int, process_count: int) -> slic
 
 
 def largest_size(domains: Sequence[benchmark.Domain], window: int | None) -> tuple[int, int]:
-    """Height and width of the largest training image, or of the windows that are cut from them."""
+    """Return height and width of the largest training image, each side limited to `window` if one is given."""
     height, width = np.max([domain.sizes["train"] for domain in domains], axis=0).tolist()
     return (height, width) if window is None else (min(height, window), min(width, window))
 
 
 def _train_sources(domains: Sequence[benchmark.Domain], config: DataConfig) -> Sequence[sources.Source]:
-    """The train split of each domain, in memory if all are small together."""
+    """Return the train split of each domain, in memory if all of them together are below `MEMORY_LIMIT`."""
     if config.corrupt_records not in ("stop", "skip"):
         raise UserError(f"data.corrupt_records is '{config.corrupt_records}', expected 'stop' or 'skip'")
     parts: list[sources.Source] = [sources.PreparedSplit(domain.name, "train", config.data_dir) for domain in domains]
@@ -111,9 +112,10 @@ def _train_sources(domains: Sequence[benchmark.Domain], config: DataConfig) -> S
 
 
 def _train_size(source: sources.Source, largest: tuple[int, int]) -> tuple[int, int]:
-    """The size of training images: the stated one, or that of the files if they are smaller.
+    """Return the size of training images: `largest`, or the size of the files if these are smaller.
 
-    Some sets exist in two tile sizes; padding the smaller to the larger would change what a crop shows.
+    Some datasets are distributed in two tile sizes. Padding the smaller tiles to the larger size would put padding into
+    training crops.
     """
     some = range(0, len(source), -(-len(source) // SAMPLED))
     height, width = np.max([source.size(index) for index in some], axis=0).tolist()
@@ -122,7 +124,7 @@ def _train_size(source: sources.Source, largest: tuple[int, int]) -> tuple[int, 
 
 @dataclasses.dataclass(frozen=True)
 class _TrainBatches:
-    """Step -> this process's rows of its batch, a pure function."""
+    """Pure function from a step to this process's rows of its batch."""
 
     reader: _Reader
     order: Order
@@ -130,27 +132,28 @@ class _TrainBatches:
     rows: slice
 
     def __call__(self, step: int) -> Batch:
-        """Reads the batch of `step`; images larger than the split's size are cut at random places."""
+        """Read the batch of `step`; images larger than the batch are cropped at random positions."""
         first = step * self.batch_size
         indices = [self.order.record(first + row) for row in range(self.batch_size)[self.rows]]
-        # Drawn for the global batch, so that a row's window does not depend on the number of processes.
+        # Drawn for the whole global batch, so that the crop of a row does not depend on the number of processes.
         places = np.random.default_rng((self.order.seed, _WINDOWS, step)).random((self.batch_size, 2))[self.rows]
         return self.reader.read(indices, places)
 
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """Position in the endless stream of training records -> record number, a pure function."""
+    """Pure function from a position in the endless stream of training records to a record number."""
 
     seed: int
-    lengths: tuple[int, ...]  # records of each source; their numbers go on from one source to the next
-    weights: tuple[float, ...] = ()  # of the sources; (): their lengths
+    lengths: tuple[int, ...]  # number of records of each source; record numbers are counted through all sources
+    weights: tuple[float, ...] = ()  # of the sources; (): every record once per epoch
 
     def record(self, position: int) -> int:
-        """The record at `position`.
+        """Return the number of the record at `position`.
 
-        An epoch has as many positions as there are records. Without weights it visits each record once. With weights,
-        source j has a fixed number of its positions and visits its own records in turn, in an order of its own.
+        An epoch has as many positions as there are records. Without weights, every record occurs once per epoch. With
+        weights, each source has a fixed number of positions per epoch (`shares`) and cycles through its own records in
+        one fixed random order.
         """
         epoch, slot = divmod(position, sum(self.lengths))
         slot = int(_permutation((self.seed, _ORDER, epoch), sum(self.lengths))[slot])
@@ -166,27 +169,27 @@ class Order:
 
     @property
     def shares(self) -> tuple[int, ...]:
-        """Positions that each source has in an epoch: its weight, rounded so that they add up."""
+        """Number of positions of each source in an epoch: proportional to its weight, rounded to the right sum."""
         ends = np.round(np.cumsum(self.weights) / np.sum(self.weights) * sum(self.lengths)).astype(int)
         return tuple(np.diff(ends, prepend=0).tolist())
 
 
-@functools.lru_cache(maxsize=64)  # threads that read ahead straddle the end of an epoch; one for each source
+@functools.lru_cache(maxsize=64)  # reading ahead needs two epochs at the end of one, and each source has an order
 def _permutation(seed: tuple[int, ...], length: int) -> np.ndarray:
-    # Grain's own shuffle computes a cipher per element: 0.1 ms each for small splits, ten times their decoding.
+    # Grain's own shuffle computes a cipher per element, which takes 0.1 ms: ten times the decoding of a small image.
     return np.random.default_rng(seed).permutation(length)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Reader:
-    """Record numbers of a split -> a batch."""
+    """Reads records by number into a batch."""
 
     source: sources.Source
     size: tuple[int, int]  # height and width of the batch
     classes: int
 
     def read(self, indices: Sequence[int], places: np.ndarray) -> Batch:
-        """Reads records, windows of which are cut at `places`; the rest of too small an image is padding."""
+        """Read records and crop them at the relative positions `places` (n, 2); smaller images are padded."""
         image = np.zeros((len(indices), *self.size, 3), np.uint8)
         label = np.full((len(indices), *self.size), benchmark.IGNORE, np.uint8)
         index = np.zeros(len(indices), np.int32)

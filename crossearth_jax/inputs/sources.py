@@ -1,8 +1,7 @@
 """Prepared datasets as random-access sources of decoded records.
 
-A prepared dataset is read by name from its array_record files; the code that built it is not needed. Every
-dataset of the benchmark has the features image (PNG or JPEG), id and, unless it is unlabelled, label (PNG of
-train ids).
+A prepared dataset is read by name from its array_record files, without the code that built it. Every dataset has the
+features image (PNG or JPEG), id and, unless it is unlabelled, label (PNG of train ids).
 """
 
 from __future__ import annotations
@@ -39,14 +38,14 @@ class Record(TypedDict):
 
 @runtime_checkable
 class Source(Protocol):
-    """Records by number."""
+    """A sequence of records."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Record: ...
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width of the image at `index`."""
+        """Return height and width of the image at `index`."""
         ...
 
 
@@ -55,7 +54,7 @@ class CorruptRecordError(UserError):
 
 
 def dataset_directory(domain: str, data_dir: str | Path) -> Path:
-    """Folder of the newest prepared version of `domain`.
+    """Return the folder of the newest prepared version of `domain`.
 
     Raises:
       UserError: nothing is prepared there.
@@ -71,7 +70,7 @@ def dataset_directory(domain: str, data_dir: str | Path) -> Path:
 
 @contextlib.contextmanager
 def quiet_tfds() -> Iterator[None]:
-    """Keeps TFDS's log lines about every file it opens out of the log; its warnings and everybody else's lines stay."""
+    """Hide the informational log lines of TFDS; its warnings and all lines of other packages are still logged."""
 
     def worth_reading(record: python_logging.LogRecord) -> bool:
         return record.levelno >= python_logging.WARNING or "tensorflow_datasets" not in record.pathname
@@ -85,10 +84,10 @@ def quiet_tfds() -> Iterator[None]:
 
 
 def prepared_splits(domain: str, data_dir: str | Path) -> list[str]:
-    """Names of the splits that `domain` has where it is prepared.
+    """Return the names of the prepared splits of `domain`.
 
     Raises:
-      UserError: it is not prepared.
+      UserError: the domain is not prepared.
     """
     with quiet_tfds():
         return list(tfds.builder_from_directory(dataset_directory(domain, data_dir)).info.splits)
@@ -97,11 +96,11 @@ def prepared_splits(domain: str, data_dir: str | Path) -> list[str]:
 class PreparedSplit:
     """One split of a prepared domain, decoded on access.
 
-    `source[i]` is an `Record`; an unlabelled domain has IGNORE everywhere.
+    `source[i]` is a `Record`. The labels of an unlabelled domain are IGNORE everywhere.
     """
 
     def __init__(self, domain: str, split: str, data_dir: str | Path):
-        """Opens the files.
+        """Open the files.
 
         Raises:
           UserError: the domain is not prepared or has no such split.
@@ -114,7 +113,7 @@ class PreparedSplit:
             if split not in splits:
                 raise UserError(f"{domain} has no split '{split}'; it has {', '.join(splits)}")
             images = {"image", "label"} & set(cast(Mapping[str, Any], builder.info.features))
-            # Its decorator hides the signature from the type checker.
+            # The cast is needed because a decorator hides the signature from the type checker.
             self._records: Any = cast(Any, builder).as_data_source(
                 split, decoders={name: tfds.decode.SkipDecoding() for name in images}
             )
@@ -123,7 +122,7 @@ class PreparedSplit:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Record:
-        """Reads and decodes record `index`.
+        """Read and decode record `index`.
 
         Raises:
           CorruptRecordError: the record or one of its images cannot be decoded.
@@ -131,7 +130,7 @@ class PreparedSplit:
         return self._read(index, lambda record: _decode(record, index, self.domain))
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width of record `index`, without decoding its pixels.
+        """Return height and width of record `index` without decoding its pixels.
 
         Raises:
           CorruptRecordError: the record cannot be read.
@@ -164,7 +163,7 @@ def _size(record: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _check_filled(record: Mapping[str, Any]) -> None:
-    if not record["image"]:  # what array_record makes of records behind the end of a truncated file
+    if not record["image"]:  # array_record returns empty records beyond the end of a truncated file
         raise ValueError("it is empty")
 
 
@@ -179,26 +178,26 @@ def _pixels(data: bytes, mode: str) -> np.ndarray:
     with _opened(data) as image:
         pixels = np.asarray(image)
         found = image.mode
-    if found != mode:  # a palette or 16-bit image would give other numbers without a word
+    if found != mode:  # the values of a palette or 16-bit image would be silently wrong
         raise ValueError(f"expected an image of mode {mode}, found {found}")
     return pixels
 
 
 class SkippingSource:
-    """Puts the next readable record in the place of a corrupt one and counts how many were replaced.
+    """Replaces corrupt records by the next readable one and remembers their numbers.
 
-    Replacing rather than dropping keeps the order of all other records, and with it exact resumption.
+    Replacing instead of dropping keeps the positions of all other records, which exact resumption needs.
     """
 
     def __init__(self, source: Source):
         self._source = source
-        self.corrupt: set[int] = set()  # record numbers met so far
+        self.corrupt: set[int] = set()  # numbers of the corrupt records found so far
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Record:
-        """The record at `index` or the first readable one after it.
+        """Return the record at `index` or the first readable one after it (from the start again after the last).
 
         Raises:
           UserError: no record is readable.
@@ -215,13 +214,13 @@ class SkippingSource:
         raise UserError("not one record can be read; delete the prepared dataset and prepare it again")
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width of the image that stands at `index`."""
+        """Return height and width of the image that is read at `index`."""
         height, width = self[index]["label"].shape
         return height, width
 
 
 class JoinedSource:
-    """Several sources, one after the other; record numbers go on from each to the next."""
+    """Several sources, concatenated; record numbers are counted through all of them."""
 
     def __init__(self, sources: Sequence[Source]):
         self._sources = tuple(sources)
@@ -236,7 +235,7 @@ class JoinedSource:
         return {**example, "index": start + example["index"]}
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width of the image at `index`."""
+        """Return height and width of the image at `index`."""
         source, start = self._find(index)
         return source.size(index - start)
 
@@ -246,7 +245,7 @@ class JoinedSource:
 
 
 class MemorySource:
-    """Every record of a small source, decoded once."""
+    """All records of a small source, decoded once and kept in memory."""
 
     def __init__(self, source: Source):
         self._records = [source[index] for index in range(len(source))]
@@ -258,6 +257,6 @@ class MemorySource:
         return self._records[index]
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width of the image at `index`."""
+        """Return height and width of the image at `index`."""
         height, width = self._records[index]["label"].shape
         return height, width

@@ -1,4 +1,4 @@
-"""Host-side transforms of one record: the label check and the static-size window."""
+"""Host-side transforms of one record: the label check and the crop to a static size."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from crossearth_jax.inputs.sources import Record
 
 
 def check_labels(record: Record, classes: int) -> Record:
-    """Returns `record` if its labels are train ids below `classes` or IGNORE.
+    """Return `record` if its labels are train ids below `classes` or IGNORE.
 
     Raises:
-      UserError: another value occurs; the loss would silently treat it as some class.
+      UserError: another value occurs, which the loss could not tell from a class.
     """
     label = record["label"]
     unknown = (label >= classes) & (label != IGNORE)
@@ -32,15 +32,16 @@ def window(
     size: tuple[int, int],
     position: tuple[float, float] = (0.0, 0.0),
 ) -> tuple[UInt8[np.ndarray, "h2 w2 3"], UInt8[np.ndarray, "h2 w2"]]:
-    """Cuts a window of `size`; a side that is too short is padded at its end.
+    """Cut a window of `size`; pad an image that is too small at its bottom and right.
 
-    The image's border is repeated there, so that a resize mixes nothing foreign into it; labels are IGNORE.
+    The padding repeats the border of the image, so that a later resize does not mix other colours into the border.
+    Labels of the padding are IGNORE.
 
     Args:
       image: RGB.
       label: train ids.
       size: height and width of the result.
-      position: where the window lies in the room it has, from 0 (top, left) to 1 (bottom, right).
+      position: relative position of the window, from 0 (top, left) to 1 (bottom, right).
     """
     rows, columns = (
         _span(length, side, place) for length, side, place in zip(label.shape, size, position, strict=True)

@@ -1,4 +1,4 @@
-"""Batches that say when they do not come: a slow or dead reader is reported instead of being waited for."""
+"""Watch the reader of batches: report a slow one, and end the run if a reader died or does not answer."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from absl import logging
 
 from crossearth_jax.config import UserError
 
-WARN_SECONDS = 30.0  # between two reports of the same wait
+WARN_SECONDS = 30.0  # interval of the warnings while `next` waits
 
 
 class WatchedBatches[T](Iterator[T]):
-    """Reads one batch ahead in a thread, so that the wait for a batch can be measured and ended."""
+    """Reads one batch ahead in a thread, so that the time spent waiting can be measured and limited."""
 
     def __init__(self, batches: Any, what: str, workers: int, timeout: float):
-        """Starts reading.
+        """Start reading.
 
         Args:
-          batches: a grain iterator; it is closed by `close`.
-          what: is read, for messages.
-          workers: reader processes behind it.
+          batches: a grain iterator; `close` also closes it.
+          what: name of the data for messages.
+          workers: number of reader processes of the iterator.
           timeout: seconds without a batch after which `next` raises.
         """
         self._waited = 0.0  # seconds that `next` has spent waiting so far
@@ -37,15 +37,15 @@ class WatchedBatches[T](Iterator[T]):
         self._thread.start()
 
     def __next__(self) -> T:
-        """Returns the next batch.
+        """Return the next batch.
 
         Raises:
-          UserError: a reader process died, or no batch came in time.
+          UserError: a reader process died, or no batch arrived in time.
         """
         began = time.monotonic()
         batch, error = self._wait(began)
         self._waited += time.monotonic() - began
-        if isinstance(error, RuntimeError) and "terminated unexpectedly" in str(error):  # grain has no type for it
+        if isinstance(error, RuntimeError) and "terminated unexpectedly" in str(error):  # grain has no own error type
             raise UserError(
                 f"a reader process of {self._what} died ({str(error).split('. ')[0]}); if it ran out of memory, lower "
                 "data.workers or data.prefetch; the same command continues from the last checkpoint"
@@ -56,7 +56,7 @@ class WatchedBatches[T](Iterator[T]):
         return batch
 
     def waited_share(self) -> float:
-        """Share of the time since the last call (or the start) that `next` spent waiting."""
+        """Return the share of the time since the last call (or the start) that `next` spent waiting."""
         now = time.monotonic()
         share = (self._waited - self._last[0]) / max(now - self._last[1], 1e-9)
         self._last = (self._waited, now)
@@ -71,8 +71,8 @@ class WatchedBatches[T](Iterator[T]):
                 waited = time.monotonic() - began
             if waited >= self._timeout:
                 raise UserError(
-                    f"no batch of {self._what} for {waited:.0f} s (data.timeout), {self._readers()}; look at the disk "
-                    "or network it is read from; the same command continues from the last checkpoint"
+                    f"no batch of {self._what} for {waited:.0f} s (data.timeout), {self._readers()}; check the disk "
+                    "or network that holds the data; the same command continues from the last checkpoint"
                 )
             logging.warning("waiting for a batch of %s for %.0f s, %s", self._what, waited, self._readers())
 
@@ -86,7 +86,7 @@ class WatchedBatches[T](Iterator[T]):
         while not self._closed.is_set():
             try:
                 item = next(batches), None
-            except Exception as error:  # handed to whoever asks for the batch
+            except Exception as error:  # raised again in `__next__`
                 item = None, error
             while not self._closed.is_set():
                 try:
@@ -99,6 +99,6 @@ class WatchedBatches[T](Iterator[T]):
         batches.close()
 
     def close(self) -> None:
-        """Stops reading; does not wait for a reader that hangs."""
+        """Stop reading; wait at most five seconds for the reader."""
         self._closed.set()
         self._thread.join(timeout=5)

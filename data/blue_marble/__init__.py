@@ -1,1 +1,1 @@
-"""Blue Marble: land cover across climates and seasons, from public-domain imagery that fits in 6 MB."""
+"""Blue Marble: land cover across climates and seasons, from public-domain imagery of 6 MB."""

@@ -1,15 +1,15 @@
-"""Which part of the globe belongs to which split, and the tiles cut from it.
+"""Assign geographic blocks of the globe to splits and cut them into tiles.
 
 The globe is divided into 9 x 9 degree blocks. Block (row, column), counted from the north-west corner, has
-the phase (column + 2 row + 2) mod 5: phases 0, 1, 2 are train, 3 is validation, 4 is test. A knight's-move
-lattice spreads each split evenly over latitudes and longitudes. Size, multiplier and offset were chosen by
-balance of tile counts and class shares on the labels alone: 9 degrees waste little of either grid (135 and
-102.4 pixels for 32-pixel tiles), and of the ten knight's-move lattices (multiplier 2 or 3) this one deviates
-least over all climates, seasons and splits.
+the phase (column + 2 row + 2) mod 5: phases 0, 1, 2 are train, 3 is validation, 4 is test. Such a knight's-move
+lattice distributes each split evenly over latitudes and longitudes. Block size, multiplier and offset were chosen from
+the labels alone. Blocks of 9 degrees leave few pixels unused on either grid (135 and 102.4 pixels for 32-pixel tiles).
+Of the ten knight's-move lattices (multiplier 2 or 3), the chosen one has the most balanced tile counts and class shares
+over all climates, seasons and splits.
 
-The rule is geographic: one block has one split in every climate and season. Tiles lie inside a block and are
-anchored at its north-west corner, which leaves at least 6 pixels (0.46 degrees) between tiles of neighbouring
-blocks, so tiles of different splits never touch.
+The assignment is geographic: a block has the same split in every climate and season. Tiles lie inside a block and start
+at its north-west corner, which leaves at least 6 pixels, and at least 0.46 degrees, between tiles of neighbouring
+blocks. Tiles of different splits therefore never touch.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ class Tile:
     column: int
 
     def cut(self, raster: np.ndarray, size: int) -> np.ndarray:
-        """The `size` x `size` pixels of the tile, a view."""
+        """Return the `size` x `size` pixels of the tile as a view of `raster`."""
         return raster[self.row : self.row + size, self.column : self.column + size]
 
 
 def split_of_block(row: int, column: int) -> str:
-    """Split of the block in block row `row` (from the north pole) and `column` (from 180 W)."""
+    """Return the split of the block in block row `row` (from the north pole) and column `column` (from 180 W)."""
     return SPLITS[(column + 2 * row + 2) % len(SPLITS)]
 
 
 def tiles(split: str, grid: tuple[int, int], size: int, stride: int) -> Iterator[Tile]:
-    """Square tiles of `size` pixels, `stride` apart, inside the blocks of `split`, north-west first.
+    """Yield square tiles of `size` pixels, `stride` apart, inside the blocks of `split`, from the north-west.
 
     Args:
       split: "train", "validation" or "test".
@@ -60,8 +60,8 @@ def tiles(split: str, grid: tuple[int, int], size: int, stride: int) -> Iterator
 
 
 def _starts(block: int, pixels_per_degree: float, size: int, stride: int) -> range:
-    """First pixels of the tiles of one block along one axis; only whole pixels of the block count."""
-    # The rounding keeps edges that fall on a pixel boundary there in spite of floating point.
+    """Return the first pixel of each tile of one block along one axis; only pixels entirely inside the block count."""
+    # Without the rounding, floating-point errors could move an edge off a pixel boundary.
     first = math.ceil(round(block * BLOCK_DEGREES * pixels_per_degree, 6))
     last = math.floor(round((block + 1) * BLOCK_DEGREES * pixels_per_degree, 6))
     return range(first, last - size + 1, stride)

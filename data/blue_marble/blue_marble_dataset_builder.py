@@ -24,7 +24,7 @@ UNLABELLED_STRIDE = 32
 
 @dataclasses.dataclass
 class BlueMarbleConfig(tfds.core.BuilderConfig):
-    """One climate in one season, or (climate None) every climate in every season without labels."""
+    """One climate in one season; with climate None, all climates and seasons without labels."""
 
     climate: str | None = None
     seasons: tuple[str, ...] = ("green", "brown")
@@ -65,7 +65,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         del dl_manager  # the rasters are part of the repository
-        # Read here and not while examples are generated, so that a damaged raster is reported at once.
+        # Read before examples are generated, so that a damaged raster is reported at once.
         seasons = {name: rasters.load_season(name, rasters.DIRECTORY) for name in self._config.seasons}
         return {
             split: self._generate_examples(seasons, split, size)
@@ -112,7 +112,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def _png(pixels: np.ndarray) -> io.BytesIO:
-    """Encodes here because TFDS would need TensorFlow to do it."""
+    """Encode as PNG; TFDS itself would need TensorFlow for it."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
     buffer.seek(0)

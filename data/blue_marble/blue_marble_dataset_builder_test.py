@@ -1,4 +1,4 @@
-"""Blue Marble as built: counts, places, labels, the separation of splits and the rule behind the scored classes."""
+"""The built Blue Marble dataset: counts, positions, labels, separation of splits and the rule for scored classes."""
 
 import itertools
 from typing import Any
@@ -46,7 +46,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def examples(data_dir):
-    """All examples as {(configuration, split): [example]}."""
+    """Return all examples as {(configuration, split): [example]}."""
     opened = {
         (DOMAINS[name].config, split): PreparedSplit(name, split, data_dir)
         for name in [*LABELLED, "blue_marble/unlabelled"]
@@ -56,7 +56,7 @@ def examples(data_dir):
 
 
 def boxes(examples):
-    """West, east, north and south edges of tiles in degrees from the north-west corner of the map, (n, 4)."""
+    """Return the west, east, north and south edges of tiles in degrees from the map's north-west corner, (n, 4)."""
     edges = []
     for example in examples:
         season, row, column = example["id"].split("_")
@@ -66,7 +66,7 @@ def boxes(examples):
 
 
 def gaps(first, second):
-    """Degrees between each box of `first` and of `second`, the larger over the axes; negative if they overlap."""
+    """Return the gap in degrees, the larger of both axes, between all pairs of boxes; negative if they overlap."""
 
     def along(axis, shift):
         start, end = first[:, None, axis] + shift, first[:, None, axis + 1] + shift
@@ -127,14 +127,14 @@ def test_scored_classes_follow_the_stated_rule(examples):
         climates = [name.split("/")[1].split("_")[0] for name in (setting.source, setting.target)]
         both = useful[climates[0]] & useful[climates[1]]
         assert setting.classes == tuple(itertools.compress(names, both)), setting.name
-    # The line is drawn in an empty stretch, so the rule does not hang on its exact place.
+    # No class is near the threshold of 1 %, so its exact value does not matter.
     every = np.concatenate([np.min(columns, axis=0) for columns in shares.values()])
     assert every[every >= 1].min() > 1.85 and every[every < 1].max() < 0.65
 
 
 @pytest.mark.parametrize("config", ["temperate_green", "cold_brown"])
 def test_pixels_come_from_the_place_the_tile_names(examples, config):
-    """Each sampled pixel is looked up again by longitude and latitude in the rasters as published."""
+    """Compare sampled pixels with the original rasters at the same longitude and latitude."""
     climate, season = config.split("_")
     image = np.asarray(Image.open(rasters.DIRECTORY / f"{season}_season.jpg"))
     igbp = read_png("igbp_2019.png")
@@ -149,7 +149,7 @@ def test_pixels_come_from_the_place_the_tile_names(examples, config):
             y, x = int(top) + row, int(left) + column
             np.testing.assert_array_equal(example["image"][row, column], image[y, x])
             latitude, longitude = 90 - (y + 0.5) * DEGREES[season], (x + 0.5) * DEGREES[season] - 180
-            # Rounded because every third centre of the green grid lies on an edge: it takes the south-eastern cell.
+            # Rounded: every third centre of the green grid lies on an edge, where the south-eastern cell is used.
             cell = tuple(int(round(angle / 0.05, 6)) for angle in (90 - latitude, longitude + 180))
             assert example["label"][row, column] == train_id[int(igbp[cell])]
             in_climate.append(koppen[cell] == rasters.CLIMATE_IDS[climate])

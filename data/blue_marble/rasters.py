@@ -1,7 +1,7 @@
-"""The four global rasters of Blue Marble: checked by digest, brought to one grid per season.
+"""Read the four global rasters of Blue Marble, check their digests and bring them to one grid per season.
 
-Images keep their own grid (nothing is resampled in the network's input). Land cover and climate, stored at
-0.05 degrees, are read at the centre of each image pixel (nearest neighbour).
+Images are not resampled. Land cover and climate, stored at 0.05 degrees, are resampled to the grid of the image by
+nearest neighbour.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SHA256 = {
 }
 CLIMATE_IDS = {"tropical": 1, "arid": 2, "temperate": 3, "cold": 4, "polar": 5}  # 0: sea or no data
 
-# IGBP class -> train id; wetland (11) and urban (13) are too rare and too mixed at this resolution.
+# IGBP class -> train id. Wetland (11) and urban (13) are ignored: they are rare and mixed pixels at this resolution.
 _IGBP_TO_TRAIN = np.array([0, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, IGNORE, 3, IGNORE, 3, 4, 4], np.uint8)
 
 
@@ -46,13 +46,13 @@ class Season:
         return height, width
 
 
-@functools.lru_cache(maxsize=2)  # the configurations of a season share it
+@functools.lru_cache(maxsize=2)  # all configurations of a season use the same rasters
 def load_season(season: str, directory: pathlib.Path) -> Season:
-    """Reads the image of `season` ("green" or "brown") and puts labels and climates on its grid.
+    """Read the image of `season` ("green" or "brown") and resample labels and climates to its grid.
 
     Args:
-      season: which picture.
-      directory: folder of the rasters, `DIRECTORY` unless they are elsewhere.
+      season: "green" or "brown".
+      directory: folder of the rasters, usually `DIRECTORY`.
 
     Raises:
       UserError: a raster is missing, truncated or altered.
@@ -65,9 +65,9 @@ def load_season(season: str, directory: pathlib.Path) -> Season:
 
 
 def nearest(raster: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Value of the cell of `raster` that holds the centre of each pixel of `grid` (same extent).
+    """Return, for each pixel of `grid`, the value of the cell of `raster` that contains its centre.
 
-    A centre on the edge of two cells takes the southern or eastern one.
+    Both have the same extent. A centre on the edge between two cells gets the value of the southern or eastern one.
     """
     rows, columns = (
         ((np.arange(new) + 0.5) * old / new).astype(np.int64) for new, old in zip(grid, raster.shape, strict=True)
@@ -85,7 +85,7 @@ def _read(directory: pathlib.Path, name: str) -> np.ndarray:
             f"{path} ({len(data)} bytes) does not have the expected SHA-256 {SHA256[name]}:"
             " it is truncated or altered; restore it with git checkout"
         )
-    # The digest vouches for the file, so Pillow's guard against decompression bombs is not needed.
+    # The content is known by its digest, so Pillow's protection against decompression bombs is not needed.
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         return np.asarray(Image.open(io.BytesIO(data)))

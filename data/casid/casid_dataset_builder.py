@@ -22,24 +22,24 @@ CONVENTIONS: Mapping[str, Mapping[int, int]] = {
     "1-5": {0: IGNORE, **{label + 1: label for label in range(5)}},
 }
 _COLOURS = {colour: label for label, colour in enumerate(TAXONOMIES["casid"].palette)}
-_BACKGROUND = 0.05  # smallest share of 0 that is taken for the background; with 1-5, 0 is no class
+_BACKGROUND = 0.05  # share of zeros from which 0 must be the background class; in the convention 1-5, 0 is rare
 _ID = r"[^/]+?(?<!-label)"
 _NUMBERS = "numbers beside colours"
 
 
 class Builder(SceneBuilder):
-    """Tiles, 25 a scene: those of the authors as they are, whole scenes cut."""
+    """Tiles of the authors unchanged, or 25 tiles cut from each whole scene."""
 
     BUILDER_CONFIGS = configs_of("casid")
     OPTIONS: ClassVar[tuple[Option, ...]] = (
         Option(
-            "ids", ("detect", *CONVENTIONS, "colours"), "numbers of the classes (with 1-5, 0 is ignored), or colours"
+            "ids", ("detect", *CONVENTIONS, "colours"), "class numbers in labels (with 1-5, 0 is ignored), or colours"
         ),
-        Option("tile", ("1000", "1024"), "side of the tiles that whole scenes are cut into; not published"),
+        Option("tile", ("1000", "1024"), "side of the tiles cut from whole scenes, in pixels; not published"),
     )
 
     def catalogue(self, files: Sequence[Member]) -> Catalogue:
-        """Files below the climate's folder and below one named train, test, all_train or all_test."""
+        """Find files below the climate's folder and below a folder train, test, all_train or all_test."""
         layouts = self.layouts()
         found = {}
         for split in self.domain.counts:
@@ -58,7 +58,11 @@ class Builder(SceneBuilder):
         )
 
     def layouts(self) -> dict[str, Layout]:
-        """A split whose labels exist as numbers and as colours has the numbers in the folder `label_id`."""
+        """Return the layouts of both splits.
+
+        Where labels exist both as numbers and as colours, the numbers are in the folder `label_id`; they are tried
+        first.
+        """
         layouts = {}
         for split in self.domain.counts:
             for folder in (f"all_{split}", split):
@@ -71,10 +75,12 @@ class Builder(SceneBuilder):
         return layouts
 
     def _ids(self, scenes: Sequence[Scene]) -> str:
-        """The authors' code reads 0-4, their page says 1-5: a 5 tells, and so does a background of 0.
+        """Detect the class numbers of a split: 0-4 as in the authors' code, or 1-5 as on their page.
+
+        A 5 shows 1-5; a large share of zeros (the background) shows 0-4.
 
         Raises:
-          UserError: the labels of one split show neither.
+          UserError: the labels of the split show neither.
         """
         if self.options["ids"] != "detect":
             return self.options["ids"]
@@ -86,8 +92,8 @@ class Builder(SceneBuilder):
         if counts[0] >= _BACKGROUND * counts.sum():
             return "0-4"
         raise UserError(
-            f"the labels beside {scenes[0].label.path} have no 5 and hardly any 0, so that they do not tell whether"
-            f" classes are numbered 0-4 or 1-5; say it: --option {self.name}.ids=0-4 or --option {self.name}.ids=1-5"
+            f"{scenes[0].label.path} and the other labels of its split have no 5 and hardly any 0, so it is unclear"
+            f" whether classes are numbered 0-4 or 1-5; choose --option {self.name}.ids=0-4 or {self.name}.ids=1-5"
         )
 
     def _rule(self, ids: str) -> LabelRule:

@@ -1,4 +1,4 @@
-"""CASID from miniature archives: both numberings, the folder of the TroMs labels, whole scenes cut by either rule."""
+"""CASID from miniature archives: both class numberings, the label folder of TroMs, whole scenes in two tile sizes."""
 
 import shutil
 
@@ -48,7 +48,7 @@ def test_colours_are_read_where_there_are_no_numbers(tmp_path):
 
 
 def test_numbers_from_1_without_water_do_not_shift_silently(tmp_path):
-    """A split of 1 to 4, or with hardly any 0, may be numbered either way."""
+    """Without a 5 and with hardly any 0, the class numbering is ambiguous."""
     miniature.write(tmp_path, first=1, climates=("subms",))
     for name in miniature.NAMES["test"]:
         image, label = miniature.truth("subms", "test", name)
@@ -57,7 +57,7 @@ def test_numbers_from_1_without_water_do_not_shift_silently(tmp_path):
         files = {f"image/{name}.png": image, f"label/{name}-label.png": stored.astype(np.uint8)}
         pictures.write_files(tmp_path / "CASID/SubMs/all_test", files)
     (tmp_path / "CAISD.zip").unlink()
-    expected = r"3_0_0-label\.png have no 5 and hardly any 0, .* 0-4 or 1-5; say it: --option casid\.ids=0-4 or"
+    expected = r"3_0_0-label\.png and .* have no 5 and hardly any 0, .* 0-4 or 1-5; choose --option casid\.ids=0-4 or"
     with pytest.raises(UserError, match=expected):
         prepare("casid/subms", tmp_path / "data", tmp_path)
     found = prepared.examples("casid/subms", tmp_path, tmp_path / "data", ids="1-5")

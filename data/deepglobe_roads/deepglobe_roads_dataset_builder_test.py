@@ -1,4 +1,4 @@
-"""DeepGlobe Road Extraction from miniature archives: the threshold of masks, JPEG files kept as they are."""
+"""DeepGlobe Road Extraction from miniature archives: the threshold of masks, JPEG files stored unchanged."""
 
 import numpy as np
 import pytest

@@ -17,17 +17,17 @@ STORED = {0: IGNORE, **{label + 1: label for label in range(7)}}  # 0 is no data
 
 
 class Builder(SceneBuilder):
-    """Scenes as they are; the official test split has no public labels and is not built."""
+    """Scenes of 1024 x 1024, not cut; the official test split has no public labels and is not built."""
 
     BUILDER_CONFIGS = configs_of("loveda")
-    # Those of https://zenodo.org/records/5706578 as torchgeo states them (torchgeo/datasets/loveda.py).
+    # Archives of https://zenodo.org/records/5706578; MD5 from torchgeo (torchgeo/datasets/loveda.py).
     CHECKSUMS: ClassVar[Mapping[str, str]] = {
         "Train.zip": "de2b196043ed9b4af1690b3f9a7d558f",
         "Val.zip": "84cae2577468ff0b5386758bb386d31d",
     }
 
     def catalogue(self, files: Sequence[Member]) -> Catalogue:
-        """The official archives; the authors' repack has the same layout."""
+        """Find the scenes; the authors' archive has the layout of the official ones."""
         found = {split: find(files, layout) for split, layout in self.layouts().items()}
         return Catalogue(
             splits={split: part.scenes for split, part in found.items()},
@@ -37,7 +37,7 @@ class Builder(SceneBuilder):
         )
 
     def layouts(self) -> dict[str, Layout]:
-        """By split."""
+        """Return the layout of each split."""
         folders = {split: f"{split.capitalize()}/{self.domain.config.capitalize()}" for split in self.domain.counts}
         return {
             split: Layout(f"{folder}/images_png/{{id}}.png", f"{folder}/masks_png/{{id}}.png")

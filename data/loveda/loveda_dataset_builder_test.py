@@ -1,4 +1,4 @@
-"""LoveDA from miniature archives: areas, splits, and the number that means no data."""
+"""LoveDA from miniature archives: areas, splits, and the number for nodata."""
 
 import numpy as np
 import pytest

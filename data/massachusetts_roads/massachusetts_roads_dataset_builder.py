@@ -10,23 +10,23 @@ from ..conversion import Recipe
 from ..detection import mask_rule
 from ..layouts import Found, Layout, find
 
-# Where layouts put a split's images and labels, the first that is found counts: the authors rewrote labels to 0 and 1
-# beside the ones of the Kaggle copy. The home page says `valid` where the others say `val`.
+# Folders of images and labels of a split by layout. The first layout with files is used: the authors' labels, rewritten
+# to 0 and 1, lie beside those of the Kaggle copy. The home page calls the validation folder `valid`.
 FOLDERS = {
     "CrossEarth authors": ("{split}", "{split}_labels_new"),
     "Kaggle copy": ("{split}", "{split}_labels"),
     "home page": ("{split}/sat", "{split}/map"),
 }
-_BUILDINGS = r"mass_buildings"  # of the same home page, with the same names
+_BUILDINGS = r"mass_buildings"  # Massachusetts Buildings, from the same home page and with the same file names
 
 
 class Builder(SceneBuilder):
-    """Images as they are."""
+    """Images of 1500 x 1500, not cut."""
 
     BUILDER_CONFIGS = configs_of("massachusetts_roads")
 
     def catalogue(self, files: Sequence[Member]) -> Catalogue:
-        """Each split takes the first layout that it has."""
+        """Find each split in the first layout that it has files of."""
         layouts = self.layouts()
         found, choices = dict[str, Found](), dict[str, str]()
         for split in self.domain.counts:
@@ -44,7 +44,7 @@ class Builder(SceneBuilder):
         )
 
     def layouts(self) -> dict[str, Layout]:
-        """By the names of `FOLDERS` and split."""
+        """Return the layouts, named "<key of FOLDERS>, <split>"."""
         layouts = {}
         for name, folders in FOLDERS.items():
             for split in self.domain.counts:

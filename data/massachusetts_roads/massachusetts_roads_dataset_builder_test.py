@@ -1,4 +1,4 @@
-"""Massachusetts Roads from miniature archives: of the home page, of Kaggle, and the authors' rewritten labels."""
+"""Massachusetts Roads from miniature archives: home page, Kaggle copy, and the authors' rewritten labels."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_layouts(tmp_path, write, layout, masks):
 
 
 def test_splits_may_store_masks_in_two_ways(tmp_path):
-    """The authors' test labels are 0 and 1, beside the Kaggle copy's training labels."""
+    """The test labels are the authors' (0 and 1), the training labels those of the Kaggle copy (0 and 255)."""
     miniature.write_kaggle(tmp_path)
     labels = {name: miniature.truth(name)[1] for name in miniature.SCENES["test"]}
     pictures.write_files(tmp_path / "tiff/test_labels_new", {f"{name}.tif": label for name, label in labels.items()})

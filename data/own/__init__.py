@@ -1,5 +1,6 @@
-"""Domains that a user describes in a `domains.toml`: from pictures, rasters and polygons to records.
+"""Build the domains that a user describes in a `domains.toml` from pictures, rasters and polygons.
 
-In the order data flows: `images` and `truth` read parts of images and labels (`polygons` and `annotations` are about
-labels that are drawn), `splits` and `plan` say which part goes where, `own_builder` writes the records.
+In the order of the data flow: `images` and `truth` read parts of images and labels (`rasters`: labels in rasters,
+`polygons`: vector files, `annotations`: exports of annotation tools), `splits` and `plan` assign tiles to splits,
+`own_builder` writes the records.
 """

@@ -1,4 +1,4 @@
-"""What annotation tools export: COCO's polygons, CVAT's colours, Label Studio's masks."""
+"""Read exports of annotation tools: polygons of COCO files, colours of CVAT, masks of Label Studio."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from ..tiles import Box
 from .images import OwnImage, Raster
 from .truth import Masks
 
-_UNNAMED = "background"  # what CVAT calls pixels without an annotation
+_UNNAMED = "background"  # CVAT's name of pixels without an annotation
 _MASK = re.compile(r"task-(\d+)-annotation-(\d+)-by-(.+?)(?:-(\d+))?$")  # names of Label Studio's PNG files
-_PREFIX = re.compile(r"^[0-9a-f]{8}-")  # which Label Studio puts before the names of files that are uploaded
+_PREFIX = re.compile(r"^[0-9a-f]{8}-")  # Label Studio adds it to the names of uploaded files
 
 
 @dataclasses.dataclass(frozen=True)
 class PixelPolygons:
-    """Polygons and masks in the pixels of one image."""
+    """Polygons and masks of one image, in pixels."""
 
-    regions: tuple[tuple[str, Any], ...]  # name of the class, and COCO's segmentation
+    regions: tuple[tuple[str, Any], ...]  # class name, and segmentation as in COCO files
     rule: PolygonRule
     where: str  # file and image, for messages
 
@@ -55,7 +55,7 @@ class PixelPolygons:
         return polygons.burnt(shapes, ids, self.rule, size, transform)
 
     def _mask(self, segmentation: dict[str, Any]) -> UInt8[np.ndarray, "h w"]:
-        """A run-length encoded mask: lengths of zeros and ones in turn, down the columns."""
+        """Decode a run-length encoded mask: alternating numbers of zeros and ones, in column order."""
         counts, (height, width) = segmentation["counts"], segmentation["size"]
         if isinstance(counts, str):
             raise UserError(
@@ -66,10 +66,10 @@ class PixelPolygons:
 
 
 def coco_truth(labels: CocoLabels, images: Sequence[Path]) -> list[PixelPolygons]:
-    """The annotations of each image, told by its file name.
+    """Return the annotations of each image; entries are matched to images by file name.
 
     Raises:
-      UserError: the file is no COCO file, a category is unknown, or images and entries do not match.
+      UserError: the file is not a COCO file, a category is unknown, or images and entries do not match.
     """
     content = _json(labels.file, "COCO annotations")
     try:
@@ -92,10 +92,10 @@ def coco_truth(labels: CocoLabels, images: Sequence[Path]) -> list[PixelPolygons
 
 
 def cvat_rule(labels: CvatLabels) -> Colours:
-    """The colours of CVAT's `labelmap.txt`; what it calls background is ignored unless it is a class.
+    """Read the colours in CVAT's `labelmap.txt`; its label "background" is ignored unless a class has this name.
 
     Raises:
-      UserError: the file is missing or not of that form, or a label is unknown.
+      UserError: the file is missing or malformed, or a label is unknown.
     """
     file = labels.folder / "labelmap.txt"
     try:
@@ -117,14 +117,14 @@ def cvat_rule(labels: CvatLabels) -> Colours:
 
 
 def label_studio_truth(labels: LabelStudioLabels, images: Sequence[Path]) -> list[Masks]:
-    """The masks of each image; of a task that was annotated several times the last annotation counts.
+    """Return the masks of each image; if a task has several annotations, the last one is used.
 
     Raises:
-      UserError: the JSON export cannot be read, a mask is of no known class, or images and tasks do not match.
+      UserError: the JSON export cannot be read, the class of a mask is unknown, or images and tasks do not match.
     """
     tasks = _json(labels.tasks, "Label Studio's JSON export")
     if not isinstance(tasks, list) or not all(isinstance(task, dict) and "id" in task for task in tasks):
-        raise UserError(f"{labels.tasks} is no list of tasks; export the project again as JSON")
+        raise UserError(f"{labels.tasks} is not a list of tasks; export the project again as JSON")
     entries = {str(task["id"]): _task_image(task, labels.tasks) for task in tasks}
     masks: dict[str, dict[int, list[tuple[int, int, Path]]]] = {task: {} for task in entries}
     for path in sorted(labels.folder.rglob("task-*.png")):
@@ -148,7 +148,7 @@ def _stacked(annotations: dict[int, list[tuple[int, int, Path]]], rule: PolygonR
 
 
 def _task_image(task: dict[str, Any], file: Path) -> str:
-    """Name of the image file of a task."""
+    """Return the name of the image file of a task."""
     stated = [value for value in task.get("data", {}).values() if isinstance(value, str)]
     where = task.get("file_upload") or next((value for value in stated if re.search(r"\.\w{3,4}$", value)), None)
     if where is None:
@@ -165,7 +165,7 @@ def _json(file: Path, what: str) -> Any:
 
 
 def _matched(entries: dict[Any, str], images: Sequence[Path], file: Path) -> dict[Path, Any]:
-    """{image: its entry}, told by the end of the path, then by the name."""
+    """Return {image: its entry}, matched by file name; if a name is not unique, by the end of the path."""
     by_name = dict[str, list[Any]]()
     for entry, name in entries.items():
         by_name.setdefault(Path(name).name, []).append(entry)
@@ -178,7 +178,9 @@ def _matched(entries: dict[Any, str], images: Sequence[Path], file: Path) -> dic
         fitting = exact if len(named) > 1 else named
         if len(fitting) != 1:
             problem = "no label for image" if not fitting else f"{len(fitting)} entries for image"
-            raise UserError(f"{file}: {problem} {path}; an entry names its image by file_name or the end of its path")
+            raise UserError(
+                f"{file}: {problem} {path}; an entry must contain the image's file name, or the end of its path"
+            )
         found[path] = fitting[0]
     if unused := entries.keys() - set(found.values()):
         raise UserError(f"{file}: no image for label {entries[min(unused)]} (and {len(unused) - 1} more)")

@@ -1,4 +1,4 @@
-"""Exports of annotation tools in their documented layouts, in miniature."""
+"""Small exports of annotation tools in their documented layouts."""
 
 import json
 
@@ -17,7 +17,7 @@ def labels(folder, rows):
 
 
 def coco(folder, **changes):
-    """Two images: one with a rectangle, a triangle and a mask, one without annotations."""
+    """Write two images: one with a rectangle, a triangle and a mask, one without annotations."""
     for number in (1, 2):
         own.picture(folder / f"images/{number}.png", (8, 6))
     rectangle = [1, 1, 4, 1, 4, 3, 1, 3]
@@ -88,7 +88,7 @@ def test_compressed_masks_and_short_polygons_of_coco(tmp_path):
 
 
 def cvat(folder, labelmap):
-    """The export "Segmentation mask 1.1", unpacked."""
+    """Write an unpacked export "Segmentation mask 1.1"."""
     own.picture(folder / "images/1.png", (3, 1))
     colours = np.array([[(0, 0, 0), (250, 50, 83), (50, 183, 250)]], np.uint8)
     own.save(folder / "export/SegmentationClass/1.png", colours)
@@ -118,7 +118,7 @@ def test_cvat_without_its_label_map(tmp_path):
 
 
 def label_studio(folder):
-    """Brush labels as PNG beside the JSON export; the first task was annotated twice, the second is of local files."""
+    """Write brush labels as PNG and the JSON export; task 1 has two annotations, task 2 refers to a local file."""
     for name in ("roof one.png", "2.png"):
         own.picture(folder / "images" / name, (3, 2))
     tasks = [

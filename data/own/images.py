@@ -1,4 +1,4 @@
-"""Images of a user's domain: 8-bit RGB pictures, and rasters of any kind read as `predict` reads a scene."""
+"""Read the images of a user's domain: 8-bit RGB pictures, and rasters of any kind, read like scenes of `predict`."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from crossearth_jax.runtime import picture_files
 
 from ..tiles import Box
 
-_SAME = 0.02  # relative difference of a raster's pixels from the wanted size that is not worth resampling
-_ORIENTATION = 0x0112  # EXIF tag; 1 is upright
+_SAME = 0.02  # relative difference of pixel sizes up to which a raster is not resampled
+_ORIENTATION = 0x0112  # EXIF orientation tag; 1 is upright
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """An 8-bit RGB picture without a place on Earth."""
+    """An 8-bit RGB picture, not georeferenced."""
 
     path: Path
     size: tuple[int, int]  # height and width
 
     @property
     def bands(self) -> tuple[str, str, str]:
-        """What its channels are."""
+        """Names of the channels."""
         return ("red", "green", "blue")
 
     def source_pixels(self, box: Box) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and columns of the file that the rows and columns of `box` show."""
+        """Return the rows and columns of the file for the rows and columns of `box`."""
         return np.arange(box.top, box.bottom), np.arange(box.left, box.right)
 
     def read(self, box: Box) -> tuple[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]]:
-        """A part of the image, and which of its pixels hold data.
+        """Read a part of the image and the mask of its valid pixels.
 
         Raises:
           UserError: the file cannot be read.
@@ -48,30 +48,30 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Raster:
-    """A raster, read in windows on the grid that its tiles are cut from."""
+    """A raster, read in windows of `grid`, which differs from the grid of the file if the raster is resampled."""
 
     path: Path
-    size: tuple[int, int]  # height and width of the grid
+    size: tuple[int, int]  # height and width of `grid`
     bands: tuple[str, str, str]
     options: Any  # mapping.scene.SceneOptions
-    grid: Any  # mapping.grid.Grid, that tiles are cut from
-    source: Any  # mapping.grid.Grid, of the file
-    stretch: Any = None  # mapping.radiometry.Stretch; None: computed when it is read
+    grid: Any  # mapping.grid.Grid from which tiles are cut
+    source: Any  # mapping.grid.Grid of the file
+    stretch: Any = None  # mapping.radiometry.Stretch; None: computed at every reading
 
     @property
     def placed(self) -> bool:
-        """Whether its place on Earth is known."""
+        """Whether the raster is georeferenced."""
         return self.grid.crs is not None and not self.grid.transform.is_identity
 
     def source_pixels(self, box: Box) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and columns of the file in which the centres of the rows and columns of `box` lie."""
+        """Return the rows and columns of the file that contain the centres of the rows and columns of `box`."""
         scale = ~self.source.transform @ self.grid.transform
         rows = np.floor((np.arange(box.top, box.bottom) + 0.5) * scale.e).astype(int)
         columns = np.floor((np.arange(box.left, box.right) + 0.5) * scale.a).astype(int)
         return np.minimum(rows, self.source.height - 1), np.minimum(columns, self.source.width - 1)
 
     def read(self, box: Box) -> tuple[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]]:
-        """A part of the image, and which of its pixels hold data.
+        """Read a part of the image and the mask of its valid pixels.
 
         Raises:
           UserError: the file cannot be read.
@@ -84,7 +84,7 @@ class Raster:
             return scene.read(box.top, box.left, box.bottom - box.top, box.right - box.left)
 
     def with_stretch(self) -> Raster:
-        """The same with the stretch of the whole raster, for an image that is read in several parts.
+        """Return a copy with the stretch of the whole raster, for a raster that is read in several parts.
 
         Raises:
           UserError: the file cannot be read.
@@ -99,10 +99,14 @@ OwnImage = Picture | Raster
 
 
 def open_image(path: Path, domain: OwnDomain) -> OwnImage:
-    """An image of the domain, told by its header: whatever is not an opaque 8-bit RGB picture is read as a raster.
+    """Open an image of the domain by reading its header.
+
+    An opaque 8-bit RGB picture (or one with a palette) becomes a `Picture` if the domain states neither bands nor a
+    range and its labels are not a vector file. Everything else becomes a `Raster`.
 
     Raises:
-      UserError: the file is no image, or it has more than 8 bits and the domain gives no range.
+      UserError: the file is not an image, it has more than 8 bits and the domain gives no range, or it is a picture
+        with an EXIF rotation that must be read as a raster.
     """
     as_picture = domain.bands is None and domain.value_range is None and domain.percentiles is None
     if path.suffix.lower() in own_files.PICTURES and as_picture and not isinstance(domain.labels, VectorLabels):
@@ -112,12 +116,14 @@ def open_image(path: Path, domain: OwnDomain) -> OwnImage:
 
 
 def _is_plain(path: Path) -> bool:
-    """Whether a picture is opaque RGB of 8 bits."""
+    """Return whether a picture is opaque, of 8 bits, and RGB or with a palette."""
     with own_files.opened_picture(path) as picture, path.open("rb") as file:
-        bits = file.read(25)[24] if picture.format == "PNG" else 8  # Pillow opens 16-bit RGB as 8-bit RGB
+        bits = file.read(25)[24] if picture.format == "PNG" else 8  # Pillow converts 16-bit RGB to 8 bits on opening
         plain = picture.mode in ("RGB", "P") and "transparency" not in picture.info and bits <= 8
         if not plain and picture.getexif().get(_ORIENTATION, 1) != 1:
-            raise UserError(f"{path} is a turned picture of mode {picture.mode}; save it upright or as 8-bit RGB")
+            raise UserError(
+                f"{path} is a picture of mode {picture.mode} with an EXIF rotation; save it upright or as 8-bit RGB"
+            )
         return plain
 
 
@@ -131,7 +137,7 @@ def _open_raster(path: Path, domain: OwnDomain) -> Raster:
         kinds = scene.kinds - {"uint8"}
         if kinds and domain.value_range is None and domain.percentiles is None:
             raise UserError(
-                f'{path} holds {min(kinds)} numbers, expected 8 bit; say how they become 8 bit: range = "p2,p98"'
+                f'{path} holds {min(kinds)} numbers, expected 8 bit; state their range: range = "p2,p98"'
                 f' (percentiles of each raster) or range = "0,3000" (values), in [domains.{domain.name}]'
             )
         (first, second, third), source = scene.band_names, scene.source

@@ -27,7 +27,7 @@ MADE_FROM = "made_from"  # key of the metadata: the domain's table in the file, 
 
 
 class OwnBuilder(RecordBuilder, skip_registration=True):
-    """Writes the records of one domain, and its facts beside them."""
+    """Writes the records of one domain and, beside them, its facts."""
 
     options = {OVERLAP.name: "error", UNLABELLED.name: "kept"}  # noqa: RUF012
 
@@ -36,7 +36,7 @@ class OwnBuilder(RecordBuilder, skip_registration=True):
 
     @functools.cached_property
     def plan(self) -> Plan:
-        """What becomes of the images.
+        """Tiles by split (see `plan.Plan`).
 
         Raises:
           UserError: see `plan.make_plan`.
@@ -49,7 +49,9 @@ class OwnBuilder(RecordBuilder, skip_registration=True):
         return self.own.key
 
     def inspect(self) -> Iterator[Inspected]:
-        """Reads every image and label and reports instead of preparing; what is wrong becomes `faults`.
+        """Read every image and label and yield a report per split, without preparing anything.
+
+        Errors of single images become `faults` of the report.
 
         Raises:
           UserError: see `plan.make_plan`.
@@ -65,7 +67,7 @@ class OwnBuilder(RecordBuilder, skip_registration=True):
             yield report
 
     def facts(self, reports: Mapping[str, Inspected]) -> Domain:
-        """Facts of the domain with what was counted in its splits."""
+        """Return the facts of the domain, with the counts of its splits."""
         pixels = {
             split: tuple(found.histogram[: len(self.file.taxonomy.classes)].tolist())
             for split, found in reports.items()
@@ -107,11 +109,11 @@ class OwnBuilder(RecordBuilder, skip_registration=True):
     def _judge(self, report: Inspected) -> None:
         if report.unlabelled:
             report.notes.append(
-                f"{report.unlabelled} tiles of split {report.split} have no label at all and are left out"
+                f"{report.unlabelled} tiles of split {report.split} have no labelled pixel and are left out"
             )
         if not report.sizes:
             if not report.faults:
-                report.faults.append(f"split {report.split} is empty: not one of its tiles has a labelled pixel")
+                report.faults.append(f"split {report.split} is empty: none of its tiles has a labelled pixel")
             return
         self._judge_ignored(f"split {report.split}", report.histogram, report)
         values, labels = set(np.flatnonzero(report.histogram).tolist()), self.own.labels
@@ -133,14 +135,14 @@ class OwnBuilder(RecordBuilder, skip_registration=True):
 
     def _download_and_prepare(self, *arguments: Any, **keywords: Any) -> None:
         super()._download_and_prepare(*arguments, **keywords)
-        # While the folder still has its temporary name: data without facts must not be taken for whole.
+        # Written while the folder still has its temporary name, so that complete data always have their facts.
         write_domain(
             Path(self.data_dir), self.facts({split: self._reports[split] for split in SPLITS if split in self._reports})
         )
 
 
 def own_builder(file: DomainsFile, own: OwnDomain, data_dir: str | Path, version: str) -> OwnBuilder:
-    """The builder of one domain of `file` that writes `version`."""
+    """Return the builder that writes `version` of the domain `own` of `file`."""
     members = {
         "name": own.dataset,
         "file": file,
@@ -162,7 +164,7 @@ def _largest(sizes: Collection[tuple[int, int]]) -> tuple[int, int]:
 
 
 def made_from(own: OwnDomain, files: Sequence[Path]) -> dict[str, Any]:
-    """What decides on the records of a domain: its table, the classes, and size and time of change of every file."""
+    """Return what determines the records of a domain: its table, the classes, size and mtime of each file."""
     stats = {str(path): path.stat() for path in files}
     return {
         "table": own.written["table"],
@@ -172,7 +174,7 @@ def made_from(own: OwnDomain, files: Sequence[Path]) -> dict[str, Any]:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What is different between two results of `made_from`, for people; empty if nothing is."""
+    """Describe the differences between two results of `made_from`; empty if there are none."""
     found = list[str]()
     if before["classes"] != now["classes"]:
         found.append("the classes")

@@ -1,4 +1,8 @@
-"""From a table of `domains.toml` to the parts of images that become tiles, by split; only headers are read."""
+"""Plan the tiles of a domain of `domains.toml` and their splits, before any tile is read; then read them.
+
+`make_plan` reads headers of images and label rasters, files of polygons and annotations, and, if the range is given by
+percentiles, samples of the rasters.
+"""
 
 from __future__ import annotations
 
@@ -41,9 +45,9 @@ from . import splits
 from .images import OwnImage, Picture, Raster, open_image
 from .truth import LabelFile, Truth
 
-_TOGETHER = 16  # tiles of a raster that are read at once, which bounds memory
-_AGREE = 0.02  # relative difference of pixel sizes that still count as one ground sampling distance
-_REMEDY = "say what they are in labels: ids = {…} or colours = {…} by class, or ignore = […]"
+_TOGETHER = 16  # at most so many tiles of a raster are read at once, to limit memory
+_AGREE = 0.02  # relative difference up to which pixel sizes count as the same ground sampling distance
+_REMEDY = "assign them in labels: ids = {…} or colours = {…} by class, or ignore = […]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,26 +56,26 @@ class Piece:
 
     image: OwnImage
     truth: Truth
-    tiles: tuple[tuple[str, Box], ...]  # id and place
+    tiles: tuple[tuple[str, Box], ...]  # id and position in the image
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What becomes of the images of a domain."""
+    """The tiles of a domain by split."""
 
-    pieces: Mapping[Split, Sequence[Piece]]  # of the splits that have images
-    notes: Sequence[str]  # what to know about it
-    choices: Mapping[str, str]  # what was decided, for the metadata
+    pieces: Mapping[Split, Sequence[Piece]]  # only splits that have images
+    notes: Sequence[str]  # warnings
+    choices: Mapping[str, str]  # decisions, for the metadata
     bands: tuple[str, str, str]
     gsd: float | None
-    files: Sequence[Path]  # that the domain is made of
+    files: Sequence[Path]  # all source files of the domain
 
 
 def make_plan(domain: OwnDomain) -> Plan:
-    """Opens every image and label of a domain and says what becomes of them.
+    """Open every image and label of a domain and assign their tiles to splits.
 
     Raises:
-      UserError: a file cannot be used, images and labels do not fit, a split is empty, or two splits share ground.
+      UserError: a file cannot be used, images and labels do not fit, a split is empty, or two splits overlap in space.
     """
     pairs, images, notes = own_files.find_pairs(domain), list[OwnImage](), list[str]()
     progress = Progress(len(pairs), "images")
@@ -98,7 +102,7 @@ def make_plan(domain: OwnDomain) -> Plan:
 
 
 def convert(piece: Piece, *, inspect_only: bool = False) -> Converted:
-    """Reads the tiles of a piece; tiles without one labelled pixel are left out.
+    """Read the tiles of a piece; tiles without any labelled pixel are left out.
 
     Raises:
       UserError: a file is damaged or a label value is unknown.
@@ -142,7 +146,7 @@ def convert(piece: Piece, *, inspect_only: bool = False) -> Converted:
 
 
 def inspect(piece: Piece) -> Converted:
-    """`convert` without encoding; what it would raise becomes the `fault`."""
+    """Run `convert` without encoding; its error becomes the `fault` of the result."""
     try:
         return convert(piece, inspect_only=True)
     except UserError as error:
@@ -152,7 +156,7 @@ def inspect(piece: Piece) -> Converted:
 def examples(
     pieces: Sequence[Piece], count: int
 ) -> Iterator[tuple[str, UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]]:
-    """Id, image and label of evenly chosen tiles, with less reading than all of them would take."""
+    """Yield id, image and label of `count` evenly spaced tiles; only these are read."""
     tiles = [(piece, tile) for piece in pieces for tile in piece.tiles]
     for index in np.linspace(0, len(tiles) - 1, min(count, len(tiles))).round().astype(int):
         piece, (name, box) = tiles[index]
@@ -163,19 +167,19 @@ def examples(
 
 
 def _truths(domain: OwnDomain, pairs: Sequence[Pair], images: Sequence[OwnImage]) -> tuple[list[Truth], list[str]]:
-    """The labels of each image, and what to know about them."""
+    """Return the labels of each image, and warnings."""
     labels, paths = domain.labels, [pair.image for pair in pairs]
     if isinstance(labels, VectorLabels):
         for image in images:
             if not isinstance(image, Raster) or not image.placed:
                 raise UserError(
-                    f"{image.path} has no place on Earth, which polygons need; give it a coordinate reference system"
-                    " and a geotransform, or use labels as pictures"
+                    f"{image.path} is not georeferenced, which polygons need; give it a coordinate reference system"
+                    " and a geotransform, or use pictures or rasters as labels"
                 )
         polygons = _drawing().PolygonLabels(labels)
         return [polygons] * len(images), polygons.check()
     if isinstance(labels, CocoLabels | LabelStudioLabels | CvatLabels):
-        _drawing()  # the extra is installed, or the error says so
+        _drawing()  # raises the error about the missing extra
         from . import annotations
 
         if isinstance(labels, CocoLabels):
@@ -198,7 +202,7 @@ def _truths(domain: OwnDomain, pairs: Sequence[Pair], images: Sequence[OwnImage]
 
 
 def _drawing() -> Any:
-    """The module that draws polygons.
+    """Import and return the module that rasterises polygons.
 
     Raises:
       UserError: rasterio, pyogrio or shapely is not installed.
@@ -219,7 +223,7 @@ Part = tuple[int, Box, Split]  # number of the image, the part of it, and its sp
 def _parts(
     domain: OwnDomain, pairs: Sequence[Pair], images: Sequence[OwnImage]
 ) -> tuple[list[Part], list[str], dict[str, str]]:
-    """Parts of images by split, what to know about the split, and what was decided."""
+    """Return the parts of images with their splits, warnings, and decisions for the metadata."""
     rule = domain.split
     parts, notes, choices = list[Part](), list[str](), dict[str, str]()
     if isinstance(rule, BlockSplit):
@@ -227,7 +231,7 @@ def _parts(
         if len(rasters) < len(images):
             picture = next(image for image in images if isinstance(image, Picture))
             raise UserError(
-                f'{domain.key}: split by = "block" needs images with a place on Earth, {picture.path} has none; use'
+                f'{domain.key}: split by = "block" needs georeferenced images, {picture.path} is not; use'
                 ' by = "group" or "random"'
             )
         blocks, choices["split"] = splits.by_block(rule, rasters, domain.tile)
@@ -243,8 +247,8 @@ def _parts(
             notes.append(f"{left_out} of {len(images)} images are in no list of split and are left out")
         if isinstance(rule, RandomSplit):
             notes.append(
-                "the split is drawn at random: if images are neighbours, or of the same flight, scores in this domain"
-                ' are too good; split by = "group" or "block" keeps places apart'
+                "the split is random: if images are neighbours, or of the same flight, in-domain scores are too high;"
+                ' split by = "group" or "block" separates areas'
             )
     present = {split for _, _, split in parts}
     if not isinstance(rule, WholeSplit):
@@ -257,12 +261,12 @@ def _parts(
 
 
 def _wants(rule: Any, split: Split) -> bool:
-    """Whether a rule names images for a split; folders may be absent for validation."""
+    """Return whether the rule requires images in this split; for validation, only lists do."""
     return bool(getattr(rule, split)) and (split == "test" or isinstance(rule, ListSplit))
 
 
 def _refuse_shared_ground(parts: Sequence[Part], images: Sequence[OwnImage]) -> None:
-    """Raises a UserError if two splits hold the same ground, as far as places are known."""
+    """Raise a UserError if georeferenced images of two splits overlap."""
     placed = [
         (image, box, split)
         for number, box, split in parts
@@ -280,13 +284,13 @@ def _refuse_shared_ground(parts: Sequence[Part], images: Sequence[OwnImage]) -> 
             twin, _, theirs = placed[other]
             if theirs != split:
                 raise UserError(
-                    f"{image.path} (split {split}) and {twin.path} (split {theirs}) show the same ground; put both into"
+                    f"{image.path} (split {split}) and {twin.path} (split {theirs}) show the same area; put both into"
                     ' one split, or use split by = "block"'
                 )
 
 
 def _ground(image: Raster, box: Box, crs: Any) -> Any:
-    """The ground of a part of a raster, less a pixel on each side."""
+    """Return the outline of a part of a raster as a polygon in `crs`, reduced by one pixel on each side."""
     import shapely
     from rasterio.warp import transform
 
@@ -306,7 +310,7 @@ def _ground(image: Raster, box: Box, crs: Any) -> Any:
 
 
 def _with_stretches(domain: OwnDomain, images: Sequence[OwnImage], parts: Sequence[Part]) -> list[OwnImage]:
-    """The images; a raster that is read in several parts comes with the stretch of the whole one."""
+    """Return the images; rasters that are read in several parts get the stretch of the whole raster."""
     if domain.percentiles is None:
         return list(images)
     count = [0] * len(images)
@@ -342,7 +346,7 @@ def _pieces(
 
 
 def _tiles(name: str, box: Box, tile: int, size: tuple[int, int]) -> Iterator[list[tuple[str, Box]]]:
-    """Rows of tiles (id and place) of a part of an image."""
+    """Yield the rows of tiles (id and position) of a part of an image."""
     columns = [box.left + edge for edge in tile_edges(box.right - box.left, tile)]
     rows = [box.top + edge for edge in tile_edges(box.bottom - box.top, tile)]
     for top, bottom in itertools.pairwise(rows):
@@ -363,13 +367,13 @@ def _bands(domain: OwnDomain, images: Sequence[OwnImage]) -> tuple[str, str, str
         if image.bands != images[0].bands:
             raise UserError(
                 f"{domain.key}: {images[0].path} has the bands {', '.join(images[0].bands)}, {image.path} has"
-                f" {', '.join(image.bands)}; choose three that all have with bands = […]"
+                f" {', '.join(image.bands)}; choose three bands that all images have with bands = […]"
             )
     return images[0].bands
 
 
 def _gsd(domain: OwnDomain, images: Sequence[OwnImage]) -> float | None:
-    """The ground sampling distance that is stated, or that all images share."""
+    """Return the stated ground sampling distance, or the one that all images share; None if they differ."""
     if domain.gsd is not None:
         return domain.gsd
     sizes = [image.grid.pixel_size() if isinstance(image, Raster) else None for image in images]
@@ -380,7 +384,7 @@ def _gsd(domain: OwnDomain, images: Sequence[OwnImage]) -> float | None:
 
 
 def source_files(domain: OwnDomain, pairs: Sequence[Pair] | None = None) -> list[Path]:
-    """Every file whose change makes other records.
+    """Return every file that determines the records of the domain.
 
     Raises:
       UserError: see `own_files.find_pairs`.
@@ -397,7 +401,7 @@ def source_files(domain: OwnDomain, pairs: Sequence[Pair] | None = None) -> list
 
 
 def _members(path: Path) -> set[Path]:
-    """The files of a folder, or of a Shapefile, or the file alone."""
+    """Return all files of a folder, all parts of a Shapefile, or the single file."""
     if path.is_dir():
         return {file for file in path.rglob("*") if file.is_file()}
     return set(path.parent.glob(f"{path.stem}.*")) if path.suffix.lower() == ".shp" else {path}

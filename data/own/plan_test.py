@@ -1,4 +1,4 @@
-"""Which tiles an own domain gives: pairs, sizes, splits and labels, and the one line for what cannot be used."""
+"""Tiles of a user's domain: pairs, sizes, splits and labels; and one-line errors for unusable files."""
 
 import re
 from pathlib import Path
@@ -25,7 +25,7 @@ def tiles(made, split):
 
 
 def read(made, split="test"):
-    """{id: (image, label)} of a split."""
+    """Return {id: (image, label)} of a split."""
     pieces = made.pieces[split]
     count = sum(len(piece.tiles) for piece in pieces)
     return {name: (image, label) for name, image, label in plan.examples(pieces, count)}
@@ -156,7 +156,7 @@ def test_splits_by_image(tmp_path, split, expected):
 
 
 def test_split_by_the_innermost_folder(tmp_path):
-    folder = tmp_path / "test"  # a folder further up has the name of a split, too
+    folder = tmp_path / "test"  # an outer folder also has the name of a split
     for split in ("train", "val"):
         own.picture(folder / f"i/{split}/1.png")
         own.save(folder / f"l/{split}/1.png", np.zeros((30, 40), np.uint8))
@@ -170,13 +170,13 @@ def test_split_by_the_innermost_folder(tmp_path):
     [
         (
             '{ by = "group", group = "(.).*", test = ["9"] }',
-            r"split: no image is of group '9'; the groups are 1, 2, 3, 4",
+            r"split: no image belongs to group '9'; the groups are 1, 2, 3, 4",
         ),
-        ('{ by = "group", group = "t(.).*", test = ["9"] }', r"split.group = 't\(.\).\*' does not fit the name 1"),
+        ('{ by = "group", group = "t(.).*", test = ["9"] }', r"split.group = 't\(.\).\*' does not match the name 1"),
         ('{ by = "group", group = "(.).*", test = ["1", "2", "3", "4"] }', r"domains/x: split train is empty"),
         ('{ by = "list", train = "train.txt" }', r"train.txt: no image is called '7'"),
-        ('{ by = "folder" }', r"i/1.png lies in no folder called train, val, validation, test"),
-        ('{ by = "block", test = 0.5 }', r"needs images with a place on Earth, .*i/1.png has none"),
+        ('{ by = "folder" }', r"i/1.png is in no folder called train, val, validation, test"),
+        ('{ by = "block", test = 0.5 }', r"needs georeferenced images, .*i/1.png is not"),
     ],
 )
 def test_splits_that_do_not_fit(tmp_path, split, expected):
@@ -213,7 +213,7 @@ def test_blocks_of_ground_cover_everything_once_and_repeat(tmp_path):
 
 
 def test_rasters_that_overlap_share_blocks(tmp_path):
-    """The second raster begins 30 pixels to the right: its ground falls into the blocks of the first."""
+    """The second raster starts 30 pixels to the right of the first and uses the same grid of blocks."""
     made = blocks_of(
         tmp_path,
         'split = { by = "block", test = 0.3, block = 80 }',
@@ -230,7 +230,7 @@ def test_rasters_that_overlap_share_blocks(tmp_path):
 
 
 def test_too_few_blocks(tmp_path):
-    with pytest.raises(UserError, match=r"the rasters cover 1 blocks of 400 m; give a smaller block"):
+    with pytest.raises(UserError, match=r"the rasters cover 1 blocks of 400 m, expected at least 2; set a smaller"):
         blocks_of(tmp_path, 'split = { by = "block", test = 0.3, block = 400 }')
 
 
@@ -241,18 +241,18 @@ def test_default_block_is_a_fifth_of_a_small_raster(tmp_path):
 
 @pytest.mark.parametrize(("shift", "refused"), [(100, True), (196, True), (200, False)])
 def test_train_and_test_must_not_share_ground(tmp_path, shift, refused):
-    """Images are 200 m wide; a shift of 200 m makes them neighbours."""
+    """Images are 200 m wide; with a shift of 200 m they touch without overlap."""
     rows = 'split = { by = "group", group = "(.)", test = "1" }'
     corners = ((500_000, 5_000_000), (500_000 + shift, 5_000_000))
     if refused:
-        with pytest.raises(UserError, match=r"0.tif \(split train\) and .*1.tif \(split test\) show the same ground"):
+        with pytest.raises(UserError, match=r"0.tif \(split train\) and .*1.tif \(split test\) show the same area"):
             blocks_of(tmp_path, rows, corners=corners)
     else:
         assert set(blocks_of(tmp_path, rows, corners=corners).pieces) == {"train", "test"}
 
 
 def test_ground_is_compared_across_coordinate_systems(tmp_path):
-    """The same place in two UTM zones."""
+    """The two images show the same area in different UTM zones."""
     from rasterio.warp import transform
 
     x, y = transform("EPSG:32632", "EPSG:32633", [500_000], [5_000_000])[:2]
@@ -260,7 +260,7 @@ def test_ground_is_compared_across_coordinate_systems(tmp_path):
         own.raster(tmp_path / f"i/{name}.tif", np.ones((3, 50, 50), np.uint8), corner=corner, crs=crs)
         own.raster(tmp_path / f"l/{name}.tif", np.ones((1, 50, 50), np.uint8), corner=corner, crs=crs)
     rows = 'images = "i/*.tif"\nlabels = "l/*.tif"\nsplit = { by = "group", group = "(.)", test = "1" }'
-    with pytest.raises(UserError, match="show the same ground"):
+    with pytest.raises(UserError, match="show the same area"):
         make(tmp_path, rows)
 
 
@@ -268,7 +268,7 @@ def test_a_label_raster_on_other_ground_or_grid(tmp_path):
     own.raster(tmp_path / "a.tif", np.ones((3, 8, 8), np.uint8))
     rows = 'images = "a.tif"\nlabels = "b.tif"'
     own.raster(tmp_path / "b.tif", np.ones((1, 8, 8), np.uint8), corner=(500_010, 5_000_000))
-    with pytest.raises(UserError, match=r"b.tif does not lie on the ground of its image .*a.tif; .*gdalwarp"):
+    with pytest.raises(UserError, match=r"b.tif does not have the extent of its image .*a.tif; .*gdalwarp"):
         make(tmp_path, rows)
     own.raster(tmp_path / "b.tif", np.ones((1, 8, 8), np.uint8), crs="EPSG:32633")
     with pytest.raises(UserError, match=r"b.tif and its image .* different coordinate reference systems"):
@@ -284,17 +284,17 @@ def test_nodata_and_wide_numbers_of_a_label_raster(tmp_path):
 
 FAULTS = {
     "unknown value": ({"l/1.png": np.full((30, 40), 7, np.uint8)},
-                      r"l/1.png has the unknown label values 7 \(1200 pixels\); expected 0, 1, 2, 255; say what"),
+                      r"l/1.png has the unknown label values 7 \(1200 pixels\); expected 0, 1, 2, 255; assign"),
     "colours without colours": ({"l/1.png": np.full((30, 40, 3), (1, 2, 3), np.uint8)},
-                                r"l/1.png holds colours, expected one class number per pixel"),
+                                r"l/1.png contains colours, expected one class number per pixel"),
     "damaged image": ({"i/1.png": b"\x89PNG\r\n\x1a\nno"}, r"i/1.png cannot be read as a picture"),
     "damaged label": ({"l/1.png": b"nothing"}, r"l/1.png cannot be read as a picture"),
     "float label": ({"l/1.tif": np.ones((1, 30, 40), np.float32), "l/1.png": None},
-                    r"l/1.tif holds float32 numbers, expected whole ones"),
+                    r"l/1.tif holds float32 numbers, expected integers"),
     "bands in a label": ({"l/1.tif": np.ones((2, 30, 40), np.uint8), "l/1.png": None},
                          r"l/1.tif has 2 bands, expected one with class"),
     "no raster": ({"i/1.tif": b"II*\x00nothing", "i/1.png": None}, r"cannot open .*i/1.tif as a raster"),
-    "no label": ({"l/1.png": None}, r"domains/x: no file fits labels"),
+    "no label": ({"l/1.png": None}, r"domains/x: no file matches labels"),
 }  # fmt: skip
 
 
@@ -347,5 +347,5 @@ def test_pairs_of_imagefolder_and_mmseg_come_with_their_splits(tmp_path):
 
 
 def test_one_image_cannot_be_drawn():
-    with pytest.raises(UserError, match="draws whole images, and there is 1"):
+    with pytest.raises(UserError, match="needs at least 2 images, found 1"):
         by_image(RandomSplit(validation=0.0, test=0.5, seed=0), [Pair("a", Path("a.png"), None)])

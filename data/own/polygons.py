@@ -1,7 +1,8 @@
-"""Polygons to labels: read once, brought to the grid of each image, drawn in a stated order.
+"""Rasterise polygons to labels on the grid of each image.
 
-A pixel belongs to a polygon that holds its centre. Of overlapping polygons the later one in the file counts, or, with
-`order`, the one whose class is later in that list; classes outside the list lie below it, ignored polygons above all.
+A pixel belongs to a polygon that contains its centre. Ignored polygons are drawn on top of all others. Of the others,
+the polygon whose class comes later in `order` is drawn on top; classes that are not in `order` are drawn below the
+classes that are. Among polygons of equal rank, the later one in the file is drawn on top.
 """
 
 from __future__ import annotations
@@ -38,18 +39,18 @@ class Polygons:
     """The polygons of a vector file."""
 
     shapes: Any  # numpy array of shapely polygons and multipolygons, in `crs`
-    names: tuple[str, ...]  # of their classes, as the file has them; all "" without a column
+    names: tuple[str, ...]  # class names as written in the file; all "" without a column
     crs: CRS
-    note: str  # what was repaired or left out; "" if nothing
+    note: str  # a warning about repaired and omitted polygons; "" if there are none
 
 
 def read_polygons(file: Path, column: str | None = None, layer: str | None = None) -> Polygons:
-    """Every polygon of a layer, or of the only one; invalid ones are repaired, empty ones left out.
+    """Read every polygon of a layer, or of the only layer; repair invalid polygons and omit empty ones.
 
     Raises:
-      UserError: the file cannot be read, has no coordinate reference system or no such column, or holds lines.
+      UserError: the file cannot be read, has no coordinate reference system, no such column or other geometries.
     """
-    # By the time of change, too: within one process a file may be replaced.
+    # The modification time is part of the cache key, because a file may be replaced within one process.
     return _read_polygons(file, column, layer, file.stat().st_mtime_ns)
 
 
@@ -69,7 +70,7 @@ def _read_polygons(file: Path, column: str | None, layer: str | None, changed: i
         ) from None
     if not meta["crs"]:
         raise UserError(
-            f"{file} has no coordinate reference system, so its polygons have no place; assign one, e.g."
+            f"{file} has no coordinate reference system, which georeferencing needs; assign one, e.g."
             " ogr2ogr -a_srs EPSG:32632 fixed.gpkg …"
         )
     fields = list(meta["fields"])
@@ -97,12 +98,12 @@ def _read_polygons(file: Path, column: str | None, layer: str | None, changed: i
 
 
 def _text(value: Any) -> str:
-    """A column's value as the user writes it: 3, not 3.0."""
+    """Return a column's value as text; integers stored as floats without decimals ("3" for 3.0)."""
     return str(int(value)) if isinstance(value, float | np.floating) and float(value).is_integer() else str(value)
 
 
 def _areas(shape: Any) -> Any:
-    """The polygons of a repaired geometry, which may come with lines and points."""
+    """Return the polygons of a repaired geometry, which may also contain lines and points."""
     parts = [part for part in shapely.get_parts(shape) if part.geom_type in ("Polygon", "MultiPolygon")]
     return shapely.union_all(parts)
 
@@ -111,7 +112,7 @@ def _areas(shape: Any) -> Any:
 def _placed(
     file: Path, column: str | None, layer: str | None, changed: int, crs: str
 ) -> tuple[Any, tuple[str, ...], shapely.STRtree]:
-    """Polygons in another coordinate reference system, their names and an index of their boxes."""
+    """Return the polygons in the coordinate reference system `crs` (WKT), their names and a spatial index."""
     polygons = _read_polygons(file, column, layer, changed)
     shapes, target = polygons.shapes, CRS.from_wkt(crs)
     if target != polygons.crs:
@@ -130,7 +131,7 @@ class PolygonLabels:
     given: VectorLabels
 
     def check(self) -> list[str]:
-        """Reads the files; returns what to know about them.
+        """Read the files; return warnings about them.
 
         Raises:
           UserError: a file cannot be used, or a polygon's class is unknown.
@@ -142,7 +143,7 @@ class PolygonLabels:
         return [note for note in (polygons.note, *area) if note]
 
     def read(self, image: OwnImage, box: Box) -> UInt8[np.ndarray, "h w"]:
-        """Train ids of a part of `image`."""
+        """Return the train ids of a part of `image`."""
         assert isinstance(image, Raster)
         given, rule = self.given, self.given.rule
         window = image.grid.shifted(box.top, box.left, box.bottom - box.top, box.right - box.left)
@@ -157,21 +158,21 @@ class PolygonLabels:
 
 
 def _within(window: Any, file: Path, column: str | None = None, layer: str | None = None) -> tuple[Any, list[str]]:
-    """Polygons whose box touches the window, in the order of the file, and their names."""
+    """Return the polygons whose bounding box touches the window, in the order of the file, and their names."""
     shapes, names, index = _placed(file, column, layer, file.stat().st_mtime_ns, window.crs.to_wkt())
     found = np.sort(index.query(shapely.box(*window.bounds())))
     return shapes[found], [names[i] for i in found]
 
 
 def refuse_unknown(names: Sequence[str], rule: PolygonRule, where: str) -> None:
-    """Raises a UserError if a name of a polygon is no class."""
+    """Raise a UserError if the name of a polygon is not a known class."""
     values, counts = np.unique(np.array([name for name in names if name not in rule.names], str), return_counts=True)
     if len(values):
         most = np.argsort(-counts, kind="stable")[:3]
         found = ", ".join(f"'{values[i]}' ({counts[i]} polygons)" for i in most)
         more = f" and {len(values) - 3} more" if len(values) > 3 else ""
         raise UserError(
-            f"{where} has the unknown classes {found}{more}; expected {', '.join(rule.names)}; say what they are in"
+            f"{where} has the unknown classes {found}{more}; expected {', '.join(rule.names)}; assign them in"
             f' labels with classes = {{ "{values[most[0]]}" = "…" }} or ignore = ["{values[most[0]]}"]'
         )
 
@@ -179,7 +180,7 @@ def refuse_unknown(names: Sequence[str], rule: PolygonRule, where: str) -> None:
 def burnt(
     shapes: Sequence[Any], ids: Sequence[int], rule: PolygonRule, size: tuple[int, int], transform: Affine
 ) -> UInt8[np.ndarray, "h w"]:
-    """Draws polygons with their train ids; see the head of this module for the order."""
+    """Rasterise polygons with their train ids; the module docstring gives the drawing order."""
     height = {label: place for place, label in enumerate(rule.order, 1)} | {IGNORE: len(rule.order) + 1}
     drawn = sorted(zip(shapes, ids, strict=True), key=lambda one: height.get(one[1], 0))
     if not drawn:
@@ -194,10 +195,10 @@ def _covered(shapes: Sequence[Any], size: tuple[int, int], transform: Affine) ->
 
 
 def area_of(ring: Sequence[float], where: str) -> Any:
-    """The polygon of x, y, x, y, … in pixels from the corner of the image; repaired if it crosses itself.
+    """Return the polygon of x, y, x, y, … in pixels from the corner of the image; repair it if it is invalid.
 
     Raises:
-      UserError: it has less than three corners.
+      UserError: it has fewer than three corners.
     """
     if len(ring) < 6 or len(ring) % 2:
         raise UserError(f"{where} has a polygon of {len(ring)} numbers, expected x and y of three corners or more")
@@ -206,5 +207,5 @@ def area_of(ring: Sequence[float], where: str) -> Any:
 
 
 def traced(mask: UInt8[np.ndarray, "h w"], transform: Affine) -> list[Any]:
-    """The ones of a mask as polygons."""
+    """Return the pixels of a mask that are not 0 as polygons."""
     return [shape for shape, _ in rasterio.features.shapes(mask, mask > 0, transform=transform)]

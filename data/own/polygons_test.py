@@ -1,4 +1,4 @@
-"""Polygons on the ground to labels: grids, holes, overlaps, repairs, other coordinates; and what is refused."""
+"""Rasterised polygons: grids, holes, overlaps, repairs, other coordinate systems; and what is refused."""
 
 import warnings
 from pathlib import Path
@@ -21,12 +21,12 @@ RASTER = 'images = "a.tif"\n'
 
 
 def box(left, top, right, bottom):
-    """A rectangle in pixels."""
+    """Return the polygon of a rectangle given in pixels."""
     return shapely.box(X + 2 * left, Y - 2 * bottom, X + 2 * right, Y - 2 * top)
 
 
 def labels_of(folder, shapes, kinds, rows='column = "kind"', size=(6, 8), **options):
-    """Labels of an image of `size` with these polygons."""
+    """Return the labels of an image of `size` with these polygons."""
     own.raster(folder / "a.tif", np.full((3, *size), 90, np.uint8))
     own.vector(folder / "p.gpkg", shapes, kinds, **options)
     made = plan.make_plan(own.domains(folder, f'{RASTER}labels = {{ vector = "p.gpkg", {rows} }}').domains["x"])
@@ -57,9 +57,9 @@ def test_holes_multipolygons_and_background(tmp_path):
     [
         ('column = "kind"', 1),  # the later one of the file
         ('column = "kind", order = ["road", "building"]', 0),  # the class that is later in the list
-        ('column = "kind", order = ["building"]', 0),  # what is in no list lies below
+        ('column = "kind", order = ["building"]', 0),  # a class that is not in the list lies below
         ('column = "kind", classes = { road = "land" }', 2),
-        ('column = "kind", ignore = "building", classes = { building = "land" }', 255),  # ignored lies above all
+        ('column = "kind", ignore = "building", classes = { building = "land" }', 255),  # ignored polygons lie on top
     ],
 )
 def test_order_of_overlapping_polygons(tmp_path, rows, middle):
@@ -104,7 +104,7 @@ def test_formats_and_numbers_as_classes(tmp_path, ending):
 
 
 def test_a_real_scene_comes_back_from_polygons_in_other_coordinates(tmp_path):
-    """Water and land of a Sentinel-2 scene, traced along the pixels, reprojected to degrees and drawn again."""
+    """Water and land of a Sentinel-2 scene are vectorised, reprojected to degrees and rasterised again."""
     path = SCENES / "sentinel2_virginia.tif"
     with rasterio.open(path) as scene:
         _, green, _, infrared = scene.read().astype(np.float32)
@@ -134,7 +134,7 @@ def test_a_real_scene_comes_back_from_polygons_in_other_coordinates(tmp_path):
         ([box(0, 0, 1, 1)], ["road"], {"crs": None}, 'column = "kind"', r"p.gpkg has no coordinate reference system"),
         ([box(0, 0, 1, 1)], ["road"], {}, 'column = "class"', r"p.gpkg has no column 'class'; it has kind"),
         ([box(0, 0, 1, 1)] * 3, ["road", "hut", "hut"], {}, 'column = "kind"',
-         r"column 'kind' of .*p.gpkg has the unknown classes 'hut' \(2 polygons\); expected building, road, land; say"),
+         r"column 'kind' of .*p.gpkg has the unknown classes 'hut' \(2 polygons\); expected building, road, land; as"),
         ([shapely.LineString([(0, 0), (1, 1)])], ["road"], {}, 'column = "kind"',
          r"p.gpkg holds 1 of LineString, expected polygons"),
     ],
@@ -153,7 +153,7 @@ def test_a_file_that_is_no_vector_and_an_image_without_a_place(tmp_path):
         plan.make_plan(own.domains(tmp_path, RASTER + rows).domains["x"])
     own.picture(tmp_path / "b.png")
     own.vector(tmp_path / "p.gpkg", [box(0, 0, 1, 1)], ["road"])
-    with pytest.raises(UserError, match=r"b.png has no place on Earth, which polygons need"):
+    with pytest.raises(UserError, match=r"b.png is not georeferenced, which polygons need"):
         plan.make_plan(own.domains(tmp_path, 'images = "b.png"\n' + rows).domains["x"])
 
 

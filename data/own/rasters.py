@@ -1,4 +1,4 @@
-"""Labels stored as rasters: values in windows, nodata, and the ground they must share with their image."""
+"""Read labels stored as rasters: values in windows, nodata, and the check that they align with their image."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from crossearth_jax.config import UserError
 from ..tiles import Box
 from .images import Raster
 
-_SHIFT = 0.5  # pixels by which the corners of a label and its image may lie apart
+_SHIFT = 0.5  # pixels by which the corners of a label and its image may differ
 _COLOURS = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
 
 
 def read_label(path: Path, box: Box, *, colours: bool) -> tuple[Integer[np.ndarray, "h w *3"], Bool[np.ndarray, "h w"]]:
-    """Values of a part of a label raster, as far as the raster goes, and which of them are data.
+    """Read a part of a label raster, cropped to its extent, and the mask of its valid pixels.
 
     Raises:
-      UserError: it cannot be read, or holds no whole numbers (with `colours`: no colours).
+      UserError: the file cannot be read, or does not contain integers (with `colours`: colours).
     """
     with _opened(path) as dataset:
         right, bottom = min(box.right, dataset.width), min(box.bottom, dataset.height)
@@ -36,7 +36,7 @@ def read_label(path: Path, box: Box, *, colours: bool) -> tuple[Integer[np.ndarr
         kinds = {kind for kind in dataset.dtypes if np.dtype(kind).kind not in "iu"}
         if kinds:
             raise UserError(
-                f"{path} holds {min(kinds)} numbers, expected whole ones; convert it: gdal_translate -ot Byte"
+                f"{path} holds {min(kinds)} numbers, expected integers; convert it: gdal_translate -ot Byte"
             )
         table = colours and dataset.count == 1 and dataset.colorinterp[0] == ColorInterp.palette
         if colours and not table and (dataset.count < 3 or set(dataset.dtypes) != {"uint8"}):
@@ -58,7 +58,10 @@ def read_label(path: Path, box: Box, *, colours: bool) -> tuple[Integer[np.ndarr
 
 
 def refuse_other_ground(path: Path, image: Raster) -> None:
-    """Raises a UserError if a label raster lies elsewhere than its image; one without a place is taken to fit."""
+    """Raise a UserError if a label raster is not aligned with its image.
+
+    The check is skipped if one of them is not georeferenced.
+    """
     with _opened(path) as dataset:
         if dataset.crs is None or dataset.transform.is_identity or not image.placed:
             return
@@ -71,7 +74,7 @@ def refuse_other_ground(path: Path, image: Raster) -> None:
         theirs = [~image.source.transform @ (dataset.transform @ tuple(corner)) for corner in corners]
         if np.abs(np.array(theirs) - corners).max() > _SHIFT:
             raise UserError(
-                f"{path} does not lie on the ground of its image {image.path}; warp it onto the grid of the image:"
+                f"{path} does not have the extent of its image {image.path}; warp it onto the grid of the image:"
                 " gdalwarp -r near"
             )
 

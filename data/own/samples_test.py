@@ -1,4 +1,4 @@
-"""The examples that ship with the project can be prepared as they are."""
+"""The example domains of the project can be prepared without changes."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Labels of a user's images, read in parts on the pixels of the image."""
+"""Read the labels of a user's images in parts, on the pixel grid of the image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..tiles import Box
 from .images import OwnImage, Raster
 
 _JPEG = (".jpg", ".jpeg")
-_BRIGHT = 128  # value from which a pixel of a mask belongs to its region
+_BRIGHT = 128  # smallest value of a mask pixel that belongs to the region
 
 
 @runtime_checkable
@@ -26,10 +26,10 @@ class Truth(Protocol):
     """Labels of one image, or of all images of a domain."""
 
     def read(self, image: OwnImage, box: Box) -> UInt8[np.ndarray, "h w"]:
-        """Train ids, and IGNORE, of a part of `image`.
+        """Return the train ids (or IGNORE) of a part of `image`.
 
         Raises:
-          UserError: a file cannot be read, or a value has no meaning.
+          UserError: a file cannot be read, or a value is unknown.
         """
         ...
 
@@ -40,13 +40,13 @@ class LabelFile:
 
     path: Path
     rule: Numbers | Colours
-    slack: int  # rows and columns by which its size may differ from that of its image
+    slack: int  # pixels by which height and width may differ from those of the image
 
     def check(self, image: OwnImage) -> None:
-        """Refuses a label that does not fit its image, by the headers of both.
+        """Check from the headers of both files that the label fits its image.
 
         Raises:
-          UserError: it is a JPEG, or its size or its ground are others.
+          UserError: the label is a JPEG, or has another size or georeference than the image.
         """
         if self.path.suffix.lower() in _JPEG:
             raise UserError(
@@ -67,20 +67,20 @@ class LabelFile:
             rasters.refuse_other_ground(self.path, image)
 
     def read(self, image: OwnImage, box: Box) -> UInt8[np.ndarray, "h w"]:
-        """See `Truth`; rows and columns that the label does not have are IGNORE."""
+        """See `Truth`; rows and columns that are missing in the label are IGNORE."""
         rows, columns = image.source_pixels(box)
         pixels, known = self._pixels(Box(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1))
         down, across = rows - rows[0], columns - columns[0]
         present = np.ix_(down[down < known.shape[0]], across[across < known.shape[1]])
         pixels, known = pixels[present], known[present]
-        pixels[~known] = next(iter(self.rule.table))  # pixels without data must not be refused for their value
+        pixels[~known] = next(iter(self.rule.table))  # invalid pixels may have values that would be refused
         labels = np.full((len(rows), len(columns)), IGNORE, np.uint8)
         inside = labels[: known.shape[0], : known.shape[1]]
         inside[known] = self.rule.train_ids(pixels, str(self.path)).ids[known]
         return labels
 
     def _pixels(self, box: Box) -> tuple[Integer[np.ndarray, "h w *3"], Bool[np.ndarray, "h w"]]:
-        """Values of a part of the file, as far as the file goes, and which of them are data."""
+        """Return the values of a part of the file, cropped to its extent, and the mask of valid pixels."""
         if self.path.suffix.lower() in own_files.PICTURES:
             pixels = picture_files.read_label(self.path.read_bytes(), str(self.path), colours=self.rule.colours)
             pixels = pixels[box.slices]
@@ -92,10 +92,10 @@ class LabelFile:
 
 @dataclasses.dataclass(frozen=True)
 class Masks:
-    """Black and white pictures, one per drawn region; later ones cover earlier ones."""
+    """Black and white pictures, one per region; later regions cover earlier ones."""
 
-    masks: tuple[tuple[int, Path], ...]  # train id and file, in the order in which they are drawn
-    background: int  # train id where no mask is, or IGNORE
+    masks: tuple[tuple[int, Path], ...]  # train id and file, in drawing order
+    background: int  # train id of pixels outside all masks, or IGNORE
 
     def read(self, image: OwnImage, box: Box) -> UInt8[np.ndarray, "h w"]:
         """See `Truth`."""

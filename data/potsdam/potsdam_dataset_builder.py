@@ -25,12 +25,12 @@ IDS = {
         "7_13",
     ),
 }
-# Six classes -> five: low vegetation and tree become vegetation. Not published, but the only merge of two classes
-# that gives the five names.
+# Six classes -> five: low vegetation and tree become vegetation. This is not published, but no other merge of two
+# classes gives the five names.
 FIVE = {IGNORE: IGNORE, 0: 0, 1: 1, 2: 2, 3: 2, 4: 3, 5: 4}
 STORED_FIVE = {0: IGNORE, 1: 0, 2: 1, 3: 2, 4: 3, 5: 4}  # in the authors' archive of five classes
 _SCENE = r"\d+_\d+"  # row and column
-_REPACKED_FIVE = re.compile(r"potsdam[_-]?res", re.IGNORECASE)  # the authors' archive with the five classes
+_REPACKED_FIVE = re.compile(r"potsdam[_-]?res", re.IGNORECASE)  # path of the authors' archive with five classes
 
 
 class Builder(SceneBuilder):
@@ -40,13 +40,16 @@ class Builder(SceneBuilder):
     OPTIONS: ClassVar[tuple[Option, ...]] = (isprs.UNKNOWN_COLOURS,)
 
     def catalogue(self, files: Sequence[Member]) -> Catalogue:
-        """Official scenes if there are any, else tiles of the authors' converter."""
+        """Find official scenes, or else tiles of the authors' converter."""
         official = self._scenes(files)
         tiles = () if any(official.splits.values()) else self._tiles(files)
         return next((found for found in tiles if any(found.splits.values())), official)
 
     def layouts(self) -> dict[str, Layout]:
-        """Names end in what a file is: true orthophotos and labels with and without boundaries share the rest."""
+        """Return the layouts of official scenes and of tiles.
+
+        True orthophotos and labels with and without boundaries differ only in the end of their names.
+        """
         image, label = f"top_potsdam_{{id}}_{self._bands}.tif", "top_potsdam_{id}_label_noBoundary.tif"
         return {
             "official scenes": Layout(image, label, id=_SCENE),

@@ -25,7 +25,7 @@ def official(tmp_path_factory):
 
 
 def assert_tiles(found, bands, table=None):
-    """Every tile of every split has the pixels of the place that it names."""
+    """Check that every tile of every split has the pixels at the position in its name."""
     assert {split: len(records) for split, records in found.items()} == miniature.COUNTS
     for split, scenes in miniature.SCENES.items():
         for scene in scenes:
@@ -50,7 +50,7 @@ def test_official_archives(official, tmp_path, bands):
 
 
 def test_the_faded_label_of_4_12_is_recovered_exactly(official, tmp_path):
-    """As 2_10 of the miniature; ignored, it would leave six tiles without a label."""
+    """2_10 of the miniature stands for 4_12; with ignored colours, six tiles would have no labels."""
     shutil.copytree(official, tmp_path / "archives")
     (tmp_path / "archives/5_Labels_all_noBoundary.zip").unlink()
     labels = {f"top_potsdam_{scene}_label_noBoundary.tif": miniature.faded(scene) for scene in miniature.scenes()}

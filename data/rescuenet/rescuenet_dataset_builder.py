@@ -20,8 +20,8 @@ from ..layouts import Layout, find
 
 _IMPERVIOUS, _BUILDING, _VEGETATION, _CAR, _CLUTTER = range(len(TAXONOMIES["isprs_5class"].classes))
 WATER, POOL = 1, 10
-# A proposal: how the authors unified the labels is not published. Only background -> clutter has some support, a
-# figure of theirs that shows the ground in clutter's colour.
+# A proposal: the authors' mapping to five classes is not published. Only background -> clutter is supported, by one of
+# their figures, which shows the ground in the colour of clutter.
 OFFICIAL = {
     0: _CLUTTER,
     WATER: _CLUTTER,
@@ -32,24 +32,30 @@ OFFICIAL = {
     POOL: _CLUTTER,
 }
 REPACKED = {0: IGNORE, **{label + 1: label for label in range(5)}}  # the authors' archive
-# Version 1.0 has twelve classes: 1 is debris and 11 sand, and what is between them has other numbers than above.
+# Version 1.0 has twelve classes: 1 is debris, 11 is sand, and most numbers between have another meaning than above.
 SAND = 11
-_VERSION_1_FOLDERS = re.compile(r"rescuenet-test[/.]", re.IGNORECASE)  # its downloads are split by folder
+_VERSION_1_FOLDERS = re.compile(r"rescuenet-test[/.]", re.IGNORECASE)  # folder or archive of the test split of 1.0
 _GET_VERSION_2 = "whose classes are numbered differently; download version 2, where they are 0 to 10"
 
 
 class Builder(SceneBuilder):
-    """Photographs as they are, most of 3000 x 4000 pixels."""
+    """Photographs, not cut, most of 3000 x 4000 pixels."""
 
     BUILDER_CONFIGS = configs_of("rescuenet")
     IMAGE_FORMAT: ClassVar[str] = "jpeg"
     OPTIONS: ClassVar[tuple[Option, ...]] = (
-        Option("water", ("clutter", "ignored"), "what water and pools become; not published"),
+        Option("water", ("clutter", "ignored"), "class of water and pools in official labels; not published"),
         Option("labels", ("detect", "official", "repacked"), "official numbers 0-10, or the authors' 0-5"),
     )
 
     def catalogue(self, files: Sequence[Member]) -> Catalogue:
-        """The official archive and the authors' have the same names; a number above 5 tells the official one."""
+        """Find the photographs and detect the kind of labels.
+
+        The official archive and the authors' have the same names; a number above 5 shows the official one.
+
+        Raises:
+          UserError: the labels are of version 1.0.
+        """
         found = find(files, self.layouts()["test"])
         values = np.flatnonzero(histogram(found.scenes))
         labels = self.options["labels"]
@@ -57,19 +63,19 @@ class Builder(SceneBuilder):
             labels = "official" if values.size == 0 or values[-1] > max(REPACKED) else "repacked"
             folder = any(_VERSION_1_FOLDERS.search(scene.label.path) for scene in found.scenes)
             if labels == "official" and (folder or SAND in values):
-                why = f"some reach {SAND}" if SAND in values else "as their folder is called"
+                why = f"some are {SAND}" if SAND in values else "from the name of the folder"
                 raise UserError(
                     f"{found.scenes[0].label.path} and others are labels of version 1.0 ({why}), {_GET_VERSION_2}; if"
-                    f" they are not: --option {self.name}.labels=official"
+                    f" they are of version 2: --option {self.name}.labels=official"
                 )
         water = _CLUTTER if self.options["water"] == "clutter" else IGNORE
         table = {**OFFICIAL, WATER: water, POOL: water} if labels == "official" else REPACKED
         repacked = f"if these are official labels: --option {self.name}.labels=official"
         remedy = f"{SAND} is sand in version 1.0, {_GET_VERSION_2}" if labels == "official" else repacked
         recipe = Recipe(Numbers(table, remedy), self.domain.sizes["test"])
-        notes = ["water and pools are as the authors stored them"] if labels == "repacked" else []
+        notes = ["water and pools have the class that the authors gave them"] if labels == "repacked" else []
         return Catalogue({"test": found.scenes}, recipe, {"labels": labels}, found.faults, notes)
 
     def layouts(self) -> dict[str, Layout]:
-        """FloodNet, of the same laboratory, has the same names and other classes."""
+        """Return the layout of the test split; FloodNet, which has the same names but other classes, is excluded."""
         return {"test": Layout("test-org-img/{id}.jpg", "test-label-img/{id}_lab.png", exclude="floodnet")}

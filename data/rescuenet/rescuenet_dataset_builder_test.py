@@ -43,8 +43,8 @@ def test_the_authors_labels_are_detected(tmp_path):
 @pytest.mark.parametrize(
     ("sand", "expected"),
     [
-        (True, r"10778_lab\.png and others are labels of version 1\.0 \(some reach 11\).*download version 2"),
-        (False, r"10778_lab\.png and others are labels of version 1\.0 \(as their folder is called\)"),
+        (True, r"10778_lab\.png and others are labels of version 1\.0 \(some are 11\).*download version 2"),
+        (False, r"10778_lab\.png and others are labels of version 1\.0 \(from the name of the folder\)"),
     ],
 )
 def test_version_1_is_refused(tmp_path, sand, expected):
@@ -58,7 +58,7 @@ def test_version_1_is_refused(tmp_path, sand, expected):
 
 
 def turned_round(data):
-    """The JPEG file with the note that the camera was held upside down."""
+    """Return the JPEG file with an EXIF orientation of 180 degrees."""
     exif = Image.Exif()
     exif[0x0112] = 3
     buffer = io.BytesIO()
@@ -67,7 +67,7 @@ def turned_round(data):
 
 
 def test_photographs_are_put_upright(tmp_path):
-    """By 180 degrees, which sizes do not tell."""
+    """A rotation by 180 degrees cannot be detected from the image size."""
     image, numbers = miniature.truth("10778")
     data = turned_round(image)
     root = "test/test-"

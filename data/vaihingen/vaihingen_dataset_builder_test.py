@@ -10,7 +10,7 @@ from miniatures import vaihingen as miniature
 
 
 def zips_in_a_zip(folder):
-    """The two archives as the download page hands them out: inside another one, with unrelated files."""
+    """Write the two archives as downloaded: inside another archive, with unrelated files."""
     miniature.write(folder / "loose")
     files = {f"Vaihingen/{path.name}": path.read_bytes() for path in (folder / "loose").iterdir()}
     pictures.write_zip(folder / "once/Vaihingen.zip", files, stored=True)
@@ -20,7 +20,7 @@ def zips_in_a_zip(folder):
 
 
 def unpacked(folder):
-    """The archives unpacked side by side, each into a folder of its name."""
+    """Unpack each archive into a folder of its name."""
     miniature.write_all_labels(folder / "zips")
     for archive in (folder / "zips").iterdir():
         zipfile.ZipFile(archive).extractall(folder / "unpacked" / archive.stem)
@@ -28,7 +28,7 @@ def unpacked(folder):
 
 @pytest.mark.parametrize("layout", ["loose", "once", "twice", "all labels", "unpacked", "tiles"])
 def test_layouts(tmp_path, layout):
-    """Labels with boundaries have the images' names and sizes; neither takes the place of the other."""
+    """Labels with boundaries have the names and sizes of images; the two are never confused."""
     if layout == "tiles":
         miniature.write_repacked(tmp_path / layout)
     elif layout == "all labels":

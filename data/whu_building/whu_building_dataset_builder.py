@@ -12,28 +12,28 @@ from ..conversion import Recipe
 from ..detection import mask_rule
 from ..layouts import Found, Layout, find
 
-THRESHOLD = 127  # above it is building, where buildings are not stored as 1
-# Satellite I (global cities) is used by no setting.
+THRESHOLD = 127  # in masks of 0 and 255, values above it are building
+# No setting uses Satellite I (global cities).
 _SATELLITE_I = r"global.cities"
-# By the names of the archive, of the folder inside it, of its tiles without buildings, and of the authors' folders.
+# Names of the archive, of the folder inside it, of the folder of tiles without buildings, and of the authors' folders.
 _SATELLITE_II = r"east.asia|satellite|cropped.image.data|(train|test)_(all|no)/"
 _OFFICIAL_TEST = 2416  # images of the official aerial test split
 
 
 class Builder(SceneBuilder):
-    """Tiles as they are."""
+    """Tiles of 512 x 512, not cut."""
 
     BUILDER_CONFIGS = configs_of("whu_building")
     OPTIONS: ClassVar[tuple[Option, ...]] = (
         Option(
             "test_folder",
             ("detect", "val", "test"),
-            "which official aerial split the authors' folder `test` (with `label2`) holds; by its number of images",
+            "official aerial split in the authors' folder `test` (with `label2`); detected from its number of images",
         ),
     )
 
     def catalogue(self, files: Sequence[Member]) -> Catalogue:
-        """Satellite tiles are told from aerial ones by their folders' names."""
+        """Find the tiles; folder names distinguish satellite from aerial tiles."""
         tries = {name: find(files, layout) for name, layout in self.layouts().items()}
         found, choices = self._satellite(tries) if self._is_satellite else self._aerial(tries)
         scenes = [scene for part in found.values() for scene in part.scenes]
@@ -46,7 +46,7 @@ class Builder(SceneBuilder):
         )
 
     def layouts(self) -> dict[str, Layout]:
-        """By layout and folder."""
+        """Return the layouts, named "<official or authors>, <folder>"."""
         if self._is_satellite:
             folders = {"official": ("train", "train_no", "test", "test_no"), "authors": ("train_all", "test_all")}
             exclude = rf"{_SATELLITE_I}|^(?!.*(?:{_SATELLITE_II}))"
@@ -68,14 +68,14 @@ class Builder(SceneBuilder):
         return self.domain.config == "satellite_ii"
 
     def _satellite(self, tries: Mapping[str, Found]) -> tuple[dict[str, Found], dict[str, str]]:
-        """The official folders set tiles without buildings apart; both kinds are of the split."""
+        """Join tiles with and without buildings, which the official archive keeps in separate folders."""
         repacked = {split: tries[f"authors, {split}_all"] for split in self.domain.counts}
         if any(part.scenes for part in repacked.values()):
             return repacked, {"layout": "authors"}
         official = {}
         for split in self.domain.counts:
             built, empty = tries[f"official, {split}"], tries[f"official, {split}_no"]
-            # Both folders may number their tiles from the start.
+            # Tiles in the two folders may have the same numbers.
             apart = [dataclasses.replace(scene, id=f"no_{scene.id}") for scene in empty.scenes]
             official[split] = Found([*built.scenes, *apart], [*built.faults, *empty.faults])
         return official, {"layout": "official"}

@@ -1,4 +1,4 @@
-"""WHU Building from miniature archives: two platforms, masks of 255 and of 1, and which split the authors' test is."""
+"""WHU Building from miniature archives: two platforms, masks of 255 and 1, the split of the authors' test folder."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def test_numbers_of_the_real_satellite_set():
 
 
 def test_one_mask_does_not_decide_for_itself(tmp_path):
-    """In a set of 0 and 255 a mask whose largest value is 1 holds no building."""
+    """In a dataset of 0 and 255, a mask whose largest value is 1 contains no building."""
     miniature.write(tmp_path)
     root = tmp_path / "3. The cropped image tiles and raster labels"
     pictures.write_files(root, {"val/label/0.tif": miniature.truth("aerial", "val", "0")[1]})

@@ -1,4 +1,4 @@
-"""The facts of the CrossEarth benchmark against a second transcription of them, and against TFDS's rules for names."""
+"""Facts of the CrossEarth benchmark compared with an independent transcription, and TFDS's rules for names."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""What domains.toml may say, and the one line for everything else."""
+"""Valid contents of domains.toml, and the one-line errors for invalid ones."""
 
 import re
 
@@ -132,7 +132,7 @@ def test_coco(tmp_path):
         ('labels = "*.png"', 'lables = "*.png"', r"domains.city.labels: is missing, .*'lables'"),
         ('labels = "*.png"', 'labels = "*.png"\nsplitt = "test"', r"line 6, domains.city.splitt: unknown key"),
         ('"*.png"', "3", r"line 5, domains.city.labels: found 3, expected a pattern"),
-        ('"*.png"', '{ files = "*.png", colours = { house = "#ff0000" } }', r"'house'|\"house\" is no class"),
+        ('"*.png"', '{ files = "*.png", colours = { house = "#ff0000" } }', r"\"house\" is not in taxonomy.classes"),
         ('"*.png"', '{ files = "*.png", colours = { road = "red" } }', r"found \"red\", expected a colour"),
         ('"*.png"', '{ vector = "no.gpkg", column = "a" }', r"line 5, domains.city.labels.vector: .*no.gpkg does not"),
         ('"*.png"', '"*.png"\nrange = "p98,p2"', r"line 6, domains.city.range: .* smaller number first"),

@@ -1,4 +1,4 @@
-"""The facts hang together."""
+"""The facts of the benchmarks are consistent."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Which label belongs to which image, and how large the tiles of a domain are."""
+"""Pairs of images and labels, and sizes of the tiles of a domain."""
 
 import json
 
@@ -14,7 +14,7 @@ from crossearth_jax.config import UserError
 
 @pytest.fixture
 def domain(tmp_path):
-    """Writes files and gives the domain that reads them."""
+    """Return a function that writes files and returns the domain that reads them."""
 
     def make(files, rows, folder=tmp_path):
         for name in files:
@@ -74,7 +74,7 @@ def test_folder_of_the_file_is_no_pattern(tmp_path, domain):
     [
         (["i/1.png", "i/2.png", "i/3.png", "l/1.png"], r"domains/x: no label for image .*i/2.png \(and 1 more\)"),
         (["i/1.png", "l/1.png", "l/2.png"], r"domains/x: no image for label .*l/2.png;"),
-        (["l/1.png"], r"domains/x: no file fits images = '.*i/\*.png'"),
+        (["l/1.png"], r"domains/x: no file matches images = '.*i/\*.png'"),
     ],
 )
 def test_alone(domain, files, expected):
@@ -84,7 +84,7 @@ def test_alone(domain, files, expected):
 
 def test_two_images_of_one_name(domain):
     own = domain(["i/1.png", "i/1.jpg", "l/1.png"], 'images = ["i/*.png", "i/*.jpg"]\nlabels = "l/*.png"')
-    with pytest.raises(UserError, match=r"i/1.png and .*i/1.jpg are both called '1'"):
+    with pytest.raises(UserError, match=r"i/1.png and .*i/1.jpg have the same name '1'"):
         find_pairs(own)
 
 

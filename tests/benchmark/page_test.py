@@ -1,4 +1,4 @@
-"""The tables of docs/benchmark.md are those of the facts; CROSSEARTH_UPDATE_GOLDEN=1 writes them anew."""
+"""The tables of docs/benchmark.md agree with the facts; CROSSEARTH_UPDATE_GOLDEN=1 rewrites them."""
 
 import os
 import re

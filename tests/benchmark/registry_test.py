@@ -31,7 +31,7 @@ def own(config, **values):
 
 
 def put(data_dir, domain):
-    """Makes a folder that looks prepared."""
+    """Write a folder with the files by which a prepared domain is recognised."""
     folder = data_dir / domain.name / "1.0.0"
     folder.mkdir(parents=True)
     (folder / "dataset_info.json").touch()
@@ -41,7 +41,7 @@ def put(data_dir, domain):
 
 @pytest.fixture
 def cities(tmp_path):
-    """Four cities: the second is like the first, the third differs in all, the fourth cannot be scored."""
+    """Write five domains; other than dubai: quito in bands and gsd, other in classes, nairobi without a test split."""
     put(tmp_path, own("dubai", pixels={"train": (5, 5, 0), "test": (5, 0, 9)}))
     put(tmp_path, own("lagos", gsd=0.6, pixels={"train": (1, 1, 1), "test": (7, 7, 7)}))
     put(tmp_path, own("quito", gsd=0.1, bands=("nir", "red", "green")))
@@ -88,7 +88,7 @@ def test_known_names(cities):
     with pytest.raises(UserError, match="unknown domain 'cities/dubay'; did you mean cities/dubai"):
         find_domain("cities/dubay", cities)
     with pytest.raises(
-        UserError, match=r"unknown domain 'mars'; known: blue_marble/.*, cities/quito; a domain of your own"
+        UserError, match=r"unknown domain 'mars'; known: blue_marble/.*, cities/quito; prepare its domains.toml"
     ):
         find_domain("mars", cities)
 

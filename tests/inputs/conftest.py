@@ -1,4 +1,4 @@
-"""A small real dataset for every test of the inputs."""
+"""A small real dataset for the tests of the inputs."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from crossearth_jax.prepare import prepare
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
-    """Holds blue_marble/temperate_brown: 62 training, 17 validation and 19 test images."""
+    """Prepare blue_marble/temperate_brown: 62 training, 17 validation and 19 test images."""
     folder = tmp_path_factory.mktemp("prepared")
     prepare("blue_marble/temperate_brown", folder)
     return str(folder)

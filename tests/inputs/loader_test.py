@@ -1,4 +1,4 @@
-"""The training stream is a function of seed and step, whatever the processes; evaluation sees everything once."""
+"""The training stream depends only on seed and step, for any number of processes, workers and sources."""
 
 import dataclasses
 import itertools
@@ -24,7 +24,7 @@ def config(data_dir):
 
 @pytest.fixture
 def from_disk(monkeypatch):
-    """Reads records when they are needed, as for datasets that do not fit into memory."""
+    """Read records from disk, as for datasets that do not fit into memory."""
     monkeypatch.setattr(loader, "MEMORY_LIMIT", 0)
 
 
@@ -76,14 +76,14 @@ def test_processes_share_every_batch(config, count):
     parts = [take(train_iterator(config, 3, index, count), 10) for index in range(count)]
     joined = [{name: np.concatenate([p[i][name] for p in parts]) for name in whole[0]} for i in range(10)]
     assert_equal(joined, whole)
-    # An epoch, even one that ends inside a batch, is read once by all processes together.
+    # All processes together read every record once per epoch, even if the epoch ends inside a batch.
     np.testing.assert_array_equal(np.sort(indices(joined)[:IMAGES]), np.arange(IMAGES))
 
 
 def test_a_step_can_be_started_from(config):
     whole = take(train_iterator(config, seed=4), 12)
     assert_equal(take(train_iterator(config, seed=4, start_step=9), 3), whole[9:])
-    # ... by another number of processes
+    # A run can also continue with another number of processes.
     (half,) = take(train_iterator(config, 4, 1, 2, start_step=11), 1)
     np.testing.assert_array_equal(half["image"], whole[11]["image"][4:])
 
@@ -99,10 +99,10 @@ def test_worker_processes_give_the_same_stream(config, from_disk):
     flags.FLAGS.mark_as_parsed()  # grain's workers read them; a command has parsed its own
     config = dataclasses.replace(config, workers=2)
     expected = take(train_iterator(dataclasses.replace(config, workers=0), seed=7), 7)
-    # Continued at a step that another number of workers had reached.
+    # The run continues with another number of workers.
     iterator = train_iterator(config, seed=7, start_step=3)
     assert_equal(take(iterator, 3), expected[3:6])
-    # A worker that is killed, as by a machine short of memory, is named instead of being waited for.
+    # A worker that is killed, e.g. for lack of memory, is reported instead of being waited for.
     for child in multiprocessing.active_children():
         child.kill()
     with pytest.raises(UserError, match=r"reader process of .*temperate_brown, split train died .*exit code -9"):
@@ -124,7 +124,7 @@ def test_corrupt_records_stop_or_are_replaced(config, monkeypatch):
     skipping = dataclasses.replace(config, corrupt_records="skip")
     stream = indices(take(train_iterator(skipping, seed=8), 31))[:IMAGES]
     np.testing.assert_array_equal(np.sort(stream), np.sort([*range(5), *range(6, IMAGES), 6]))
-    # The record that stands in is marked as such, once an epoch.
+    # The replacement is marked, once per epoch.
     batches = take(train_iterator(skipping, seed=8), 31)
     replaced = np.concatenate([batch["replaced"] for batch in batches])
     assert replaced.sum() == 4 and (indices(batches)[replaced] == 6).all()
@@ -134,7 +134,7 @@ def test_larger_training_images_are_cut_at_random(data_dir, config, monkeypatch)
     facts = DOMAINS[DOMAIN]
     smaller = dataclasses.replace(facts, sizes={**facts.sizes, "train": (48, 80)})
     monkeypatch.setattr(loader, "source_domains", lambda *_: (smaller,))
-    batches = take(train_iterator(config, seed=9), 16)  # as wide as the files, which are narrower than stated
+    batches = take(train_iterator(config, seed=9), 16)  # as wide as the files, which are narrower than the stated size
     split = PreparedSplit(DOMAIN, "train", data_dir)
     starts = set()
     for batch in batches:
@@ -177,7 +177,7 @@ def test_weights_give_each_source_its_share_of_every_epoch():
     assert [(epoch < 3).sum() for epoch in epochs] == [6] * 7
     for epoch in epochs:  # records 0 to 2, each twice in six visits
         np.testing.assert_array_equal(np.bincount(epoch[epoch < 3]), [2, 2, 2])
-    # Four of seven records an epoch, going on where the last one stopped: after seven epochs each was read four times.
+    # Four of seven records per epoch, continued in the next epoch: after seven epochs each was read four times.
     np.testing.assert_array_equal(np.bincount(epochs[epochs >= 3] - 3), [4] * 7)
     assert len(set(epochs[0][epochs[0] >= 3]) & set(epochs[1][epochs[1] >= 3])) == 1
     assert loader.Order(seed=0, lengths=(1, 1, 1), weights=(1.0, 1.0, 1.0)).shares == (1, 1, 1)

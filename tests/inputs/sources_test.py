@@ -1,4 +1,4 @@
-"""Records are decoded exactly; damaged ones are named or replaced."""
+"""Records are decoded exactly; damaged records are reported or replaced."""
 
 import io
 

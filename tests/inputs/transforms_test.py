@@ -18,7 +18,7 @@ def numbered(height, width):
     [((0.0, 0.0), 0), ((0.999, 0.0), 10), ((0.0, 0.999), 3), ((0.5, 0.5), 5 + 2), ((1.0, 1.0), 13)],
 )
 def test_window_lies_at_its_position(position, first):
-    image, label = numbered(4, 5)  # room for 3 rows and 4 columns of positions
+    image, label = numbered(4, 5)  # 3 x 4 possible positions
     cut_image, cut_label = window(image, label, (2, 2), position)
     expected = first + np.array([[0, 1], [5, 6]])
     np.testing.assert_array_equal(cut_label, expected)

@@ -1,4 +1,4 @@
-"""A wait for data is reported, ends, and is measured."""
+"""Waiting for data is measured, reported and limited."""
 
 import itertools
 import time
@@ -11,7 +11,7 @@ from crossearth_jax.inputs.watch import WatchedBatches
 
 
 class Slow:
-    """Counts up; the batch numbered `slow` takes `seconds`."""
+    """Iterator of increasing numbers; the batch numbered `slow` takes `seconds`."""
 
     def __init__(self, slow, seconds):
         self.closed = False
