@@ -1,1 +1,1 @@
-"""Measurements of speed and memory, beside PyTorch where it is installed. See README.md."""
+"""Measurements of speed and memory, compared with PyTorch where it is available. See README.md."""

@@ -1,10 +1,11 @@
-"""Writes a CrossEarth checkpoint of random numbers at any size, in the format of the published files.
+"""Write a CrossEarth checkpoint with random weights in the format of the published files.
 
 `python -m benchmarks.checkpoint OUT.pth [--size=tiny]`
 
-Every number follows from its tensor's name, so the file is the same on every machine, and needs no torch. Weights are
-large enough in every place that each part changes the scores (LayerScale 0.3, Reins scale 0.1, sampling offsets of a
-few pixels), and small enough that activations keep their size through 24 blocks. It is not a trained model.
+The seed of each tensor is derived from its name, so the file is the same on every machine. PyTorch is not needed. The
+weights are large enough that each part of the network affects the scores (LayerScale 0.3, Reins scale 0.1, sampling
+offsets of a few pixels) and small enough that activations keep their magnitude through 24 blocks. The model is not
+trained.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from crossearth_jax.runtime import command
 from crossearth_jax.weights.reference_names import to_reference
 from crossearth_jax.weights.torch_writer import write_torch_zip
 
-# Ending of a name -> (mean, standard deviation); None stands for 1 / sqrt(fan in). The first that fits counts.
+# End of a tensor name, mean, standard deviation (None: 1 / sqrt(fan in)). The first matching row is used.
 _RULES: tuple[tuple[str, float, float | None], ...] = (
     (".gamma", 0.3, 0.05),
     ("reins.scale", 0.1, 0.0),
@@ -44,7 +45,7 @@ _RULES: tuple[tuple[str, float, float | None], ...] = (
 
 
 def main(argv: list[str]) -> None:
-    """Writes the file and, beside it, the model's configuration as JSON."""
+    """Write the file and, beside it, the model's configuration as JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoint")
     parser.add_argument("out", help="file to write (.pth)")
     parser.add_argument("--size", choices=SIZES, default="vit_l")
@@ -53,14 +54,14 @@ def main(argv: list[str]) -> None:
 
 
 def write_checkpoint(path: Path, config: ModelConfig) -> None:
-    """Writes the checkpoint, with the training-only tensors of published ones, and `<path>.json`."""
+    """Write the checkpoint `path` and, with the ending .json, the model's configuration."""
     tensors = reference_tensors(config)
     write_torch_zip(path, {"meta": {"seed": 42}, "state_dict": tensors})
     path.with_suffix(".json").write_text(to_config_dict(config).to_json() + "\n", encoding="utf-8")
 
 
 def reference_tensors(config: ModelConfig) -> dict[str, np.ndarray]:
-    """Random tensors under the reference's names, those without effect on the scores included."""
+    """Return random tensors under the reference's names, including those without effect on the scores."""
     width = config.vit.width
     shapes = {name: np.empty(spec.shape, np.float32) for name, spec in SegmentationModel(config).shapes().items()}
     names = {name: np.shape(value) for name, value in to_reference(shapes).items()}
@@ -73,7 +74,7 @@ def reference_tensors(config: ModelConfig) -> dict[str, np.ndarray]:
 
 
 def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The numbers of one tensor, float32."""
+    """Return the values of one tensor, float32."""
     mean, std = _mean_and_std(name, shape)
     generator = np.random.default_rng(zlib.crc32(name.encode()))
     return np.float32(mean) + np.float32(std) * generator.standard_normal(shape, np.float32)

@@ -1,7 +1,7 @@
-"""How much each part of the network moves the scores: `python -m benchmarks.contributions CHECKPOINT IMAGE`.
+"""Measure the effect of each part of the network on the scores: `python -m benchmarks.contributions CHECKPOINT IMAGE`.
 
-The parameters of one part after another are set to zero. A part whose absence changed nothing would make the
-comparison of scores blind to it.
+The parameters of one part at a time are set to zero. A comparison of scores cannot find an error in a part that has no
+effect on them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PARTS = (
 
 
 def main(argv: list[str]) -> None:
-    """Prints the greatest change of any score, part by part, as JSON lines."""
+    """Print the largest change of any score for each part, as JSON lines."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.contributions")
     parser.add_argument("checkpoint", help=".pth that benchmarks.checkpoint wrote")
     parser.add_argument("image", help=".npz with `image` (normalised)")

@@ -1,4 +1,4 @@
-"""Counts the floating-point operations of matrix products and convolutions in a traced program."""
+"""Count the floating-point operations of matrix products and convolutions in a traced program."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from crossearth_jax.aot.origins import inner_programs
 
 
 def count_flops(program: Any) -> int:
-    """Multiplications and additions of all products and convolutions; a loop counts as often as it runs.
+    """Return the number of multiplications and additions of all matrix products and convolutions.
 
-    Everything else is left out (norms, softmax, sampling), and so are loops of unknown length, such as the Hungarian
-    algorithm's. Of the branches of a condition the most expensive counts.
+    The body of a `scan` counts once per iteration. Other operations (norms, softmax, sampling) are not counted, nor are
+    loops of unknown length, such as in the Hungarian algorithm. Of a condition, the most expensive branch counts.
 
     Args:
       program: a jaxpr, as `jax.make_jaxpr(f)(x)` or `jax.jit(f).trace(x).jaxpr` gives it.

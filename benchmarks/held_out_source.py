@@ -1,11 +1,12 @@
-"""Scores an experiment of Blue Marble on parts of its source that were hidden from it: a choice without targets.
+"""Train an experiment on Blue Marble and score it on a held-out part of its source, to choose recipes without targets.
 
     python -m benchmarks.held_out_source --part=climates --scratch=FOLDER
     python -m benchmarks.held_out_source --part=asia --scratch=FOLDER --config=configs/blue_marble.py --config.seed=1
 
-Labels of the hidden part are ignored in training and are all that is scored. `climates` hides what the temperate
-train tiles hold of other climates (a tile needs 60 % of its own), a shift of climate; the others hide a continent.
-The classifier of single colours learns from and is scored on the same pixels. Prints one JSON object.
+Labels of the held-out part are ignored in training, and only labels inside it are scored. `climates` holds out the
+pixels of temperate train tiles that lie in another climate (up to 40 % of a tile); the tropical, arid and cold ones are
+scored, without water. The other parts hold out a continent. The colour-only classifier is trained and scored on the
+same pixels. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from crossearth_jax.training.loop import train
 
 SOURCE = "blue_marble/temperate_green"
 CLASSES = TAXONOMIES["blue_marble"].classes
-LEAST_SHARE = 0.01  # of the labelled pixels, for a class to be scored: the benchmark's rule
+LEAST_SHARE = 0.01  # least share of the labelled pixels of a class that is scored, as in the benchmark
 CLIMATES = ("tropical", "arid", "cold")
 LONGITUDES = {"americas": (-180, -30), "europe_africa": (-30, 60), "asia": (60, 180)}  # degrees east
 PARTS = ("climates", *LONGITUDES)
@@ -47,7 +48,7 @@ type Mask = Bool[np.ndarray, "h w"]  # on the grid of the season
 
 
 def main(argv: Sequence[str]) -> None:
-    """Trains without the part and prints how the model and the colours score on it."""
+    """Train without the part and print the scores of the model and of the colour-only classifier on it."""
     del argv
     config = from_config_dict(FLAGS.config, Config)
     scratch = Path(FLAGS.scratch)
@@ -78,11 +79,11 @@ def main(argv: Sequence[str]) -> None:
 
 
 def masks(part: str, season: rasters.Season) -> tuple[Mask, dict[str, Mask]]:
-    """What training does not see, and under a name each what is scored."""
+    """Return the pixels that are held out of training, and the pixels that are scored, by name."""
     height, width = season.grid
     if part == "climates":
         scored = {name: season.climate == rasters.CLIMATE_IDS[name] for name in CLIMATES}
-        home = np.isin(season.climate, (rasters.CLIMATE_IDS["temperate"], 0))  # 0: the sea has none
+        home = np.isin(season.climate, (rasters.CLIMATE_IDS["temperate"], 0))  # 0: the sea has no climate
         return ~home, scored
     west, east = LONGITUDES[part]
     longitude = (np.arange(width) + 0.5) * 360 / width - 180
@@ -91,10 +92,14 @@ def masks(part: str, season: rasters.Season) -> tuple[Mask, dict[str, Mask]]:
 
 
 def prepare(folder: Path, hidden: Mask, scored: Mask) -> str:
-    """Prepares the source with the train split less `hidden` and `scored`, in its place, as validation split."""
+    """Prepare the source from its train tiles: `train` without labels in `hidden`, `validation` with those in `scored`.
+
+    Returns:
+      The folder of the prepared data.
+    """
 
     class HeldOut(Builder, skip_registration=True):  # pyright: ignore[reportGeneralTypeIssues, reportCallIssue]
-        """The train tiles of the source twice: to learn from without a part, and cut small to score that part."""
+        """The train tiles of the source, and tiles of the evaluation size inside them as validation split."""
 
         name = "blue_marble"
 
@@ -128,17 +133,17 @@ def prepare(folder: Path, hidden: Mask, scored: Mask) -> str:
 
 
 def quarters(tiles: Sequence[blocks.Tile], grid: tuple[int, int], size: int, part: int) -> list[blocks.Tile]:
-    """Tiles of `part` pixels that do not overlap and lie within one of `tiles`, which do."""
+    """Return tiles of `part` pixels, without overlap, each of which lies inside one of the (overlapping) `tiles`."""
     offsets = range(0, size - part + 1, STRIDES["train"])
     inside = {(tile.row + down, tile.column + right) for tile in tiles for down in offsets for right in offsets}
     return [tile for tile in blocks.tiles("train", grid, part, part) if (tile.row, tile.column) in inside]
 
 
 def score(confusion: Int[np.ndarray, "k k"], part: str) -> dict[str, Any]:
-    """mIoU and IoU in percent of the classes with enough pixels.
+    """Return mIoU and class IoU, in percent, of the classes with enough pixels.
 
-    Water is not scored in `climates`: the sea has no climate, so what is left of it are coasts on which the rasters
-    of climate and land cover disagree.
+    Water is not scored in `climates`: the sea has no climate, so the remaining water pixels are mostly coasts where the
+    rasters of climate and land cover disagree.
     """
     share = confusion.sum(axis=1) / confusion.sum()
     classes = [i for i, name in enumerate(CLASSES) if share[i] >= LEAST_SHARE and (name, part) != ("water", "climates")]
@@ -150,7 +155,7 @@ if __name__ == "__main__":
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     logging.set_verbosity(logging.INFO)
     FLAGS = flags.FLAGS
-    flags.DEFINE_enum("part", "climates", PARTS, "what is hidden")
+    flags.DEFINE_enum("part", "climates", PARTS, "the part of the source that is held out")
     flags.DEFINE_string("scratch", None, "folder for data and run; must not exist", required=True)
     config_flags.DEFINE_config_file("config", "configs/blue_marble.py")
     app.run(main, sys.argv)

@@ -1,4 +1,4 @@
-"""The machine that a measurement ran on."""
+"""Describe the machine of a measurement."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def machine() -> dict[str, Any]:
-    """Where and when."""
+    """Return processor, load, system, Python version and date."""
     model = ""
     if pathlib.Path("/proc/cpuinfo").exists():
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()

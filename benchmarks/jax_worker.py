@@ -1,4 +1,4 @@
-"""Our side of a comparison; `benchmarks.workers` talks to it."""
+"""Worker process of this package in a comparison; `benchmarks.workers` controls it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STEPS = ("step", "both_tasks", "styled")
 
 
 def main() -> None:
-    """Loads a checkpoint and serves the tasks asked for."""
+    """Load a checkpoint and run the requested tasks."""
     parser = argparse.ArgumentParser()
     parser.add_argument("checkpoint", type=pathlib.Path)
     parser.add_argument("image", type=pathlib.Path, help=".npz with `image` (normalised), `pixels` and `labels`")
@@ -42,7 +42,7 @@ def main() -> None:
     workers.use_threads(arguments.threads)
     size, data = SIZES[arguments.size], dict(np.load(arguments.image))
     weights = load_weights(arguments.checkpoint, config=size.model)
-    # Only what is computed with: tensors that are carried along are views that keep the whole mapped file in memory.
+    # Only the tensors that are used: the others are views that would keep the whole memory-mapped file in memory.
     params = {name: jnp.asarray(weights.params[name]) for name in SegmentationModel(size.model).shapes()}
     del weights
     facts: dict[str, Any] = {"version": jax.__version__, "threads": arguments.threads}
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def inference(name: str, size: Size, params: Params, data: Mapping[str, np.ndarray]) -> Task:
-    """Scores of one window, or what the backbone gives the head."""
+    """Return the task that computes the scores, or the backbone's features, of one window."""
     model = SegmentationModel(size.model)
     function = jax.jit({"scores": model.scores, "backbone": model.features}[name])
     image = jnp.asarray(data["image"])
@@ -66,14 +66,14 @@ def inference(name: str, size: Size, params: Params, data: Mapping[str, np.ndarr
 
 
 def gemm(size: int = 4096) -> Task:
-    """A square matrix product, float32."""
+    """Return the task that computes a square matrix product in float32."""
     a, b = jax.random.uniform(jax.random.key(0), (2, size, size))
     product = jax.jit(jnp.matmul)
     return lambda: jax.block_until_ready(product(a, b))
 
 
 def step_config(name: str, size: Size) -> Config:
-    """Segmentation alone, both tasks, or both with every image restyled; batches of one image, as published."""
+    """Return the configuration of a step: segmentation, both tasks, or both with every image restyled; batch size 1."""
     both = name != "step"
     return Config(
         name="benchmark",
@@ -86,7 +86,7 @@ def step_config(name: str, size: Size) -> Config:
 
 
 def training_step(name: str, size: Size, params: Params, data: Mapping[str, np.ndarray]) -> tuple[Task, float]:
-    """The project's own step, augmentations included, and how long its compilation took."""
+    """Return the task that runs a training step, augmentations included, and the seconds of its compilation."""
     config = step_config(name, size)
     config = dataclasses.replace(config, augment=dataclasses.replace(config.augment, crop_size=size.image))
     mesh = parallel.make_mesh(MeshConfig(), jax.devices()[:1])

@@ -1,11 +1,11 @@
-"""Kills a training with SIGKILL at random moments and compares what it ends with to a run that nobody disturbed.
+"""Kill a training with SIGKILL at random moments, resume it, and compare its result with an uninterrupted run.
 
     python benchmarks/kill_and_resume.py --out=FOLDER --kills=20
 
-Half of the kills strike while steps run, half while a checkpoint is being written (as soon as its temporary folder
-is seen, after a random delay). Each time the same command is started again. In the end every array of the last
-checkpoint (parameters, their average, optimizer state) must have the same bits, and every logged metric the same
-value. Prints one JSON object; the exit code is 1 if anything differs.
+Half of the kills happen while steps run, half while a checkpoint is written (a random delay after its temporary folder
+appears). After each kill, the same command is started again. At the end, every array of the last checkpoint
+(parameters, their exponential moving average, optimizer state) must have the same bits as in the uninterrupted run, and
+every logged metric the same value. Prints one JSON object; the exit code is 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ import orbax.checkpoint as ocp
 
 COMMAND = ("-m", "crossearth_jax.main")
 POLL = 0.002  # seconds
-UNREPEATABLE = ("time", "images_per_second", "input_wait")  # metrics that measure the machine
+UNREPEATABLE = ("time", "images_per_second", "input_wait")  # metrics that depend on the machine
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the harness; returns the exit code."""
+    """Run the test; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for both runs; must not exist")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, help="of the run (default: 6 for each kill)")
     parser.add_argument("--every", type=int, default=3, help="steps between checkpoints")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     parser.add_argument("--config", default="configs/blue_marble.py")
     parser.add_argument("overrides", nargs="*", help="more flags of crossearth_jax.main, after --")
     options = parser.parse_args(argv)
@@ -64,14 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def moment(draw: random.Random, number: int) -> tuple[str, int, float]:
-    """What to wait for (a "save", or as many new "steps"), and how long to wait after it."""
+    """Return the event to wait for (a "save" or new "steps"), its count, and the delay after it in seconds."""
     if number % 2:
         return "save", 1, draw.uniform(0.0, 0.05)
     return "steps", draw.randint(1, 4), draw.uniform(0.0, 0.1)
 
 
 class Runs:
-    """The run nobody disturbs ("whole") and the one that is killed ("killed")."""
+    """The uninterrupted run ("whole") and the run that is killed ("killed")."""
 
     def __init__(self, out: Path, config: str, steps: int, every: int, overrides: Sequence[str] = ()):
         self._out = out
@@ -80,7 +80,7 @@ class Runs:
             *(f"--config.train.steps={steps}", f"--config.train.checkpoint_every={every}"),
             *overrides,
         ]
-        # Compiled programs are kept, so that a restart costs seconds.
+        # With cached compiled programs, a restart takes seconds.
         self._environment = os.environ | {
             "JAX_COMPILATION_CACHE_DIR": str(out / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -97,21 +97,22 @@ class Runs:
             )
 
     def run(self, name: str, *program: str) -> int:
-        """Starts a run and waits for its end; returns its exit code.
+        """Start a run and wait for its end; return its exit code.
 
         Args:
-          program: what the interpreter is given in place of the command.
+          name: "whole" or "killed".
+          *program: arguments of the interpreter instead of those of the training command.
         """
         return self._start(name, program or COMMAND).wait()
 
     def finish(self, name: str) -> None:
-        """Starts a run and waits until it has ended well."""
+        """Start a run and wait until it ends; exit if it fails."""
         code = self.run(name)
         if code:
             sys.exit(f"the {name} run ended with exit code {code}; see {self._out / name}.log")
 
     def end(self, number: signal.Signals, event: str, count: int, delay: float) -> dict[str, Any]:
-        """Starts the killed run, waits for the moment, sends it the signal and returns what was found."""
+        """Start the killed run, wait for the event, send the signal and return what was found."""
         folder = self._out / "killed"
         before = last_logged(folder)
         happened: dict[str, Callable[[], bool]] = {
@@ -125,7 +126,7 @@ class Runs:
         time.sleep(delay)
         if process.poll() is not None:
             sys.exit(f"the run ended with exit code {process.returncode} before it was killed; raise --steps")
-        os.killpg(process.pid, number)  # like a terminal: to all processes of the run
+        os.killpg(process.pid, number)  # to all processes of the run, as a terminal does
         found = {
             "exit_code": process.wait(),
             "event": event,
@@ -139,7 +140,7 @@ class Runs:
 
 
 def last_logged(folder: Path, since: float = 0.0) -> int:
-    """The last step in `metrics.jsonl` that was logged after the time `since`; 0 if there is none."""
+    """Return the last step in `metrics.jsonl` that was logged after the time `since`; 0 if there is none."""
     path = folder / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     whole = [json.loads(line) for line in lines if line.endswith("\n")]
@@ -147,17 +148,17 @@ def last_logged(folder: Path, since: float = 0.0) -> int:
 
 
 def unfinished_saves(folder: Path) -> set[str]:
-    """Names of temporary folders of checkpoints."""
+    """Return the names of temporary checkpoint folders."""
     return {path.name for path in (folder / "checkpoints").glob("*tmp*")}
 
 
 def complete_saves(folder: Path) -> set[int]:
-    """Steps of complete checkpoints."""
+    """Return the steps of complete checkpoints."""
     return {int(path.name) for path in (folder / "checkpoints").glob("*") if path.name.isdigit()}
 
 
 def compare(first: Path, second: Path, step: int) -> list[str]:
-    """Names of arrays and logged steps that are not the same in both runs."""
+    """Return the names of arrays and logged steps that differ between the runs."""
     a, b = (arrays(folder / "checkpoints", step) for folder in (first, second))
     names = [name for name in sorted(a.keys() | b.keys()) if name not in a or name not in b or a[name] != b[name]]
     records = [repeatable(folder / "metrics.jsonl") for folder in (first, second)]
@@ -166,7 +167,7 @@ def compare(first: Path, second: Path, step: int) -> list[str]:
 
 
 def arrays(folder: Path, step: int) -> dict[str, bytes]:
-    """Type, shape and bits of every array of a checkpoint."""
+    """Return type, shape and bytes of every array of a checkpoint."""
     with ocp.CheckpointManager(folder.absolute()) as manager:
         state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
     leaves = jax.tree_util.tree_leaves_with_path(state)
@@ -175,7 +176,7 @@ def arrays(folder: Path, step: int) -> dict[str, bytes]:
 
 
 def repeatable(path: Path) -> dict[int, dict[str, Any]]:
-    """Step -> logged metrics, without those that measure the machine."""
+    """Return step -> logged metrics, without those that depend on the machine."""
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert len({record["step"] for record in records}) == len(records), "a step was logged twice"
     return {r["step"]: {name: value for name, value in r.items() if name not in UNREPEATABLE} for r in records}

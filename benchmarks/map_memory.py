@@ -1,4 +1,4 @@
-"""Peak memory and speed of mapping scenes of several sizes with a tiny network: memory must not grow with the scene.
+"""Measure peak memory and time of maps of several sizes with a tiny network: memory must not grow with the scene.
 
 ```
 python benchmarks/map_memory.py 5000 20000
@@ -6,9 +6,10 @@ python benchmarks/map_memory.py 5000 20000
 
 Needs the extra `geo`.
 
-It writes a scene per size (16-bit, four bands, tiled), maps it with `python -m crossearth_jax.predict` in a process
-of its own and prints that process' peak resident memory. The network is as small as it gets, so what is measured is
-the way of pixels from file to file. Two CPU cores, other work on the machine, windows of 512 pixels, six classes:
+For each size it writes a scene (16-bit, four bands, tiled), maps it with `python -m crossearth_jax.predict` in a
+separate process and prints its peak resident memory. The network is tiny, so mostly reading, blending and
+writing are measured. Results of an earlier version of the code, with windows of 512 pixels and six classes, on two CPU
+cores that also ran other work:
 
 | scene | peak resident memory | time |
 |---|---|---|
@@ -16,7 +17,8 @@ the way of pixels from file to file. Two CPU cores, other work on the machine, w
 | 5,000 x 5,000 | 1,204 MiB | 99 s |
 | 20,000 x 20,000 | 1,343 MiB | 339 s |
 
-Up to 5,400 columns the rows of windows grow with the scene; GDAL's cache of blocks (256 MiB) fills up too.
+Up to 5,400 columns, the running sum of a row of windows grows with the scene, and so does the use of GDAL's block cache
+(at most 256 MiB).
 """
 
 from __future__ import annotations
@@ -49,13 +51,13 @@ BLOCK = 512
 
 
 def write_model(path: Path) -> None:
-    """A network with random weights."""
+    """Write a network with random weights."""
     params = jax.jit(SegmentationModel(MODEL).init)(jax.random.key(0))
     save_native(path, params, Description(model=MODEL, class_names=tuple("abcdef")))
 
 
 def write_scene(path: Path, side: int) -> None:
-    """Noise with a coarse pattern; the same pattern in every block, so that it is written quickly."""
+    """Write a scene of noise and a coarse pattern; every block is the same, which is fast to write."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(200, 3000, (4, 8, 8)).repeat(BLOCK // 8, 1).repeat(BLOCK // 8, 2)
     block = (coarse + rng.integers(0, 100, (4, BLOCK, BLOCK))).astype(np.uint16)
@@ -70,7 +72,7 @@ def write_scene(path: Path, side: int) -> None:
 
 
 def measure(folder: Path, side: int, options: list[str]) -> None:
-    """Maps one scene and prints what it took."""
+    """Map one scene and print memory and time."""
     scene, out = folder / f"scene_{side}.tif", folder / f"map_{side}.tif"
     write_scene(scene, side)
     command = [sys.executable, "-m", "crossearth_jax.predict", f"--checkpoint={folder}/tiny.safetensors", str(scene),
@@ -90,7 +92,7 @@ def measure(folder: Path, side: int, options: list[str]) -> None:
 
 
 def main() -> None:
-    """Measures every size in turn."""
+    """Measure every size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sides", nargs="+", type=int, metavar="SIDE", help="pixels")
     parser.add_argument("--folder", help="where the scenes are written; 20000 pixels take 4 GB (default: temporary)")

@@ -1,4 +1,4 @@
-"""The way of a scene around the network. Needs the extra `geo`."""
+"""Measure maps without a network: reading, blending, writing. Needs the extra `geo`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from crossearth_jax.mapping.mapper import map_scene
 
 
 def score_first_channel(images: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Stands in for the network and costs next to nothing: what is left is reading, blending and writing."""
+    """Replace the network by a function that takes almost no time."""
     return np.stack([(images[..., 0] >> 5 == i).astype(np.float32) for i in range(6)], axis=-1)
 
 
 def predict(options: Options) -> Result:
-    """Megapixels per second of a map without a network, and of the windows alone that the network scores."""
+    """Return the megapixels per second of a map without a network, and the size of the scene."""
     side = 4096 if options.size == "vit_l" else 600
     windows = SlidingWindows(score=score_first_channel, classes=6, window=512, stride=341, multiple=16)
     legend = Legend(tuple("abcdef"), tuple((40 * i, 0, 0) for i in range(6)))

@@ -1,4 +1,4 @@
-"""The network beside PyTorch: equal scores, forward pass, training step, price of restyling."""
+"""Compare the network with PyTorch: scores, forward pass, training step; measure the cost of restyling."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GEMM_FLOPS = 2 * 4096**3
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How to measure."""
+    """Options of the measurements."""
 
     scratch: pathlib.Path  # for the checkpoint (1.3 GB) and small files
     size: str = "vit_l"
@@ -36,7 +36,7 @@ class Options:
 
     @property
     def checkpoint(self) -> pathlib.Path:
-        """Weights of random numbers, written when first asked for."""
+        """File of random weights; written at the first access."""
         path = self.scratch / f"{self.size}.pth"
         if not path.exists():
             write_checkpoint(path, SIZES[self.size].model)
@@ -44,7 +44,7 @@ class Options:
 
     @property
     def image(self) -> pathlib.Path:
-        """One image of noise with six classes in blocks, 8-bit and normalised."""
+        """File of a random image with labels, 8-bit and normalised; written at the first access."""
         path = self.scratch / f"image_{self.size}.npz"
         if not path.exists():
             pixels, labels = random_images(SIZES[self.size].image)
@@ -52,24 +52,24 @@ class Options:
         return path
 
     def jax(self, *arguments: str) -> list[str]:
-        """Command of our worker."""
+        """Return the command of this package's worker."""
         common = [f"--size={self.size}", f"--threads={self.threads}"]
         return workers.jax_command(str(self.checkpoint), str(self.image), *arguments, *common)
 
     def torch(self, *arguments: str) -> list[str]:
-        """Command of PyTorch's worker."""
+        """Return the command of PyTorch's worker."""
         assert self.torch_python
         common = [f"--points={SIZES[self.size].points}", f"--threads={self.threads}"]
         return workers.torch_command(self.torch_python, str(self.checkpoint), str(self.image), *arguments, *common)
 
     def both(self, *tasks: str) -> list[workers.Worker]:
-        """Our worker, and PyTorch's if there is one."""
+        """Start this package's worker, and PyTorch's if `torch_python` is given."""
         commands = [self.jax(*tasks), *([self.torch(*tasks)] if self.torch_python else [])]
         return [workers.start(command) for command in commands]
 
 
 def parity(options: Options) -> Result:
-    """Converts a full-size checkpoint and scores one window: memory, and the difference from PyTorch's scores."""
+    """Convert a full-size checkpoint and score one window; return memory and the difference from PyTorch's scores."""
     ours, converted = options.scratch / "ours.npy", options.scratch / f"{options.size}.safetensors"
     config = f"--config={options.checkpoint.with_suffix('.json')}"
     convert = [sys.executable, "-m", "crossearth_jax.convert", str(options.checkpoint), str(converted), config]
@@ -89,7 +89,7 @@ def parity(options: Options) -> Result:
 
 
 def _peak(command: list[str]) -> int:
-    """Runs a command; the highest memory it had, in bytes."""
+    """Run a command; return its peak memory in bytes."""
     program = (
         "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=sys.stderr);"
         "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
@@ -101,7 +101,7 @@ def _peak(command: list[str]) -> int:
 
 
 def forward(options: Options) -> Result:
-    """Scores of one window and the backbone alone, in turn with PyTorch; share of the peak of matrix products."""
+    """Time scores of one window and the backbone, alternating with PyTorch, and compare with matrix products."""
     tasks = ("scores", "backbone", "gemm")
     started = options.both(*tasks)
     found = workers.rounds(started, tasks, options.rounds)
@@ -123,7 +123,7 @@ def forward(options: Options) -> Result:
 
 
 def _ratios(found: Any, tasks: tuple[str, ...]) -> Result:
-    """Ours by PyTorch's, of the wall clock and of the processors' time (which other programs disturb less)."""
+    """Return our time divided by PyTorch's: wall time, and processor time, which other programs disturb less."""
     ratios: Result = {}
     for task in tasks:
         for kind in ("seconds", "cpu_seconds"):
@@ -133,7 +133,7 @@ def _ratios(found: Any, tasks: tuple[str, ...]) -> Result:
 
 
 def backbone_flops(config: ModelConfig, side: int) -> int:
-    """Multiplications and additions of backbone and Reins for one square image."""
+    """Return the number of multiplications and additions of backbone and Reins for one square image."""
     vit, patches = config.vit, (side // config.vit.patch_size) ** 2
     width, tokens = vit.width, patches + 1
     layer = 2 * tokens * width * (4 * width + 2 * vit.mlp_width) + 4 * tokens**2 * width
@@ -143,7 +143,7 @@ def backbone_flops(config: ModelConfig, side: int) -> int:
 
 
 def step(options: Options) -> Result:
-    """One training step (segmentation, batch of one) in turn with PyTorch: time, memory, compilation."""
+    """Measure one training step (segmentation, batch 1), alternating with PyTorch: time, memory, compilation."""
     started = options.both("step")
     found = workers.rounds(started, ("step",), options.rounds)
     result: Result = {}
@@ -158,7 +158,7 @@ def step(options: Options) -> Result:
 
 
 def styled(options: Options) -> Result:
-    """What restyling a tenth of the images costs, from steps that restyle none and steps that restyle all."""
+    """Compute the cost of restyling a tenth of the images from steps that restyle none and steps that restyle all."""
     tasks = ("both_tasks", "styled")
     worker = workers.start(options.jax(*tasks))
     (found,) = workers.rounds([worker], tasks, options.rounds)
@@ -175,5 +175,5 @@ def styled(options: Options) -> Result:
 
 
 def write(path: pathlib.Path, result: Result) -> None:
-    """Writes a result as JSON."""
+    """Write a result as JSON."""
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

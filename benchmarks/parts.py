@@ -1,4 +1,4 @@
-"""Parts that are measured alone: input pipeline and deformable attention."""
+"""Measure single parts: input pipeline and deformable attention."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DOMAIN = "blue_marble/temperate_green"
 
 
 def inputs(options: Options) -> Result:
-    """Images per second: of the reader (with and without decoding), of PNG decoding, and of the augmentations."""
+    """Measure images per second: batches from memory, records from disk, PNG decoding, augmentations."""
     data_dir = options.scratch / "data"
     prepare.prepare_domains([DOMAIN], data_dir)
     batch = 32
@@ -56,7 +56,7 @@ SIDES = {"vit_l": 512, "tiny": 64}
 
 
 def _png(pixels: np.ndarray) -> bytes:
-    """A smooth picture: noise would compress unlike a photograph."""
+    """Return a smooth image as PNG; noise would not compress like a photograph."""
     small = Image.fromarray(pixels).resize((16, 16))
     buffer = io.BytesIO()
     small.resize(pixels.shape[1::-1], Image.Resampling.BICUBIC).save(buffer, "PNG")
@@ -64,7 +64,7 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def deformable(options: Options) -> Result:
-    """Both formulations of deformable attention at the size of the pixel decoder, forward and with gradient."""
+    """Time both formulations of deformable attention at the size of the pixel decoder, forward and with gradient."""
     side = SIDES[options.size] // 32
     sizes = [(side * factor, side * factor) for factor in (1, 2, 4)]
     count = sum(h * w for h, w in sizes)

@@ -1,9 +1,9 @@
-"""Measures what this package costs, beside PyTorch in the same run.
+"""Measure time and memory of this package, compared with PyTorch in the same run.
 
 `python -m benchmarks.run [NAMES...] [--torch_python=PATH] [--rounds=5] [--out=benchmarks.json]`
 
-NAMES are parity, forward, step, styled, inputs, deformable and predict; all of them without a name. Without
---torch_python only our side is measured. Prints a table and writes everything to a JSON file.
+NAMES are parity, forward, step, styled, inputs, deformable and predict; without names, all of them. Without
+--torch_python, only this package is measured. Prints a table and writes all numbers to a JSON file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from crossearth_jax.runtime import command
 
 
 def predict(options: Options) -> Result:
-    """`benchmarks.maps.predict`, where the libraries of the extra `geo` are installed."""
+    """Run `benchmarks.maps.predict` if the extra `geo` is installed."""
     try:
         from benchmarks import maps
     except ModuleNotFoundError as error:
@@ -45,12 +45,12 @@ MEASURES: dict[str, Callable[[Options], Result]] = {
 
 
 class Bar(NamedTuple):
-    """A number to hold."""
+    """A limit for a measured number."""
 
     what: str
-    path: tuple[str, ...]  # in the results
+    path: tuple[str, ...]  # keys in the results
     limit: float
-    at_most: bool = True
+    at_most: bool = True  # whether `limit` is an upper or a lower limit
 
 
 BARS = (
@@ -67,7 +67,7 @@ BARS = (
 
 
 def main(argv: list[str]) -> None:
-    """Measures what the command line asks for."""
+    """Run the measurements given on the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks.json"))
-    parser.add_argument("--scratch", type=pathlib.Path, help="keeps the checkpoint of 1.3 GB there for the next time")
+    parser.add_argument("--scratch", type=pathlib.Path, help="folder to keep the checkpoint (1.3 GB) for the next run")
     arguments = parser.parse_args(argv)
     if unknown := set(arguments.names) - set(MEASURES):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(MEASURES)}")
@@ -95,7 +95,7 @@ def main(argv: list[str]) -> None:
 
 
 def table(results: Result) -> Iterator[str]:
-    """The bars that were measured, then every number."""
+    """Yield the lines of the table of limits that were measured, then every number."""
     yield "| what | bar | found | |"
     yield "|---|---|---|---|"
     for bar in BARS:
@@ -117,12 +117,12 @@ def _at(results: Any, path: tuple[str, ...]) -> float | None:
 
 
 def _numbers(value: Any, path: str = "") -> Iterator[str]:
-    """Every number, one per line; a spread on one line."""
+    """Yield one line per number; median, minimum and maximum share a line."""
     if isinstance(value, dict) and set(value) == {"median", "min", "max"}:
         yield f"{path[1:]:70} {value['median']:12.5g}   {value['min']:.5g} … {value['max']:.5g}"
     elif isinstance(value, dict):
         for key, part in value.items():
-            if key == "rounds":  # one by one only in the file
+            if key == "rounds":  # single rounds are only in the file
                 continue
             yield from _numbers(part, f"{path}.{key}")
     elif isinstance(value, float | int):

@@ -1,4 +1,4 @@
-"""The models that are measured: the paper's, and a tiny one that only shows that a script runs."""
+"""The models that are measured: the paper's, and a tiny one to test that the scripts run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Size:
 
     model: ModelConfig
     image: int  # side, pixels
-    points: int  # of the set loss
+    points: int  # sampled per mask by the set loss
 
 
 SIZES = {

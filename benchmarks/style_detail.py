@@ -1,13 +1,13 @@
-"""What the forms of `style.detail` leave of an image, what they cost, and a picture of them side by side.
+"""Measure how much detail of an image each form of `style.detail` keeps, and its cost; draw them side by side.
 
     python -m benchmarks.style_detail FOLDER… --size=512 --figure=forms.jpg
 
-Middle parts of the first images of every folder (8-bit RGB) are restyled by the shipped style network.
+The central parts of some images of every folder, spread evenly over it, are restyled by the included style network.
 
-* gradients kept: correlation of the differences between neighbouring pixels before and after, the mean over images
-* contrast of gradients: their root mean square after, divided by that before
-* colour: how far the change of an image's mean colour is from that with the whole drawn image, relative to it
-* cost: processor time of reading the style and drawing, divided by that of "network" in the same round, the median
+* gradients kept: correlation of the differences between neighbouring pixels before and after, mean over images
+* contrast of gradients: their root mean square after restyling, divided by that before
+* colour: difference of the mean colour from that of "network", relative to the change of colour by "network"
+* cost: processor time of style encoding and drawing, divided by that of "network" in the same round, median
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ FORMS = {
     "low": StyleConfig(detail="low"),
     "low, drawn at a quarter": StyleConfig(detail="low", draw_scale=0.25),
 }
-SHOWN = ("network", "scaled", "low")  # in the picture, after the originals
+SHOWN = ("network", "scaled", "low")  # columns of the picture, after the originals
 PICTURES, SIDE, MARGIN, HEADER = 4, 224, 4, 16
 
 Form = Callable[[jax.Array, jax.Array], jax.Array]  # of images and standard normal codes
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints a Markdown table and writes the picture."""
+    """Print a Markdown table and write the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--size", type=int, default=512, help="side of the parts, in pixels")
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def middles(folder: Path, size: int, count: int) -> jax.Array:
-    """Middle parts of images spread over a folder, in [0, 1]; images that are too small are passed over."""
+    """Return central parts of `count` images spread evenly over a folder, in [0, 1]; skip images that are too small."""
     parts = []
     for path in sorted(path for path in folder.iterdir() if path.suffix in (".jpg", ".png", ".tif")):
         with Image.open(path) as picture:
@@ -87,7 +87,7 @@ def middles(folder: Path, size: int, count: int) -> jax.Array:
 
 
 def form(config: StyleConfig, alpha: float) -> Form:
-    """Restyling in one form, jitted."""
+    """Return the jitted function that restyles images in one form."""
     network, distribution = StyleNetwork("mobile"), load_statistics(None, "mobile").sampler
     params = load_style(network)
 
@@ -100,13 +100,13 @@ def form(config: StyleConfig, alpha: float) -> Form:
 
 
 def in_batches(draw: Form, images: jax.Array, noise: jax.Array) -> np.ndarray:
-    """Restyles four images at a time."""
+    """Restyle four images at a time."""
     batches = itertools.batched(range(len(images)), 4)
     return np.concatenate([draw(images[np.array(batch)], noise[np.array(batch)]) for batch in batches])
 
 
 def costs(forms: dict[str, Form], images: jax.Array, noise: jax.Array, rounds: int) -> dict[str, float]:
-    """Processor time of each form divided by that of "network" in the same round, the median over rounds."""
+    """Return the processor time of each form divided by that of "network" in the same round, median over rounds."""
     seconds: dict[str, list[float]] = {name: [] for name in forms}
     for number in range(rounds + 1):  # the first one compiles
         for name, draw in forms.items():
@@ -122,7 +122,7 @@ def costs(forms: dict[str, Form], images: jax.Array, noise: jax.Array, rounds: i
 
 
 def gradients(images: np.ndarray, restyled: np.ndarray) -> tuple[float, float]:
-    """Correlation of the differences between neighbouring pixels, and the ratio of their root mean squares."""
+    """Return correlation and ratio of root mean squares of the differences between neighbouring pixels."""
     kept, contrast = [], []
     for pair in zip(images, restyled, strict=True):
         before, after = (np.concatenate([np.diff(x, axis=axis).ravel() for axis in (0, 1)]) for x in pair)
@@ -132,13 +132,13 @@ def gradients(images: np.ndarray, restyled: np.ndarray) -> tuple[float, float]:
 
 
 def colour_error(images: np.ndarray, whole: np.ndarray, restyled: np.ndarray) -> float:
-    """Distance of the images' mean colours from those of `whole`, relative to the change that `whole` makes."""
+    """Return the distance of the mean colours from those of `whole`, relative to the change of colour by `whole`."""
     before, expected, found = (x.mean((1, 2)) for x in (images, whole, restyled))
     return float(np.linalg.norm(found - expected, axis=-1).mean() / np.linalg.norm(expected - before, axis=-1).mean())
 
 
 def sheet(columns: dict[str, np.ndarray]) -> Image.Image:
-    """Middle parts of images in [0, 1] in rows, under the captions of their columns."""
+    """Draw central parts of images (in [0, 1]) in columns with captions."""
     step, rows = SIDE + MARGIN, len(next(iter(columns.values())))
     page = Image.new("RGB", (len(columns) * step + MARGIN, rows * step + HEADER + MARGIN), "white")
     for column, (caption, images) in enumerate(columns.items()):

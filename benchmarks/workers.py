@@ -1,8 +1,8 @@
-"""Two programs measured in turn: each is a process that does a piece of work whenever it is told to.
+"""Compare two programs by running their tasks alternately in two worker processes.
 
-A worker reads one name of a task per line from its input and answers with one line of JSON. Workers are started one
-after the other, and only one of them ever works, so both see the same machine; the order within a round alternates.
-What is compared is the median of the rounds' ratios: a machine that slows down for a while slows both.
+A worker reads the name of a task per line from its standard input and answers with one line of JSON. Only one worker
+runs at a time, so that both have the machine to themselves; the order alternates between rounds. The result is the
+median of the ratios of the rounds, so a temporary slowdown of the machine affects both.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 @dataclasses.dataclass
 class Worker:
-    """A running worker process; `start` makes one."""
+    """A running worker process, created by `start`."""
 
     process: subprocess.Popen[str]
-    facts: dict[str, Any]  # what it said when it was ready
+    facts: dict[str, Any]  # sent by the worker when it is ready
 
     def run(self, task: str) -> dict[str, float]:
-        """Does a task once: seconds of the wall clock and of all its processors together."""
+        """Run a task once; return its wall time and processor time (all threads) in seconds."""
         assert self.process.stdin
         print(task, file=self.process.stdin, flush=True)
         return _answer(self.process)
 
     def close(self) -> dict[str, float]:
-        """Ends the process; returns its peak memory while it worked."""
+        """End the process; return its peak memory during the tasks."""
         with self.process:  # waits, and closes the pipes
             return self.run("end")
 
 
 def start(command: Sequence[str]) -> Worker:
-    """Starts a worker and waits until it has loaded and warmed up."""
+    """Start a worker and wait until it has loaded and warmed up."""
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     return Worker(process, _answer(process))
 
@@ -56,17 +56,17 @@ def _answer(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 def jax_command(*arguments: str) -> list[str]:
-    """A worker of ours, in this interpreter."""
+    """Return the command of this package's worker, in this interpreter."""
     return [sys.executable, "-m", "benchmarks.jax_worker", *arguments]
 
 
 def torch_command(python: str, *arguments: str, module: str = "worker") -> list[str]:
-    """A program of PyTorch's side, in the interpreter that has it."""
+    """Return the command of a PyTorch program, in the interpreter that has PyTorch."""
     return [python, "-m", f"benchmarks.torch_reference.{module}", *arguments]
 
 
 def rounds(workers: Sequence[Worker], tasks: Sequence[str], count: int) -> list[list[dict[str, dict[str, float]]]]:
-    """Every worker does every task in every round: [worker][round][task]."""
+    """Run every task in every worker, `count` times; return the times by [worker][round][task]."""
     found: list[list[dict[str, dict[str, float]]]] = [[] for _ in workers]
     for number in range(count):
         for task in tasks:
@@ -80,17 +80,17 @@ def rounds(workers: Sequence[Worker], tasks: Sequence[str], count: int) -> list[
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, least and greatest."""
+    """Return median, minimum and maximum."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def seconds(results: Sequence[Mapping[str, Mapping[str, float]]], task: str, kind: str = "seconds") -> list[float]:
-    """One worker's seconds for a task, round by round."""
+    """Return the seconds of one worker for a task, one per round."""
     return [result[task][kind] for result in results]
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    """Spread of ours divided by theirs, round by round."""
+    """Return median, minimum and maximum over rounds of `ours` divided by `theirs`."""
     return spread([a / b for a, b in zip(ours, theirs, strict=True)])
 
 
@@ -98,7 +98,7 @@ def ratios(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
 
 
 def serve(tasks: Mapping[str, Callable[[], Any]], facts: Mapping[str, Any]) -> None:
-    """Warms every task up, says so, and does what is asked for until the end."""
+    """Warm up every task, print the facts, and run requested tasks until "end"."""
     for task in tasks.values():
         task()
     started_at = peak_bytes()
@@ -113,23 +113,23 @@ def serve(tasks: Mapping[str, Callable[[], Any]], facts: Mapping[str, Any]) -> N
 
 
 def timed(task: Callable[[], Any]) -> dict[str, float]:
-    """Seconds of the wall clock, and of all processors of this process together."""
+    """Run a task; return its wall time and the processor time of this process (all threads) in seconds."""
     processor, wall = time.process_time(), time.perf_counter()
     task()
     return {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - processor}
 
 
 def peak_bytes() -> int:
-    """Highest memory of this process since its start or `_forget_peak`."""
+    """Return the peak resident memory of this process since its start or `_forget_peak`."""
     try:
         status = pathlib.Path("/proc/self/status").read_text()
         return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
-    except OSError:  # not Linux: the peak of the whole life
+    except OSError:  # not Linux: the peak since the start of the process
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _forget_peak() -> None:
-    """Starts counting the peak anew, so that loading and compiling are not in it."""
+    """Reset the peak memory, so that it does not include loading and compiling."""
     try:
         pathlib.Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -137,6 +137,6 @@ def _forget_peak() -> None:
 
 
 def use_threads(count: int) -> None:
-    """Keeps this process to so many processors; libraries size their pools accordingly."""
+    """Restrict this process to `count` processors; libraries choose the sizes of their thread pools accordingly."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])

@@ -177,7 +177,7 @@ def test_colours_outside_the_palette(tmp_path):
 def test_a_photograph_is_no_label(tmp_path):
     potsdam_scene(tmp_path / "manual", potsdam.truth("2_10", "RGB")[0])
     expected = (
-        r"label_noBoundary\.tif has the unknown label colours .* \(they are more than 80 away from each of these\)"
+        r"label_noBoundary\.tif has the unknown label colours .* \(their distance to each of these is above 80\)"
     )
     with pytest.raises(UserError, match=expected):
         prepare("potsdam/rgb", tmp_path / "data", tmp_path / "manual")
@@ -239,7 +239,7 @@ def test_archives_of_another_kind_are_mentioned(tmp_path, caplog):
     pictures.write_files(tmp_path / "manual", {"Potsdam.rar": b""})
     with pytest.raises(UserError, match=r"contains 1 files but none of potsdam/rgb; unpack Potsdam\.rar first"):
         prepare("potsdam/rgb", tmp_path / "data", tmp_path / "manual")
-    with pytest.raises(UserError, match=r"nowhere is not a folder; pass the folder that contains the archives"):
+    with pytest.raises(UserError, match=r"nowhere is not a folder; pass the .* as --manual_dir"):
         prepare("potsdam/rgb", tmp_path / "data", tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"run 'python -m crossearth_jax\.prepare potsdam/rgb --manual_dir=…'"):
         prepare("potsdam/rgb", tmp_path / "data")

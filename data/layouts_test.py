@@ -183,7 +183,7 @@ def test_two_files_of_one_name_are_never_chosen_between_by_order(tmp_path):
     """Two files of equal size and different content are a fault; neither is preferred."""
     files = {"a/image/1.tif": b"one", "b/image/1.tif": b"two", "label/1.tif": b"label"}
     pictures.write_files(tmp_path, files)
-    expected = "a/image/1.tif and b/image/1.tif may both be the image of 1, and differ; remove the one that is not"
+    expected = "a/image/1.tif and b/image/1.tif may both be the image of 1, and differ; remove the wrong one"
     assert found(tmp_path).faults == [expected]
     (tmp_path / "b/image/1.tif").write_bytes(b"one")
     assert found(tmp_path).faults == []

@@ -1,4 +1,4 @@
-"""What is hidden from training is what is scored, and nothing of a target is read."""
+"""Held-out pixels have no labels in training, and only held-out pixels are scored."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def season():
 
 
 def labels_on_globe(folder, split, grid):
-    """How often each pixel of the globe has a label in a split, and the source's own train tiles."""
+    """Count for each pixel of the globe how many tiles of a split have a label there."""
     seen = np.zeros(grid, np.int64)
     source = PreparedSplit(held_out_source.SOURCE, split, folder)
     for index in range(len(source)):

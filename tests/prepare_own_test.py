@@ -163,7 +163,7 @@ def test_killed_preparation_is_never_taken_for_a_whole_one(two):
     ("change", "expected"),
     [
         ("copy", r"1 \(split train\) and 4 \(split test\) are the same image"),
-        ("ignored", r"split test is empty: not one of its tiles has a labelled pixel"),
+        ("ignored", r"split test is empty: none of its tiles has a labelled pixel"),
         ("mask", r"the labels of split train hold only 0 and 255; if 255 is road, write labels = .*road = 255 \}"),
     ],
 )

@@ -1,1 +1,1 @@
-"""One prepared run on an accelerator: correct, compared with PyTorch, and where the time goes. See README.md."""
+"""A prepared run on an accelerator: numerical checks, comparison with PyTorch, profile of a step. See README.md."""

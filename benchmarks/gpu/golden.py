@@ -1,7 +1,7 @@
-"""The tests that hold numbers to the reference, on this device: `python -m benchmarks.gpu.golden …`
+"""Run the tests that compare numbers with the reference on this device: `python -m benchmarks.gpu.golden …`
 
-Run twice: with products of full float32, where all must pass, and at JAX's default precision, where a card that rounds
-products to tf32 misses bars of float32; which ones is reported.
+They run twice: with float32 matrix products, where all must pass, and at JAX's default precision, where tests may
+exceed their tolerances if the device rounds operands to tf32. The failed tests are reported.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ TESTS = {
     ),
     "tiny": (("tests/losses/mim_test.py", "tests/ops/normalization_test.py"),),
 }
-ONE_DEVICE = "not sharded and not platform_is_the_meshes"  # leaves out what needs several devices, or a CPU
+ONE_DEVICE = "not sharded and not platform_is_the_meshes"  # skips tests that need several devices, or a CPU
 PRECISIONS = ("highest", "default")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs the tests, both precisions at the same time; fails if one fails in full float32."""
+    """Run the tests at both precisions in parallel; fail if a test fails with float32 products."""
     arguments = stage.parser("benchmarks.gpu.golden").parse_args(argv)
     records = Records(arguments.records)
     for number, tests in enumerate(TESTS[arguments.size]):
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def start(precision: str, report: Path, tests: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Starts pytest on the default device of this machine, in several processes where it can."""
+    """Start pytest on the default device of this machine, in several processes if pytest-xdist is installed."""
     platform = os.environ.get("JAX_PLATFORMS") or "cuda"
     environment = os.environ | {
         "CROSSEARTH_TEST_PLATFORM": platform,
@@ -59,7 +59,7 @@ def start(precision: str, report: Path, tests: Sequence[str]) -> subprocess.Pope
     }
     workers = str(min(6, os.cpu_count() or 1))
     parallel = ["-n", workers, "--dist", "loadfile"] if importlib.util.find_spec("xdist") else []
-    # Other versions than CI's may warn of other things: here only the numbers count.
+    # Package versions may differ from CI's and give other warnings, which do not matter here.
     options = [
         "-k",
         ONE_DEVICE,
@@ -74,7 +74,7 @@ def start(precision: str, report: Path, tests: Sequence[str]) -> subprocess.Pope
 
 
 def outcome(report: Path) -> dict[str, Any]:
-    """Numbers of tests and the names of those that failed, from pytest's report."""
+    """Return the numbers of passed and skipped tests and the names of the failed ones, from pytest's report."""
     cases = list(ElementTree.parse(report).iter("testcase"))
     failed = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
     skipped = sum(case.find("skipped") is not None for case in cases)

@@ -1,4 +1,4 @@
-"""What the numbers were measured on: `python -m benchmarks.gpu.machine …`"""
+"""Record device, driver and versions of a measurement: `python -m benchmarks.gpu.machine …`"""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TORCH = (
 
 
 def main(argv: Sequence[str]) -> None:
-    """Records device, driver and versions."""
+    """Record device, driver and versions."""
     arguments = stage.parser("benchmarks.gpu.machine").parse_args(argv)
     records = Records(arguments.records)
     device = jax.devices()[0]
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that are installed."""
+    """Return the versions of those of `PACKAGES` that are installed."""
     installed = {distribution.name.lower(): distribution.version for distribution in importlib.metadata.distributions()}
     return {name: installed[name] for name in PACKAGES if name in installed}
 

@@ -1,4 +1,4 @@
-"""The README's run on this device, from the command to the report: `python -m benchmarks.gpu.main_job …`"""
+"""Time the README's run on this device, from the command to the report: `python -m benchmarks.gpu.main_job …`"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from crossearth_jax.runtime import command
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs it from nothing, as a newcomer does: no prepared data, no compiled programs."""
+    """Run it without prepared data; at full size also without cached compiled programs."""
     arguments = stage.parser("benchmarks.gpu.main_job").parse_args(argv)
     records, folder = Records(arguments.records), arguments.scratch / "main_job"
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Our side of the comparison: `python -m benchmarks.gpu.ours TASK …` measures one task at every precision.
+"""Measure one task of this package at every precision: `python -m benchmarks.gpu.ours TASK …`.
 
 Tasks are forward (scores of windows), predict (classes of a scene by sliding window), step (training step,
 segmentation), both (with masked image modelling) and styled (both, each image restyled with probability 0.1). Steps
@@ -37,17 +37,17 @@ from crossearth_jax.weights.load import load_weights
 from crossearth_jax.weights.native import Description
 from crossearth_jax.weights.style_files import load_style
 
-# Matrix products of float32 arrays: JAX's default lets the card round them to tf32 (the stage "right" measures it).
+# Matrix products of float32 arrays: JAX's default allows the GPU to round operands to tf32 (measured by stage "right").
 PRODUCTS = {"bfloat16": "default", "tf32": "default", "float32": "highest"}
 STEPS = {"step": "step", "both": "both_tasks", "styled": "styled"}  # ours and the names of benchmarks.jax_worker
 TASKS = ("forward", "predict", *STEPS)
 STYLED = 0.1  # probability that an image is restyled
-THREADS = 4  # programs that are compiled at the same time; nothing is timed meanwhile
+THREADS = 4  # programs that are compiled in parallel; nothing is timed at the same time
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """A program that is ready to run."""
+    """A compiled program."""
 
     start: Callable[[], Any]
     images: int
@@ -58,7 +58,7 @@ class Compiled:
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """What all cases of a process share."""
+    """Network, plan and parameters that all cases of a process share."""
 
     size: Size
     plan: Plan
@@ -66,20 +66,20 @@ class Bench:
 
     @classmethod
     def load(cls, size: str, checkpoint: pathlib.Path) -> Bench:
-        """Reads the checkpoint on to the device."""
+        """Load the checkpoint to the device."""
         model = SIZES[size].model
         weights = load_weights(checkpoint, config=model)
-        # Only what is computed with: tensors that are carried along keep the whole mapped file in memory.
+        # Only the tensors that are used: the others would keep the whole memory-mapped file in memory.
         params = {name: jnp.asarray(weights.params[name]) for name in SegmentationModel(model).shapes()}
         return cls(SIZES[size], PLANS[size], params)
 
     def model(self, precision: str) -> ModelConfig:
-        """The network at a precision."""
+        """Return the configuration of the network at a precision."""
         return dataclasses.replace(self.size.model, dtype="bfloat16" if precision == "bfloat16" else "float32")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measures what is not yet in the records."""
+    """Measure the cases that are not yet in the records."""
     parser = stage.parser("benchmarks.gpu.ours")
     parser.add_argument("task", choices=TASKS)
     arguments = parser.parse_args(argv)
@@ -87,13 +87,13 @@ def main(argv: Sequence[str]) -> None:
     bench = Bench.load(arguments.size, arguments.scratch / f"{arguments.size}.pth")
     side = bench.size.image * stage.scale(arguments)
     wanted = [case for case in stage.cases(arguments.task, side, bench.plan, ["ours"]) if case.name not in records]
-    # Cases of one batch are compiled together, then timed one after the other.
+    # Cases with the same batch are compiled together, then timed one after the other.
     for batch in dict.fromkeys(case.batch for case in wanted):
         measure_together(bench, [case for case in wanted if case.batch == batch], records)
 
 
 def measure_together(bench: Bench, cases: Sequence[Case], records: Records) -> None:
-    """Compiles some cases at the same time, then measures each."""
+    """Compile cases in parallel, then measure each."""
     build = functools.partial(build_case, bench, records)
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         built = [pool.submit(build, case) for case in cases]
@@ -103,13 +103,13 @@ def measure_together(bench: Bench, cases: Sequence[Case], records: Records) -> N
             compiled = future.result()
             timed = stage.measure(compiled.start, jax.block_until_ready, bench.plan.seconds)
             found = {key: value for key, value in vars(compiled).items() if key != "start"} | timed
-        except jax.errors.JaxRuntimeError as error:  # one case that fails must not cost the others
+        except jax.errors.JaxRuntimeError as error:  # a case that fails must not stop the others
             found = {"error": str(error)[:300]}
         records.add(case.name, **vars(case), **found, version=jax.__version__)
 
 
 def build_case(bench: Bench, records: Records, case: Case) -> Compiled:
-    """Compiles the program of a case; where the batch is open, the largest that the memory takes."""
+    """Compile the program of a case; with batch None, for the largest batch that fits into memory."""
     with jax.default_matmul_precision(PRODUCTS[case.precision]):
         if case.batch is not None:
             return build(bench, case, case.batch)
@@ -124,7 +124,7 @@ def build_case(bench: Bench, records: Records, case: Case) -> Compiled:
 
 
 def largest(bench: Bench, case: Case, records: Records) -> int:
-    """The most images that fit, by the memory of two other batches."""
+    """Return the largest batch that fits, extrapolated from the memory of two other batches."""
     known = {}
     for batch in filter(None, bench.plan.batches):
         found = records.found.get(dataclasses.replace(case, batch=batch).name, {})
@@ -133,13 +133,13 @@ def largest(bench: Bench, case: Case, records: Records) -> int:
     statistics = jax.devices()[0].memory_stats() or {}
     if len(known) < 2 or "bytes_limit" not in statistics:
         return bench.plan.most
-    # Parameters stay on the device whatever runs, some programs' own beside them.
+    # The shared parameters always stay on the device, and some programs hold their own copies.
     resident = 2 * sum(x.nbytes for x in bench.params.values())
     return stage.largest_batch(known, 0.95 * statistics["bytes_limit"] - resident, bench.plan.most)
 
 
 def build(bench: Bench, case: Case, batch: int) -> Compiled:
-    """Compiles the program of a case for a number of images."""
+    """Compile the program of a case for a batch size."""
     if case.task == "forward":
         return build_forward(bench, case, batch)
     if case.task == "predict":
@@ -148,7 +148,7 @@ def build(bench: Bench, case: Case, batch: int) -> Compiled:
 
 
 def build_forward(bench: Bench, case: Case, batch: int) -> Compiled:
-    """Scores of normalised images."""
+    """Compile the scores of normalised images."""
     model = SegmentationModel(bench.model(case.precision))
     images = normalize(jnp.asarray(random_images(case.side, batch)[0]))
     compiled, seconds = compile_timed(jax.jit(model.scores).lower(bench.params, images))
@@ -157,13 +157,13 @@ def build_forward(bench: Bench, case: Case, batch: int) -> Compiled:
 
 
 def forward_flops(bench: Bench, side: int, batch: int) -> int:
-    """Operations of the scores of some images."""
+    """Return the number of operations for the scores of a batch."""
     images = jax.ShapeDtypeStruct((batch, side, side, 3), jnp.float32)
     return count_flops(jax.jit(SegmentationModel(bench.size.model).scores).trace(bench.params, images).jaxpr)
 
 
 def build_predict(bench: Bench, case: Case, batch: int) -> Compiled:
-    """Classes of a scene, in host memory at the end."""
+    """Compile the prediction of a scene by sliding window, including the transfer of the labels to the host."""
     window = bench.size.image
     model = SegmentationModel(bench.model(case.precision))
     described = Description(model=model.config, window=window, stride=default_stride(window))
@@ -183,10 +183,13 @@ def build_predict(bench: Bench, case: Case, batch: int) -> Compiled:
 
 
 def build_step(bench: Bench, case: Case, batch: int, options: dict[str, Any] | None = None) -> Compiled:
-    """A training step; each call goes on from the state that the last one left.
+    """Compile a training step; each call continues from the state of the last one.
 
     Args:
-      options: of the compiler, beside its defaults.
+      bench: network, plan and parameters.
+      case: task, image size and precision.
+      batch: number of images.
+      options: compiler options that differ from the defaults.
     """
     config = config_of_step(bench, case, batch)
     with jax.set_mesh(parallel.make_mesh(MeshConfig(), jax.devices()[:1])):
@@ -203,7 +206,7 @@ def build_step(bench: Bench, case: Case, batch: int, options: dict[str, Any] | N
 
 
 def config_of_step(bench: Bench, case: Case, batch: int) -> Config:
-    """The experiment whose step is measured."""
+    """Return the configuration whose step is measured."""
     config = step_config(STEPS[case.task], bench.size)
     model = dataclasses.replace(config.model, dtype=bench.model(case.precision).dtype)
     return dataclasses.replace(
@@ -216,7 +219,7 @@ def config_of_step(bench: Bench, case: Case, batch: int) -> Config:
 
 
 def start_of_training(bench: Bench, config: Config, side: int) -> tuple[Program, TrainState, tuple[Params, Any]]:
-    """The program on the active mesh, the state before the first step, and what else the step is given."""
+    """Return the program on the active mesh, the initial state, and the other arguments of the step."""
     mesh = parallel.make_mesh(MeshConfig(), jax.devices()[:1])
     program = build_program(config, mesh)
     style = load_style(style_network(config)) if config.style else {}
@@ -227,7 +230,7 @@ def start_of_training(bench: Bench, config: Config, side: int) -> tuple[Program,
 
 
 def step_flops(config: Config, state: TrainState, arguments: Any) -> int:
-    """Operations of the step without recomputation, of the style network at its most."""
+    """Return the number of operations of the step without rematerialisation; of the style network, the maximum."""
     vit = dataclasses.replace(config.model.vit, remat=False)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vit=vit))
     mesh = parallel.make_mesh(MeshConfig(), jax.devices()[:1])
@@ -236,14 +239,14 @@ def step_flops(config: Config, state: TrainState, arguments: Any) -> int:
 
 
 def compile_timed(lowered: Any, options: dict[str, Any] | None = None) -> tuple[Any, float]:
-    """The compiled program, and the seconds that took."""
+    """Return the compiled program and the seconds of its compilation."""
     before = time.perf_counter()
     compiled = lowered.compile(options)
     return compiled, time.perf_counter() - before
 
 
 def program_bytes(compiled: Any) -> int:
-    """Device memory that a call takes: arguments, results and intermediate arrays, shared ones once."""
+    """Return the device memory of a call: arguments, results and intermediate arrays; shared buffers count once."""
     memory = compiled.memory_analysis()
     kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return kept + memory.temp_size_in_bytes

@@ -1,7 +1,7 @@
-"""Collects the Python packages that a machine with JAX and PyTorch may lack: `python -m benchmarks.gpu.pack`
+"""Collect the Python packages that a machine with JAX and PyTorch may lack: `python -m benchmarks.gpu.pack`
 
-They go, as `constraints.txt` pins them, into the ignored file `build/gpu/packages.zip`, a folder for each package.
-`benchmarks.gpu.run` unpacks those that the machine has not got. Needs uv.
+The versions are those in `constraints.txt`. The result is `build/gpu/packages.zip` (ignored by git), with a folder for
+each package. `benchmarks.gpu.run` unpacks the packages that are not installed on the machine. Needs uv.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from benchmarks.gpu.run import PACKED, ROOT
 from crossearth_jax.config import UserError
 from crossearth_jax.runtime import command
 
-# What the machine has in any case: JAX with flax, optax, orbax, safetensors, scipy, scikit-learn and matplotlib.
+# Not included because the machine has them: JAX with flax, optax, orbax, safetensors, scipy, scikit-learn, matplotlib.
 PACKAGES = (
     "absl-py", "array-record", "beartype", "cloudpickle", "dm-tree", "docstring-parser", "einops", "etils",
     "execnet", "fsspec", "googleapis-common-protos", "grain", "immutabledict", "importlib-resources", "iniconfig",
@@ -27,15 +27,15 @@ PACKAGES = (
     "psutil", "pygments", "pytest", "pytest-xdist", "simple-parsing", "six", "tensorboardx", "tensorflow-datasets",
     "tensorflow-metadata", "termcolor", "toml", "tqdm", "wadler-lindig", "wrapt", "zipp",
 )  # fmt: skip
-MOST_BYTES = 32 * 2**20  # with the repository's own 28 MB there is room in 64 MiB
+MOST_BYTES = 32 * 2**20  # together with the repository (28 MB) below 64 MiB
 PYTHON, PLATFORM = "3.12", "x86_64-manylinux_2_28"
 
 
 def main(argv: Sequence[str]) -> None:
-    """Writes the archive anew.
+    """Write the archive.
 
     Raises:
-      UserError: uv is missing, a package cannot be had, or the archive is too large to be carried.
+      UserError: a package cannot be installed, or the archive is too large.
     """
     argparse.ArgumentParser(
         prog="python -m benchmarks.gpu.pack", description=(__doc__ or "").split("\n")[0]
@@ -56,16 +56,16 @@ def main(argv: Sequence[str]) -> None:
 
 
 def pinned(constraints: str) -> dict[str, str]:
-    """Version by name."""
+    """Return the versions by package name."""
     lines = (line.split("==") for line in constraints.splitlines() if "==" in line)
     return {name: version for name, version in lines}
 
 
 def install(requirement: str, folder: pathlib.Path) -> None:
-    """Installs one package, without what it needs, for the machine's platform.
+    """Install one package for the platform of the machine, without its dependencies.
 
     Raises:
-      UserError: it cannot be had.
+      UserError: it cannot be installed.
     """
     uv = ["uv"] if shutil.which("uv") else [sys.executable, "-m", "uv"]
     options = [f"--target={folder}", "--no-deps", f"--python-version={PYTHON}", f"--python-platform={PLATFORM}"]
@@ -75,7 +75,7 @@ def install(requirement: str, folder: pathlib.Path) -> None:
 
 
 def archive(folder: pathlib.Path, path: pathlib.Path) -> None:
-    """Packs all files below a folder, except what Python makes itself."""
+    """Pack all files below a folder, except compiled Python files."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as packed:
         for file in sorted(folder.rglob("*")):
             if file.is_file() and file.suffix != ".pyc":

@@ -1,9 +1,9 @@
-"""Is it right on this card? `python -m benchmarks.gpu.right …`
+"""Check numerical results on this device: `python -m benchmarks.gpu.right …`
 
-- Scores of one image at full size beside PyTorch's on the same card, in float32, tf32 and bfloat16.
-- What JAX's default precision makes of a float32 matrix product.
-- The same training step twice: the same bits, or which tensors differ and which option of the compiler ends that.
-- The bfloat16 step beside the float32 one: loss and direction of the gradient.
+- Scores of one image at full size compared with PyTorch's on the same device, in float32, tf32 and bfloat16.
+- Error of a float32 matrix product at JAX's default precision.
+- The same training step twice: whether the bits are equal, else which tensors differ and which compiler option helps.
+- The bfloat16 step compared with the float32 step: loss and direction of the gradient.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.ops.normalization import normalize
 from crossearth_jax.runtime import command, parallel
 
-# Bars. The scores' is the CPU's, on a range of 0 to about 49; the others are for bfloat16 against float32.
+# Limits. That of the scores is the same as on a CPU (scores range from 0 to about 49); the others compare bfloat16 with
+# float32.
 SCORES_BAR = 2e-3
-BFLOAT16_SCORES = 0.05  # norm of the difference by norm of the scores
+BFLOAT16_SCORES = 0.05  # norm of the difference divided by the norm of the scores
 BFLOAT16_LOSS = 0.02  # relative difference
 BFLOAT16_COSINE = 0.95  # of the gradients
 SCORED = ("float32", "tf32", "bfloat16")
@@ -42,12 +43,12 @@ DETERMINISTIC: tuple[dict[str, Any], ...] = (
 
 
 def main(argv: Sequence[str]) -> None:
-    """Checks what is not yet in the records."""
+    """Run the checks that are not yet in the records."""
     arguments = stage.parser("benchmarks.gpu.right").parse_args(argv)
     records = Records(arguments.records)
     theirs = arguments.scratch / "theirs.npy"
     if arguments.torch_python and not theirs.exists():
-        # Before this process takes the card's memory.
+        # Before this process allocates the memory of the GPU.
         given = ("--size", arguments.size, "--scratch", str(arguments.scratch), "--records", str(arguments.records))
         program = workers.torch_command(
             arguments.torch_python, "scores", f"--save={theirs}", *given, module="accelerator"
@@ -58,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
         records.add("default precision", **default_precision())
     compare_scores(bench, np.load(theirs) if theirs.exists() else None, records)
     if not {"step twice", "bfloat16 step"} <= records.found.keys():
-        # Nothing is timed here, and compiling takes most of the time: all at once.
+        # Nothing is timed here and compilation takes most of the time, so all run in parallel.
         with concurrent.futures.ThreadPoolExecutor() as pool:
             twice = pool.submit(repeated_step, bench)
             both = [pool.submit(gradients, bench, precision) for precision in ("float32", "bfloat16")]
@@ -69,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def default_precision(size: int = 1024) -> dict[str, Any]:
-    """Relative error of a float32 product: about 1e-3 where it is rounded to tf32, 1e-6 where it is not."""
+    """Return relative errors of a float32 matrix product: about 1e-3 with operands in tf32, 1e-6 without."""
     a, b = jax.random.normal(jax.random.key(0), (2, size, size))
     exact = np.asarray(a, np.float64) @ np.asarray(b, np.float64)
     products = {name: np.asarray(jnp.matmul(a, b, precision=name)) for name in ("default", "highest")}
@@ -77,12 +78,12 @@ def default_precision(size: int = 1024) -> dict[str, Any]:
 
 
 def relative(found: np.ndarray, expected: np.ndarray) -> float:
-    """Norm of the difference by the norm of what is expected."""
+    """Return the norm of the difference divided by the norm of `expected`."""
     return float(np.linalg.norm(np.float64(found) - expected) / np.linalg.norm(np.float64(expected)))
 
 
 def compare_scores(bench: Bench, theirs: np.ndarray | None, records: Records) -> None:
-    """Scores of one image at every precision, beside PyTorch's in float32 (without it, beside our own)."""
+    """Compare scores of one image at every precision with PyTorch's in float32 (without PyTorch, with our own)."""
     images = normalize(jnp.asarray(random_images(bench.size.image)[0]))
     expected = theirs
     for precision in SCORED if not all(f"scores/{precision}" in records for precision in SCORED) else ():
@@ -106,12 +107,12 @@ def compare_scores(bench: Bench, theirs: np.ndarray | None, records: Records) ->
 
 
 def step_case(bench: Bench, precision: str) -> Case:
-    """A step of both tasks on two images."""
+    """Return the case of a step of both tasks on two images."""
     return Case("both", bench.size.image, 2, precision, "ours")
 
 
 def repeated_step(bench: Bench) -> dict[str, Any]:
-    """Takes the same bfloat16 step twice, by the compiler's defaults and, if bits differ, by what may end that."""
+    """Run the same bfloat16 step twice; if bits differ, repeat it with compiler options for determinism."""
     case = step_case(bench, "bfloat16")
     tried: list[dict[str, Any]] = []
     for options in DETERMINISTIC:
@@ -137,10 +138,10 @@ def repeated_step(bench: Bench) -> dict[str, Any]:
 
 
 def gradients(bench: Bench, precision: str) -> tuple[Any, Any]:
-    """Gradients and loss terms of a step at a precision, in host memory."""
+    """Return gradients and loss terms of a step at a precision, in host memory."""
     case = step_case(bench, precision)
     config = config_of_step(bench, case, 2)
-    # Among points of nearly equal logits rounding would choose others; here all candidates count.
+    # The loss samples points by their logits, and rounding would change the choice; here it uses all candidates.
     assert config.loss is not None
     config = dataclasses.replace(config, loss=dataclasses.replace(config.loss, oversample=1.0, importance=1.0))
     mesh = parallel.make_mesh(MeshConfig(), jax.devices()[:1])
@@ -150,7 +151,7 @@ def gradients(bench: Bench, precision: str) -> tuple[Any, Any]:
 
 
 def compare_gradients(exact: tuple[Any, Any], rounded: tuple[Any, Any]) -> dict[str, Any]:
-    """Relative difference of the losses, and cosine of all gradients as one vector."""
+    """Return the relative difference of the losses and the cosine similarity of all gradients as one vector."""
     (expected, terms), (found, found_terms) = exact, rounded
     norms = [np.sqrt(sum(np.vdot(x, x) for x in tree.values())) for tree in (expected, found)]
     cosine = float(sum(np.vdot(expected[name], found[name]) for name in expected) / (norms[0] * norms[1]))

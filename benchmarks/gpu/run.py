@@ -1,10 +1,10 @@
-"""Runs the stages of the accelerator run: `python -m benchmarks.gpu.run [STAGES...] [--size=tiny] --out=DIR`
+"""Run the stages of the accelerator run: `python -m benchmarks.gpu.run [STAGES...] [--size=tiny] --out=DIR`
 
-Every stage is a process with its own time limit, and leaves `DIR/results/<stage>.json` when it ends, however it ends;
-all records of all stages are in `DIR/results/records.csv`. The same command with the same folder continues: stages
-that are complete are left alone, others go on after the last thing they had measured. README.md says what to run.
+Every stage is a process with its own time limit. `DIR/results/<stage>.json` is written for every stage that ran, even
+if it failed or was stopped; `DIR/results/records.csv` contains all records of all stages. The same command with the
+same folder continues: complete stages are skipped, other stages continue after their last measurement. See README.md.
 
-Standard library only: what the machine lacks is unpacked here first (see `benchmarks.gpu.pack`).
+Uses the standard library only, because this script first unpacks the missing packages (see `benchmarks.gpu.pack`).
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ from benchmarks.gpu.stage import PLANS, Records, write_atomically
 
 ROOT = pathlib.Path(__file__).parents[2]
 PACKED = ROOT / "build" / "gpu" / "packages.zip"
-LEAST_SECONDS = 20  # with less time left no stage is started
+LEAST_SECONDS = 20  # no stage is started if less time is left
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A process that measures something."""
+    """A process of the run."""
 
     name: str
     module: str
     arguments: tuple[str, ...]
-    seconds: float  # that it may take at first; what is left of the time goes to stages that need more
+    seconds: float  # time limit of the first attempt; stages that need more continue in the remaining time
     torch: bool = False  # runs in the interpreter that has PyTorch
 
 
 OURS, TORCH = "benchmarks.gpu.ours", "benchmarks.torch_reference.accelerator"
-# In order of worth. Another measurement is one more row: a module that takes the arguments of `stage.parser` and adds
-# what it measures to `stage.Records`.
+# Ordered by importance. To add a measurement, add a row: a module that accepts the arguments of `stage.parser` and adds
+# its measurements to `stage.Records`.
 STAGES = (
     Stage("machine", "benchmarks.gpu.machine", (), 30),
     Stage("right", "benchmarks.gpu.right", (), 90),
@@ -77,7 +77,7 @@ STAGES = (
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One run of the script."""
+    """Options of one run of the script."""
 
     out: pathlib.Path
     size: str
@@ -86,34 +86,37 @@ class Run:
 
     @property
     def results(self) -> pathlib.Path:
-        """Folder of the results, all that has to be kept."""
+        """Folder of the results; only this folder has to be kept."""
         return self.out / "results"
 
     @property
     def scratch(self) -> pathlib.Path:
-        """Folder of everything that can be made again."""
+        """Folder of files that can be created again."""
         return self.out / "scratch"
 
     def result(self, stage: Stage) -> pathlib.Path:
-        """What a stage leaves."""
+        """Return the result file of a stage."""
         return self.results / f"{stage.name}.json"
 
     def outcome(self, stage: Stage) -> str:
-        """How a stage ended when it last ran: "complete", "failed", "out of time", "left out" or "" (not yet)."""
+        """Return the last outcome of a stage: "complete", "failed", "out of time", "interrupted", "left out" or "".
+
+        "" means that the stage has not run yet.
+        """
         path = self.result(stage)
         return json.loads(path.read_text("utf-8"))["outcome"] if path.exists() else ""
 
 
 def main(argv: Sequence[str], stages: Sequence[Stage] = STAGES) -> int:
-    """Runs what is asked for; 0 if every stage is complete."""
+    """Run the requested stages; return 0 if all are complete, else 1."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     names = [stage.name for stage in stages]
-    parser.add_argument("stages", nargs="*", metavar="STAGES", help=f"all without one: {', '.join(names)}")
+    parser.add_argument("stages", nargs="*", metavar="STAGES", help=f"default: all, in this order: {', '.join(names)}")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for results, logs and scratch files")
     parser.add_argument("--size", choices=PLANS, default="vit_l", help="tiny: a rehearsal on a CPU")
-    parser.add_argument("--seconds", type=float, default=540, help="after which nothing runs any more")
+    parser.add_argument("--seconds", type=float, default=540, help="time limit of the whole run")
     parser.add_argument("--torch_python", help="interpreter with torch, numpy and scipy; this one if it has torch")
     arguments = parser.parse_args(argv)
     if unknown := set(arguments.stages) - set(names):
@@ -137,7 +140,7 @@ def _interrupt(*_: Any) -> None:
 
 
 def run_stages(run: Run, stages: Sequence[Stage], environment: Mapping[str, str], end: float) -> None:
-    """Every stage once, in order; then those that ran out of their time, as long as there is some left."""
+    """Run every stage once, in order; then continue stages that reached their limit while there is time left."""
     incomplete = [stage for stage in stages if run.outcome(stage) != "complete"]
     for again in (False, True):
         for stage in incomplete:
@@ -146,12 +149,12 @@ def run_stages(run: Run, stages: Sequence[Stage], environment: Mapping[str, str]
                 continue
             if left < LEAST_SECONDS:
                 return
-            whole = again or run.size == "tiny"  # a rehearsal has no card to share out
+            whole = again or run.size == "tiny"  # a rehearsal has no limits per stage
             run_stage(run, stage, environment, left if whole else min(stage.seconds, left))
 
 
 def run_stage(run: Run, stage: Stage, environment: Mapping[str, str], seconds: float) -> None:
-    """Runs one stage within a time limit, and writes its result whatever happens."""
+    """Run one stage within a time limit and write its result in any case."""
     records = run.results / f"{stage.name}.jsonl"
     python = run.torch_python if stage.torch else sys.executable
     if python is None:
@@ -165,7 +168,7 @@ def run_stage(run: Run, stage: Stage, environment: Mapping[str, str], seconds: f
     log.parent.mkdir(exist_ok=True)
     try:
         with log.open("ab") as file:
-            # A session of its own, so that everything the stage started can be ended with it.
+            # In a new session, so that all processes of the stage can be killed together.
             process = subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
             )
@@ -184,10 +187,10 @@ def run_stage(run: Run, stage: Stage, environment: Mapping[str, str], seconds: f
 
 
 def write_result(run: Run, stage: Stage, outcome: str, seconds: float, command: str) -> None:
-    """Puts the records of a stage and how it ended into its result, and all results into one table."""
+    """Write the records and the outcome of a stage to its result file, and all results to one table."""
     records = list(Records(run.results / f"{stage.name}.jsonl").found.values())
     if any("error" in record for record in records) and run.size == "tiny" and outcome == "complete":
-        outcome = "failed"  # on a card a variant may fail; the rehearsal must be whole
+        outcome = "failed"  # in the real run a variant may fail; in the rehearsal none may
     result = {
         "stage": stage.name,
         "outcome": outcome,
@@ -201,7 +204,7 @@ def write_result(run: Run, stage: Stage, outcome: str, seconds: float, command: 
 
 
 def as_csv(folder: pathlib.Path) -> str:
-    """All records of all results of a folder, a number per line: stage, record, field, value."""
+    """Return all records of all results in a folder as CSV, one value per line: stage, record, field, value."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["stage", "record", "field", "value"])
@@ -215,7 +218,7 @@ def as_csv(folder: pathlib.Path) -> str:
 
 
 def prepare(run: Run) -> dict[str, str]:
-    """Unpacks the packages, draws the weights once; returns the environment of the stages."""
+    """Unpack the packages and write the random weights if they are missing; return the environment of the stages."""
     scratch = run.scratch
     site = scratch / "site"
     if not site.exists():
@@ -254,7 +257,7 @@ def prepare(run: Run) -> dict[str, str]:
 
 
 def unpack(packed: pathlib.Path, site: pathlib.Path) -> None:
-    """Unpacks the packages that this interpreter has not got; the archive has a folder for each."""
+    """Unpack the packages that are not installed; the archive has a folder for each package."""
     with zipfile.ZipFile(packed) as archive:
         for name in archive.namelist():
             package, _, path = name.partition("/")
@@ -266,7 +269,7 @@ def unpack(packed: pathlib.Path, site: pathlib.Path) -> None:
 
 @functools.cache
 def installed(package: str) -> bool:
-    """Whether a package is installed, by its name on the index."""
+    """Return whether a package is installed; `package` is its name on the package index."""
     try:
         importlib.metadata.distribution(package)
     except importlib.metadata.PackageNotFoundError:

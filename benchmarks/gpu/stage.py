@@ -1,7 +1,7 @@
-"""What every stage of the run shares: its arguments, its records, and how it times a call.
+"""Shared by all stages of the run: arguments, records, and the timing of a call.
 
-Needs the standard library alone: the runner uses it before anything is installed, and so does PyTorch's side, in an
-environment of its own.
+Uses the standard library only: the runner imports it before packages are unpacked, and PyTorch's stages import it in a
+separate environment.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ ROUNDS = 5
 
 
 class Records:
-    """What a stage has measured: one JSON line each, on disk as soon as it is known.
+    """The measurements of a stage, written to disk at once, one JSON line each.
 
-    A stage that is cut off leaves what it had, and passes over it when it is started again.
+    A stage that was stopped keeps its measurements and skips them when it is started again.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -32,7 +32,7 @@ class Records:
         self.found: dict[str, dict[str, Any]] = {}
         if path.exists():
             text = path.read_text("utf-8")
-            whole = text[: text.rfind("\n") + 1]  # without a line that was cut off
+            whole = text[: text.rfind("\n") + 1]  # without an incomplete last line
             path.write_text(whole, "utf-8")
             self.found = {record["name"]: record for record in map(json.loads, whole.splitlines())}
 
@@ -40,7 +40,7 @@ class Records:
         return name in self.found
 
     def add(self, name: str, **values: Any) -> None:
-        """Keeps a record, on disk and in the log."""
+        """Add a record, write it to disk and to the log."""
         self.found[name] = {"name": name, **values}
         line = json.dumps(self.found[name])
         with self.path.open("a", encoding="utf-8") as file:
@@ -52,17 +52,17 @@ class Records:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One program that is measured."""
+    """One measured program."""
 
     task: str  # "forward", "predict", "step", "both" or "styled"
     side: int  # of the image, pixels
-    batch: int | None  # images; None is the most that the memory holds
+    batch: int | None  # images; None: as many as fit into memory
     precision: str  # one of PRECISIONS
-    variant: str  # "ours", or how PyTorch runs it
+    variant: str  # "ours", or one of PyTorch's variants
 
     @property
     def name(self) -> str:
-        """Identifies the case among the records."""
+        """Name of the case in the records."""
         return f"{self.task}/{self.side}px/{self.batch or 'largest'}/{self.precision}/{self.variant}"
 
 
@@ -70,16 +70,16 @@ class Case:
 class Plan:
     """Sizes of one run."""
 
-    batches: tuple[int | None, ...]  # images, in order of worth; None is as many as fit
-    most: int  # images: the search for the largest batch ends here
+    batches: tuple[int | None, ...]  # images, ordered by importance; None: as many as fit
+    most: int  # upper limit of the largest batch
     scene: int  # side of the scene for sliding windows, pixels
-    points: int  # of the set loss
-    seconds: float = 1.0  # that a case is timed
+    points: int  # sampled per mask by the set loss
+    seconds: float = 1.0  # duration of the timing of a case
     precisions: tuple[str, ...] = PRECISIONS
 
     @property
     def some(self) -> int:
-        """Images of the most important cases."""
+        """Batch size of the most important cases."""
         assert self.batches[0]
         return self.batches[0]
 
@@ -91,9 +91,10 @@ PLANS = {
 
 
 def cases(task: str, side: int, plan: Plan, variants: Sequence[str]) -> list[Case]:
-    """The cases of a task, in order of worth: by batch, then by variant, then by precision.
+    """Return the cases of a task, ordered by importance: by batch, then variant, then precision.
 
-    Only the first two variants are measured at more than the first batch, and only step and forward at all batches.
+    Only "step" and "forward" are measured at all batches, the other tasks at the first one. Batches after the first are
+    measured for the first two variants only.
     """
     if task == "predict":
         side = plan.scene
@@ -107,12 +108,14 @@ def cases(task: str, side: int, plan: Plan, variants: Sequence[str]) -> list[Cas
 
 
 def largest_batch(known: dict[int, float], limit: float, most: int) -> int:
-    """How many images fit, from the bytes that two other batches take; the memory grows in proportion to the batch.
+    """Return the number of images that fit, extrapolated linearly from the memory of two batches.
+
+    The result is a multiple of the larger of the two batches, and at least that batch.
 
     Args:
       known: bytes by batch, of two batches.
-      limit: bytes that there are.
-      most: the answer is this at most, and at least the larger of the known batches.
+      limit: available bytes.
+      most: upper limit of the result.
     """
     (few, least), (some, more) = sorted(known.items())
     by_image = max((more - least) / (some - few), 1.0)
@@ -121,12 +124,12 @@ def largest_batch(known: dict[int, float], limit: float, most: int) -> int:
 
 
 def measure(start: Callable[[], Any], wait: Callable[[Any], Any], seconds: float) -> dict[str, float]:
-    """Seconds of one call: median, least and most of several rounds of calls in a row.
+    """Return the seconds of one call: median, minimum and maximum over rounds of consecutive calls.
 
     Args:
-      start: begins the work, which may go on after it returns.
-      wait: returns when that work, and what was begun before it, is done.
-      seconds: about how long to measure; a slow call is made once in a round.
+      start: starts the work, which may continue after `start` returns.
+      wait: waits until this work and all earlier work is done.
+      seconds: approximate duration of the measurement; a slow call runs once per round.
     """
     wait(start())
     before = time.perf_counter()
@@ -143,23 +146,23 @@ def measure(start: Callable[[], Any], wait: Callable[[Any], Any], seconds: float
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
-    """The arguments that the runner gives to every stage."""
+    """Return the parser of the arguments that the runner passes to every stage."""
     made = argparse.ArgumentParser(prog=f"python -m {prog}")
     made.add_argument("--size", choices=PLANS, default="vit_l")
     made.add_argument("--scratch", type=pathlib.Path, required=True, help="folder with the checkpoint")
     made.add_argument("--records", type=pathlib.Path, required=True, help="file that is appended to (.jsonl)")
     made.add_argument("--torch_python", help="interpreter that has torch, numpy and scipy")
-    made.add_argument("--scale", type=int, default=1, help="side of the image by the network's own")
+    made.add_argument("--scale", type=int, default=1, help="side of the image divided by that of the network")
     return made
 
 
 def scale(arguments: argparse.Namespace) -> int:
-    """Side of the image by the network's own; 1 in a rehearsal, which has compiled that already."""
+    """Return the side of the image divided by that of the network; 1 in a rehearsal, which saves a compilation."""
     return 1 if arguments.size == "tiny" else arguments.scale
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a file that is whole or not there."""
+    """Write a file atomically."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, "utf-8")
     os.replace(temporary, path)

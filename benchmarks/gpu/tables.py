@@ -1,7 +1,7 @@
-"""Writes the tables of `docs/performance.md` from the committed results: `python -m benchmarks.gpu.tables [--check]`
+"""Write the tables of `docs/performance.md` from the committed results: `python -m benchmarks.gpu.tables [--check]`
 
-Every folder of `benchmarks/gpu/results/` holds the results of one run on one card. Without any, the page says that
-nothing has been measured yet.
+Every folder in `benchmarks/gpu/results/` contains the results of one run on one GPU. Without results, the page says
+that nothing has been measured yet.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ type Records = Mapping[str, Mapping[str, Any]]
 
 
 def main(argv: Sequence[str]) -> None:
-    """Writes the page, or checks it.
+    """Write the page, or check it.
 
     Raises:
-      UserError: with --check, the page is not what the results give.
+      UserError: with --check, the page does not agree with the results.
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.tables", description=__doc__)
     parser.add_argument("--check", action="store_true", help="only compare")
@@ -41,17 +41,17 @@ def main(argv: Sequence[str]) -> None:
     if not arguments.check:
         write_atomically(PAGE, after)
     elif before != after:
-        raise UserError(f"{PAGE.name} is not what the results give; run python -m benchmarks.gpu.tables")
+        raise UserError(f"{PAGE.name} does not agree with the results; run python -m benchmarks.gpu.tables")
 
 
 def with_tables(page: str, tables: str) -> str:
-    """The page with other tables between the two marks."""
+    """Return the page with new tables between the two marks."""
     start, rest = page.split(BEGIN)
     return f"{start}{BEGIN}\n\n{tables}\n\n{END}{rest.split(END)[1]}"
 
 
 def page_part(results: pathlib.Path) -> Iterator[str]:
-    """What the page says about all runs, line by line."""
+    """Yield the lines of the page about all runs."""
     runs = sorted(path for path in results.glob("*/") if list(path.glob("*.json")))
     if not runs:
         yield NOTHING
@@ -63,7 +63,7 @@ def page_part(results: pathlib.Path) -> Iterator[str]:
 
 
 def of_run(name: str, stages: Mapping[str, Any]) -> Iterator[str]:
-    """Everything about one run."""
+    """Yield the lines about one run."""
     found = {stage: {record["name"]: record for record in result["records"]} for stage, result in stages.items()}
     yield from heading(name, stages, found.get("machine", {}))
     records = {key: record for stage in found.values() for key, record in stage.items()}
@@ -83,7 +83,7 @@ def of_run(name: str, stages: Mapping[str, Any]) -> Iterator[str]:
 
 
 def heading(name: str, stages: Mapping[str, Any], machine: Records) -> Iterator[str]:
-    """Card, versions, date, command, and what is missing."""
+    """Yield the lines about GPU, versions, date, command and incomplete stages."""
     versions = {key: value for key, value in machine.get("versions", {}).items() if key != "name"}
     versions["torch"] = machine.get("torch", {}).get("version", "none")
     yield f"### {machine.get('jax', {}).get('device', name)}"
@@ -100,7 +100,7 @@ def heading(name: str, stages: Mapping[str, Any], machine: Records) -> Iterator[
 
 
 def right_rows(right: Records, golden: Records) -> Iterator[str]:
-    """Checks of numbers."""
+    """Yield the table of numerical checks."""
     yield "| what | found | bar |"
     yield "|---|---|---|"
     if record := right.get("default precision"):
@@ -128,7 +128,7 @@ def right_rows(right: Records, golden: Records) -> Iterator[str]:
 
 
 def compared_rows(records: Records) -> Iterator[str]:
-    """Throughput, memory and share of the ceiling, ours beside PyTorch's variants."""
+    """Yield the table of throughput, memory and share of the peak rate, for this package and PyTorch's variants."""
     yield (
         "| task | pixels | images | precision | ours, images/s | compiled | eager | not fused | ours / compiled "
         "| memory, GiB: ours / compiled | share of the product's rate: ours / compiled |"
@@ -153,7 +153,7 @@ def compared_rows(records: Records) -> Iterator[str]:
 
 
 def part_rows(parts: Records, records: Records) -> Iterator[str]:
-    """Times beside their floors."""
+    """Yield the table of times and lower bounds of parts."""
     yield "| part | ms | floor by products, ms | floor by bytes, ms | floor / time |"
     yield "|---|---|---|---|---|"
     rate = records.get("product/bfloat16", {}).get("flops_per_second")
@@ -168,7 +168,7 @@ def part_rows(parts: Records, records: Records) -> Iterator[str]:
 
 
 def kernel_rows(trace: Mapping[str, Any]) -> Iterator[str]:
-    """The table of a trace."""
+    """Yield the table of kernels in a trace."""
     yield "| kernel | calls | ms | share |"
     yield "|---|---|---|---|"
     for kernel in trace.get("kernels", ()):
@@ -177,7 +177,7 @@ def kernel_rows(trace: Mapping[str, Any]) -> Iterator[str]:
 
 
 def option_rows(records: Records) -> Iterator[str]:
-    """Steps by compiler options, against the defaults."""
+    """Yield the table of step times by compiler options, relative to the defaults."""
     yield "| options | ms | by the defaults' |"
     yield "|---|---|---|"
     defaults = records.get("options/defaults", {}).get("seconds")
@@ -188,7 +188,7 @@ def option_rows(records: Records) -> Iterator[str]:
 
 
 def number(value: float | None) -> str:
-    """Three digits, or a dash for what was not measured."""
+    """Format with three digits, or a dash if the value is missing."""
     if value is None:
         return "-"
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""Which kernels a step spends its time in, from a trace of `jax.profiler`."""
+"""Find the most expensive kernels in a trace of `jax.profiler`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ TOP = 10
 
 
 def costliest(folder: pathlib.Path, top: int = TOP) -> dict[str, Any]:
-    """The kernels with the most time of the newest trace in a folder.
+    """Return the kernels with the largest total time in the newest trace of a folder.
 
-    On a GPU these are the events of its streams, elsewhere those that name an operation of the compiled program.
+    Kernels are the events that name an operation of the compiled program; on a GPU, only events of its streams.
 
     Returns:
-      `total` seconds of all kernels, and the `kernels` with name, calls, seconds and share of the total.
+      `total` seconds of all kernels, and `kernels` with name, calls, seconds and share of the total.
     """
     file = max(folder.rglob("*.trace.json.gz"), key=lambda path: path.stat().st_mtime)
     with gzip.open(file, "rt", encoding="utf-8") as text:

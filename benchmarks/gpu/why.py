@@ -1,9 +1,9 @@
-"""Where the time of a bfloat16 step goes: `python -m benchmarks.gpu.why …`
+"""Profile a bfloat16 step: `python -m benchmarks.gpu.why …`
 
-- The ceilings of this card: matrix products of every precision, and a copy through its memory.
-- The parts of a step, forward and with gradient, each beside the time that its products and its bytes (arguments and
-  results once) would take at those ceilings.
-- The ten costliest kernels of a step, from a trace.
+- The peak rates of this GPU: matrix products of every precision, and a copy in its memory.
+- The parts of a step, forward and with gradient, with the operations and bytes (arguments and results once) from which
+  their lower bounds at these rates follow.
+- The ten most expensive kernels of a step, from a trace.
 - The step with other options of the compiler.
 """
 
@@ -32,7 +32,7 @@ from crossearth_jax.ops.normalization import normalize
 from crossearth_jax.runtime import command
 from crossearth_jax.weights.style_files import load_style
 
-# Options of XLA that are tried, one by one, on a step; what they do is in its documentation.
+# Options of XLA that are tried one at a time; see XLA's documentation.
 OPTIONS: tuple[dict[str, Any], ...] = (
     {},
     {"xla_gpu_enable_triton_gemm": False},
@@ -44,7 +44,7 @@ Part = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measures what is not yet in the records."""
+    """Measure what is not yet in the records."""
     parser = stage.parser("benchmarks.gpu.why")
     parser.add_argument("what", choices=("ceilings", "parts", "step"))
     arguments = parser.parse_args(argv)
@@ -59,13 +59,13 @@ def main(argv: Sequence[str]) -> None:
 
 
 def seconds_of(function: Callable[..., Any], *arguments: Any, seconds: float) -> dict[str, float]:
-    """Seconds of a call of a jitted function."""
+    """Return the seconds of a call of a jitted function."""
     jitted = jax.jit(function)
     return stage.measure(lambda: jitted(*arguments), jax.block_until_ready, seconds)
 
 
 def measure_ceilings(bench: Bench, records: Records) -> None:
-    """Operations per second of a large product, and bytes per second of a large copy (read and written)."""
+    """Measure operations per second of a large matrix product and bytes per second (read and written) of a copy."""
     side = 8192 if bench.size.image == 512 else 256
     for precision, products in PRODUCTS.items():
         if f"product/{precision}" in records:
@@ -81,14 +81,14 @@ def measure_ceilings(bench: Bench, records: Records) -> None:
 
 
 def measure_parts(bench: Bench, records: Records) -> None:
-    """Every part alone, with the operations and bytes from which its floor follows."""
+    """Measure every part alone, with the operations and bytes that give its lower bound."""
     for name, (function, arguments) in {**dict(attention_parts(bench)), **dict(network_parts(bench))}.items():
         if name in records:
             continue
         try:
             found = seconds_of(function, *arguments, seconds=bench.plan.seconds)
         except (jax.errors.JaxRuntimeError, NotImplementedError, RuntimeError, ValueError) as error:
-            records.add(name, error=str(error)[:300])  # a formulation that this device has not
+            records.add(name, error=str(error)[:300])  # an implementation that this device does not support
             continue
         traced = jax.jit(function).trace(*arguments)
         touched = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((arguments, traced.out_info)))
@@ -96,14 +96,14 @@ def measure_parts(bench: Bench, records: Records) -> None:
 
 
 def with_gradient(function: Callable[..., jax.Array], first: int) -> Callable[..., Any]:
-    """The gradient of the sum of squares by the first arguments."""
+    """Return the gradient of the sum of squares of `function` with respect to its first `first` arguments."""
     return jax.grad(
         lambda *inputs: jnp.sum(jnp.square(function(*inputs).astype(jnp.float32))), argnums=tuple(range(first))
     )
 
 
 def attention_parts(bench: Bench) -> Iterator[tuple[str, Part]]:
-    """Attention of backbone and decoder, and deformable attention, by formulation."""
+    """Yield attention of backbone and decoder, and deformable attention, in every implementation."""
     vit, head, batch = bench.size.model.vit, bench.size.model.head, bench.plan.some
     assert head is not None
     patches, queries = (bench.size.image // vit.patch_size) ** 2, head.queries
@@ -146,7 +146,7 @@ def attention_parts(bench: Bench) -> Iterator[tuple[str, Part]]:
 
 
 def network_parts(bench: Bench) -> Iterator[tuple[str, Part]]:
-    """Backbone, heads, matching, loss and style network, in bfloat16 where a step is."""
+    """Yield backbone, heads, matching, loss and style network, in bfloat16 where a bfloat16 step uses it."""
     model, batch, params = SegmentationModel(bench.model("bfloat16")), bench.plan.some, bench.params
     pixels, blocks = random_images(bench.size.image, batch)
     images, labels = normalize(jnp.asarray(pixels)), jnp.asarray(blocks)
@@ -189,7 +189,7 @@ def network_parts(bench: Bench) -> Iterator[tuple[str, Part]]:
 
 
 def _decoded(model: SegmentationModel, params: Any, queries: Any, trained: Any, levels: Any) -> jax.Array:
-    """All predictions as one array, so that the gradient is that of a step."""
+    """Return all predictions as one array, so that the gradient covers the same outputs as in a step."""
     classes, masks = model.decode(params | trained, Features(levels, queries))
     return jnp.concatenate([classes.ravel(), masks.ravel()])
 
@@ -199,7 +199,7 @@ def _rebuilt(model: SegmentationModel, params: Any, trained: Any, levels: Any) -
 
 
 def measure_step(bench: Bench, records: Records, folder: Any) -> None:
-    """The trace of a step, and the step by options of the compiler."""
+    """Measure the step with every set of compiler options, and trace it with the defaults."""
     case = Case("step", bench.size.image, bench.plan.some, "bfloat16", "ours")
     for options in OPTIONS if bench.plan.precisions == stage.PRECISIONS else OPTIONS[:1]:
         name = ", ".join(f"{key}={value}" for key, value in options.items()) or "defaults"

@@ -1,1 +1,1 @@
-"""The reference's network and losses restated in PyTorch: an independent check, and what speed is compared with."""
+"""The reference's network and losses implemented in PyTorch, for independent checks and comparisons of speed."""

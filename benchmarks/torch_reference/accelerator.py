@@ -1,12 +1,12 @@
-"""PyTorch's side of the accelerator run: `python -m benchmarks.torch_reference.accelerator TASK …`.
+"""Measure one PyTorch task in the accelerator run: `python -m benchmarks.torch_reference.accelerator TASK …`.
 
-Measures one task (forward, predict, step, both) at every precision, or writes scores for a comparison. Needs torch,
-numpy and scipy. The settings favour PyTorch: inference mode, fused attention except where a variant turns it off, no
-gradient for what is frozen, no augmentations in the training step, `channels_last` nowhere (it is slower here).
+Measures a task (forward, predict, step, both) at every precision, or writes scores for a comparison. Needs torch,
+numpy and scipy. The settings favour PyTorch: inference mode, fused attention except in the variant without it, no
+gradients of frozen parameters, no augmentations in the training step. `channels_last` is not used.
 
 "tf32" and "float32" set the precision of matrix products and convolutions; "bfloat16" is autocast over the network
-and float32 for the losses. The compiled variant compiles the network; the set loss, which asks the host for every
-matching, stays eager.
+and float32 for the losses. The compiled variant compiles the network; the set loss stays eager, because it computes
+every matching on the host.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def main() -> None:
-    """Measures what is not yet in the records."""
+    """Measure the cases that are not yet in the records."""
     parser = stage.parser("benchmarks.torch_reference.accelerator")
     parser.add_argument("task", choices=("scores", *TASKS))
     parser.add_argument("--save", type=pathlib.Path, help="file for the scores (.npy)")
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def measured(model: CrossEarth, case: Case, plan: stage.Plan, records: Records) -> dict[str, Any]:
-    """Time and memory of one case, or why there are none."""
+    """Return time and memory of one case, or the error."""
     batch = case.batch or largest(case, plan, records)
     while batch:
         torch.compiler.reset()
@@ -67,14 +67,14 @@ def measured(model: CrossEarth, case: Case, plan: stage.Plan, records: Records) 
             with using(case.precision, case.variant) as forward_context:
                 task = TASK_BUILDERS[case.task](model, case, batch, plan, forward_context)
                 found = timed(task, plan.seconds)
-            images = 1 if case.task == "predict" else batch  # one scene, whatever goes through together
+            images = 1 if case.task == "predict" else batch  # one scene, independent of the batch of windows
             return {"images": images, "version": torch.__version__} | found
         except torch.OutOfMemoryError:
-            task = None  # what it holds is freed before the next try
+            task = None  # frees its memory before the next attempt
             empty()
             batch = batch * 3 // 4 if case.batch is None else 0
-        except Exception as error:  # one variant that fails must not cost the others
-            if "out of memory" in str(error) and case.batch is None:  # met while compiling
+        except Exception as error:  # a variant that fails must not stop the others
+            if "out of memory" in str(error) and case.batch is None:  # raised during compilation
                 batch = batch * 3 // 4
                 continue
             return {"error": f"{type(error).__name__}: {str(error)[:300]}"}
@@ -84,7 +84,7 @@ def measured(model: CrossEarth, case: Case, plan: stage.Plan, records: Records) 
 
 
 def largest(case: Case, plan: stage.Plan, records: Records) -> int:
-    """The most images that fit, from the eager runs of a few; the compiled ones take about as much."""
+    """Return the largest batch that fits, extrapolated from eager runs; compiled runs take about as much memory."""
     known = {}
     for batch in filter(None, plan.batches):
         found = records.found.get(Case(case.task, case.side, batch, case.precision, "eager").name, {})
@@ -97,7 +97,7 @@ def largest(case: Case, plan: stage.Plan, records: Records) -> int:
 
 @contextlib.contextmanager
 def using(precision: str, variant: str):
-    """Sets the precision of products and the kernel of attention; gives what the network is called in."""
+    """Set the precision of products and the attention kernel; yield the autocast context for the network."""
     use_precision(precision)
     autocast = torch.autocast(DEVICE.type, torch.bfloat16, enabled=precision == "bfloat16")
     attention = sdpa_kernel(SDPBackend.MATH) if "not fused" in variant else contextlib.nullcontext()
@@ -106,32 +106,32 @@ def using(precision: str, variant: str):
 
 
 def use_precision(precision: str) -> None:
-    """float32 products as they are, or rounded to tf32 where the card has it."""
+    """Set the precision of float32 products: float32, or operands rounded to tf32 if the GPU supports it."""
     torch.set_float32_matmul_precision("highest" if precision == "float32" else "high")
     torch.backends.cudnn.allow_tf32 = precision != "float32"
 
 
 def inputs(side: int, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Normalised images (b, 3, s, s) and labels (b, s, s) on the device."""
+    """Return normalised images (b, 3, s, s) and labels (b, s, s) on the device."""
     pixels, labels = random_images(side, batch)
     return normalised(torch.as_tensor(pixels, device=DEVICE)), torch.as_tensor(labels, device=DEVICE)
 
 
 def normalised(pixels: torch.Tensor) -> torch.Tensor:
-    """8-bit (b, h, w, 3) to (b, 3, h, w)."""
+    """Normalise uint8 images (b, h, w, 3); return (b, 3, h, w)."""
     mean, deviation = (torch.tensor(x, device=DEVICE) for x in (MEAN, DEVIATION))
     return ((pixels.float() - mean) / deviation).permute(0, 3, 1, 2).contiguous()
 
 
 def prepared(function: Callable[..., Any], case: Case) -> Callable[..., Any]:
-    """The function, compiled for this shape if the case says so; on a CPU, a rehearsal, up to code generation."""
+    """Return the function, compiled if the variant is "compiled"; on a CPU (rehearsal) without code generation."""
     if case.variant != "compiled":
         return function
     return torch.compile(function, dynamic=False, backend="inductor" if DEVICE.type == "cuda" else "aot_eager")
 
 
 def forward(model: CrossEarth, case: Case, batch: int, plan: stage.Plan, context: Any) -> Callable[[], Any]:
-    """Scores of a batch of windows."""
+    """Return the task that computes the scores of a batch of windows."""
     del plan
     images, _ = inputs(case.side, batch)
     scores = prepared(model.scores, case)
@@ -145,7 +145,7 @@ def forward(model: CrossEarth, case: Case, batch: int, plan: stage.Plan, context
 
 
 def predict(model: CrossEarth, case: Case, batch: int, plan: stage.Plan, context: Any) -> Callable[[], Any]:
-    """Classes of a scene by windows that overlap by a third, in host memory at the end."""
+    """Return the task that predicts a scene by windows that overlap by a third; labels end in host memory."""
     del plan
     window = model.window
     starts = sorted({min(i, case.side - window) for i in range(0, case.side, window * 2 // 3)})
@@ -159,7 +159,7 @@ def predict(model: CrossEarth, case: Case, batch: int, plan: stage.Plan, context
         total = torch.zeros(model.classes, case.side, case.side, device=DEVICE)
         for first in range(0, len(corners), batch):
             some = corners[first : first + batch]
-            # The last group is filled up: a compiled network takes one shape.
+            # The last group is filled up, because a compiled network has a static batch size.
             filled = (some * batch)[:batch]
             with context:
                 found = scores(torch.cat([scene[..., y : y + window, x : x + window] for y, x in filled]))
@@ -171,7 +171,7 @@ def predict(model: CrossEarth, case: Case, batch: int, plan: stage.Plan, context
 
 
 def step(model: CrossEarth, case: Case, batch: int, plan: stage.Plan, context: Any) -> Callable[[], Any]:
-    """Loss, gradients of all that is trained, one AdamW step; with "both", reconstruction too, in a second pass."""
+    """Return the task of a training step: loss, gradients, AdamW; for "both" also reconstruction, in a second pass."""
     images, labels = inputs(case.side, batch)
     config = losses.LossConfig(points=plan.points)
     optimizer = torch.optim.AdamW(model.freeze(), lr=1e-4, weight_decay=0.05, fused=DEVICE.type == "cuda")
@@ -196,7 +196,7 @@ TASK_BUILDERS = {"forward": forward, "predict": predict, "step": step, "both": s
 
 
 def timed(task: Callable[[], Any], seconds: float) -> dict[str, Any]:
-    """Seconds of a call, and the most memory that tensors took meanwhile."""
+    """Return the seconds of a call and, on a GPU, the peak memory of tensors."""
     if DEVICE.type != "cuda":
         return stage.measure(task, lambda result: None, seconds)
     task()
@@ -206,7 +206,7 @@ def timed(task: Callable[[], Any], seconds: float) -> dict[str, Any]:
 
 
 def empty() -> None:
-    """Frees what the last case left, for the next."""
+    """Free the memory of the last case."""
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.empty_cache()

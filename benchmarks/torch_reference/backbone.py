@@ -1,4 +1,4 @@
-"""DINOv2 with LoRAReins, as CrossEarth evaluates it. Parameters have the names of published checkpoints."""
+"""DINOv2 with LoRAReins, as CrossEarth uses it. Parameters have the names of published checkpoints."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional
 
 
 class Attention(nn.Module):
-    """Self-attention with a packed projection, by PyTorch's fused kernel."""
+    """Self-attention with one projection for query, key and value; uses PyTorch's fused kernel."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -19,14 +19,14 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(b, n, c) -> (b, n, c)."""
+        """Map tokens (b, n, c) to (b, n, c)."""
         query, key, value = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         attended = functional.scaled_dot_product_attention(query, key, value)
         return self.proj(attended.transpose(1, 2).flatten(2))
 
 
 class Mlp(nn.Module):
-    """Feed-forward part with exact GELU."""
+    """Feed-forward layers with exact GELU."""
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
@@ -34,7 +34,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(b, n, c) -> (b, n, c)."""
+        """Map tokens (b, n, c) to (b, n, c)."""
         return self.fc2(functional.gelu(self.fc1(x)))
 
 
@@ -46,7 +46,7 @@ class Gain(nn.Module):
         self.gamma = nn.Parameter(torch.ones(width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Scales every channel."""
+        """Scale every channel."""
         return x * self.gamma
 
 
@@ -63,13 +63,13 @@ class Block(nn.Module):
         self.ls2 = Gain(width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(b, n, c) -> (b, n, c)."""
+        """Map tokens (b, n, c) to (b, n, c)."""
         x = x + self.ls1(self.attn(self.norm1(x)))
         return x + self.ls2(self.mlp(self.norm2(x)))
 
 
 class Reins(nn.Module):
-    """Low-rank tokens after every block, and the queries made from them."""
+    """Low-rank tokens that refine the features after every block, and the decoder queries computed from them."""
 
     def __init__(self, depth: int, width: int, tokens: int, rank: int, query_width: int):
         super().__init__()
@@ -82,7 +82,7 @@ class Reins(nn.Module):
         self.merge = nn.Linear(3 * query_width, query_width)
 
     def forward(self, x: torch.Tensor, layer: int) -> torch.Tensor:
-        """Refines the patch tokens (not the class token) after block `layer`."""
+        """Refine the patch tokens (not the class token) after block `layer`."""
         class_token, features = x[:, :1], x[:, 1:]
         tokens = self.learnable_tokens_a[layer] @ self.learnable_tokens_b[layer]
         weights = torch.softmax(features @ tokens.T * features.shape[-1] ** -0.5, dim=-1)
@@ -90,7 +90,7 @@ class Reins(nn.Module):
         return torch.cat([class_token, features + self.scale * self.mlp_delta_f(update + features)], dim=1)
 
     def queries(self) -> torch.Tensor:
-        """(tokens, query_width)."""
+        """Return the decoder queries (tokens, query_width)."""
         y = self.transform(self.learnable_tokens_a @ self.learnable_tokens_b)
         return self.merge(torch.stack([y.max(0).values, y.mean(0), y[-1]], dim=-1).flatten(1))
 
@@ -119,7 +119,7 @@ class Backbone(nn.Module):
         self.reins = Reins(vit["depth"], width, reins["tokens"], reins["rank"], query_width)
 
     def positions(self, height: int, width: int) -> torch.Tensor:
-        """The position table for a grid of patches."""
+        """Return the position embeddings, interpolated to a grid of `height` x `width` patches."""
         side = math.isqrt(self.pos_embed.shape[1] - 1)
         if (height, width) == (side, side):
             return self.pos_embed
@@ -129,7 +129,7 @@ class Backbone(nn.Module):
         return torch.cat([self.pos_embed[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
 
     def forward(self, images: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """(b, 3, h, w), normalised -> four maps (b, c, …), queries (q, d)."""
+        """Map normalised images (b, 3, h, w) to four feature maps (b, c, …) and queries (q, d)."""
         patches = self.patch_embed.proj(images)
         height, width = patches.shape[2:]
         tokens = torch.cat([self.cls_token.expand(len(images), -1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
@@ -145,7 +145,7 @@ class Backbone(nn.Module):
 
 
 def resized(x: torch.Tensor, factor: float) -> torch.Tensor:
-    """Bilinear resize by a factor."""
+    """Resize bilinearly by a factor."""
     if factor == 1:
         return x
     return functional.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""Holds the restatement to the reference's golden numbers: `python -m benchmarks.torch_reference.check`."""
+"""Compare this implementation with the reference's golden numbers: `python -m benchmarks.torch_reference.check`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ TRAINING = GOLDEN.with_name("train")
 
 
 def main() -> None:
-    """Compares scores, mask logits and reconstructions of all stored inputs."""
+    """Compare scores, class and mask logits, and reconstructions of all stored inputs."""
     check_segmentation()
     check_reconstruction()
 
 
 def hold(name: str, found: torch.Tensor, golden: np.ndarray, noise: float) -> None:
-    """Prints the greatest difference; fails beyond five times the reference's noise."""
+    """Print the largest difference; exit if it exceeds five times the reference's floating-point noise."""
     error = np.abs(found.numpy() - golden).max()
     print(f"{name}: {error:.1e} (bar {5 * noise:.1e})")
     if error > 5 * noise:
@@ -30,7 +30,7 @@ def hold(name: str, found: torch.Tensor, golden: np.ndarray, noise: float) -> No
 
 
 def check_segmentation() -> None:
-    """Scores and mask logits."""
+    """Compare scores, class logits and mask logits."""
     model = CrossEarth(json.loads((GOLDEN / "model.json").read_text()))
     model.load_state_dict({name: torch.as_tensor(x) for name, x in np.load(GOLDEN / "params.npz").items()})
     noise = json.loads((GOLDEN / "float32_noise.json").read_text())
@@ -46,7 +46,7 @@ def check_segmentation() -> None:
 
 
 def check_reconstruction() -> None:
-    """The image that the task head makes of the backbone's features."""
+    """Compare the image that the reconstruction head computes from the backbone's features."""
     tensors = {name.removeprefix("task_head."): x for name, x in np.load(TRAINING / "mim_params.npz").items()}
     head = TaskHead(64, {"width": 32, "image_size": 64, "dilations": [1, 6, 12, 18]})
     head.load_state_dict({name: torch.as_tensor(x) for name, x in tensors.items()})

@@ -1,4 +1,4 @@
-"""Mask2Former's head as CrossEarth configures it. Parameters have the names of published checkpoints."""
+"""Mask2Former's head in the configuration of CrossEarth. Parameters have the names of published checkpoints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LEVELS = 3
 
 
 def sine_encoding(height: int, width: int, features: int, device: torch.device) -> torch.Tensor:
-    """(features, height, width): half of the channels tell the row, half the column."""
+    """Return position encodings (features, height, width): half of the channels encode the row, half the column."""
     half = features // 2
     frequency = 10000 ** (2 * (torch.arange(half, device=device) // 2) / half)
 
@@ -25,14 +25,14 @@ def sine_encoding(height: int, width: int, features: int, device: torch.device) 
 
 
 def feed_forward(width: int, hidden: int) -> nn.Module:
-    """Two linear layers under the reference's names."""
+    """Create two linear layers with the reference's parameter names."""
     module = nn.Module()
     module.layers = nn.ModuleList([nn.Sequential(nn.Linear(width, hidden), nn.ReLU()), nn.Linear(hidden, width)])
     return module
 
 
 def fed_forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Runs `feed_forward`, with the identity."""
+    """Apply the module of `feed_forward` with a residual connection."""
     first, second = module.layers
     return x + second(first(x))
 
@@ -46,7 +46,7 @@ class ConvNorm(nn.Module):
         self.gn = nn.GroupNorm(groups, outputs)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Convolves, then normalises."""
+        """Convolve, then normalise."""
         return self.gn(self.conv(x))
 
 
@@ -62,7 +62,7 @@ class DeformableAttention(nn.Module):
         self.output_proj = nn.Linear(width, width)
 
     def forward(self, x: torch.Tensor, position: torch.Tensor, references: torch.Tensor, sizes: list) -> torch.Tensor:
-        """(b, n, d) -> (b, n, d)."""
+        """Map tokens (b, n, d) to (b, n, d)."""
         batch, count, _ = x.shape
         query = x + position
         values = self.value_proj(x).unflatten(-1, (self.heads, -1)).split([h * w for h, w in sizes], dim=1)
@@ -90,7 +90,7 @@ class EncoderLayer(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
 
     def forward(self, x: torch.Tensor, position: torch.Tensor, references: torch.Tensor, sizes: list) -> torch.Tensor:
-        """(b, n, d) -> (b, n, d)."""
+        """Map tokens (b, n, d) to (b, n, d)."""
         x = self.norms[0](x + self.self_attn(x, position, references, sizes))
         return self.norms[1](fed_forward(self.ffn, x))
 
@@ -113,7 +113,7 @@ class PixelDecoder(nn.Module):
         self.mask_feature = nn.Conv2d(width, width, 1)
 
     def forward(self, levels: list[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Fuses the levels."""
+        """Fuse the levels."""
         maps = [conv(level) for conv, level in zip(self.input_convs, reversed(levels[1:]), strict=True)]
         sizes = [tuple(x.shape[2:]) for x in maps]
         width = maps[0].shape[1]
@@ -138,19 +138,19 @@ def _centres(height: int, width: int, device: torch.device) -> torch.Tensor:
 
 
 def enlarged(x: torch.Tensor, size: tuple) -> torch.Tensor:
-    """Bilinear resize to a size."""
+    """Resize bilinearly to a size."""
     return functional.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 class PackedAttention(nn.Module):
-    """`nn.MultiheadAttention` under the reference's name."""
+    """`nn.MultiheadAttention` with the reference's parameter name."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
 
     def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None):
-        """Attends; True in the mask forbids."""
+        """Attend; positions where `mask` is True are excluded."""
         return self.attn(query, key, value, attn_mask=mask, need_weights=False)[0]
 
 
@@ -165,7 +165,7 @@ class DecoderLayer(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
 
     def forward(self, x: torch.Tensor, position: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask):
-        """(b, q, d) -> (b, q, d)."""
+        """Map queries (b, q, d) to (b, q, d)."""
         x = self.norms[0](x + self.cross_attn(x + position, key, value, mask))
         x = self.norms[1](x + self.self_attn(x + position, x + position, x))
         return self.norms[2](fed_forward(self.ffn, x))
@@ -192,7 +192,7 @@ class Head(nn.Module):
         )
 
     def predict(self, x: torch.Tensor, features: torch.Tensor, size: tuple) -> tuple[torch.Tensor, ...]:
-        """Class logits, mask logits at stride 4, and what the next layer must not look at."""
+        """Return class logits, mask logits at stride 4, and the attention mask of the next layer (True: excluded)."""
         z = self.transformer_decoder.post_norm(x)
         masks = torch.einsum("bqd,bdhw->bqhw", self.mask_embed(z), features)
         forbidden = (enlarged(masks.detach(), size).sigmoid() < 0.5).flatten(2)
@@ -200,7 +200,7 @@ class Head(nn.Module):
         return self.cls_embed(z), masks, forbidden.repeat_interleave(self.heads, dim=0)
 
     def forward(self, levels: list[torch.Tensor], queries: torch.Tensor) -> tuple[list[torch.Tensor], ...]:
-        """Returns the class logits (b, q, k + 1) and mask logits (b, q, h, w) of all predictions."""
+        """Return the class logits (b, q, k + 1) and mask logits (b, q, h, w) of all predictions."""
         memories, features = self.pixel_decoder(levels)
         values, keys = [], []
         for level, memory in enumerate(memories):

@@ -1,4 +1,4 @@
-"""Mask2Former's set loss with "semantic" targets, as CrossEarth trains with it."""
+"""Mask2Former's set loss with semantic targets (one mask per class), as in CrossEarth's training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EPSILON = torch.finfo(torch.float32).eps
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """Numbers of the recipe."""
+    """Parameters of the loss."""
 
     points: int = 12544
     oversample: float = 3.0
@@ -25,12 +25,12 @@ class LossConfig:
 
 
 def sample(maps: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """(n, h, w) at points (n, p, 2) in [0, 1] -> (n, p), zeros outside."""
+    """Sample maps (n, h, w) bilinearly at points (n, p, 2) in [0, 1]; return (n, p), zeros outside."""
     return functional.grid_sample(maps[:, None], 2 * points[:, :, None] - 1, align_corners=False)[:, 0, :, 0]
 
 
 def targets_of(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Classes present in one label map, and their binary masks."""
+    """Return the classes in one label map and their binary masks."""
     present = labels.unique()
     present = present[present != 255]
     return present.long(), (labels == present[:, None, None]).float()
@@ -38,7 +38,7 @@ def targets_of(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.no_grad()
 def assign(config: LossConfig, classes: torch.Tensor, masks: torch.Tensor, present, targets, points):
-    """Queries and targets matched at the least cost, for one image."""
+    """Return the queries and targets of one image, matched at minimum cost."""
     logits = sample(masks, points.expand(len(masks), -1, -1))
     truth = sample(targets, points.expand(len(targets), -1, -1))
     positive, negative = functional.softplus(-logits), functional.softplus(logits)
@@ -53,7 +53,7 @@ def assign(config: LossConfig, classes: torch.Tensor, masks: torch.Tensor, prese
 
 @torch.no_grad()
 def uncertain_points(config: LossConfig, masks: torch.Tensor) -> torch.Tensor:
-    """Points for the mask losses: mostly where the logit is nearest to 0."""
+    """Sample points for the mask losses: a share `importance` where the logits are nearest to 0, the rest at random."""
     count = int(config.importance * config.points)
     candidates = torch.rand(len(masks), int(config.oversample * config.points), 2, device=masks.device)
     nearest = (-sample(masks, candidates).abs()).topk(count, dim=1).indices
@@ -63,7 +63,7 @@ def uncertain_points(config: LossConfig, masks: torch.Tensor) -> torch.Tensor:
 
 
 def prediction_loss(config: LossConfig, classes: torch.Tensor, masks: torch.Tensor, labels: torch.Tensor):
-    """Class, mask and Dice terms of one prediction: (b, q, k + 1), (b, q, h, w), labels (b, H, W)."""
+    """Return class, mask and Dice losses of a prediction: (b, q, k + 1), (b, q, h, w), labels (b, H, W)."""
     no_object = classes.shape[-1] - 1
     device = classes.device
     goal = torch.full(classes.shape[:2], no_object, device=device)
@@ -98,5 +98,5 @@ def prediction_loss(config: LossConfig, classes: torch.Tensor, masks: torch.Tens
 
 
 def set_loss(config: LossConfig, classes: list, masks: list, labels: torch.Tensor) -> torch.Tensor:
-    """The plain sum of the terms of all predictions."""
+    """Return the sum of the losses of all predictions."""
     return sum(sum(prediction_loss(config, *prediction, labels)) for prediction in zip(classes, masks, strict=True))

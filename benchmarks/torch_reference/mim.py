@@ -17,13 +17,13 @@ class Pyramid(nn.Module):
         self.conv_1x1_2 = nn.Conv2d(len(dilations) * width, width, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(b, c, h, w) -> (b, d, h, w)."""
+        """Map (b, c, h, w) to (b, d, h, w)."""
         x = self.conv_1x1(x)
         return functional.relu(self.conv_1x1_2(torch.cat([conv(x) for conv in self.Convs], dim=1)))
 
 
 class TaskHead(nn.Module):
-    """Four feature maps to an image."""
+    """Reconstruction head: four feature maps to an image."""
 
     def __init__(self, inputs: int, mim: dict):
         super().__init__()
@@ -33,7 +33,7 @@ class TaskHead(nn.Module):
         self.final_conv = nn.Conv2d(width, 3, 1)
 
     def forward(self, levels: list[torch.Tensor]) -> torch.Tensor:
-        """Returns the normalised image (b, 3, s, s)."""
+        """Return the normalised image (b, 3, s, s)."""
         size = (self.side, self.side)
         enlarged = [
             functional.interpolate(self.aspp_head(x), size=size, mode="bilinear", align_corners=False) for x in levels
@@ -42,7 +42,10 @@ class TaskHead(nn.Module):
 
 
 def content_masked(images: torch.Tensor, token: torch.Tensor, ratio: float = 0.1, blocks: int = 8) -> torch.Tensor:
-    """Replaces a share of the blocks of images (b, 3, h, w) by the token (1, 3, s, s), cut to their size."""
+    """Replace random blocks of images (b, 3, h, w) by the token (1, 3, s, s), cropped to the image size.
+
+    Each of `blocks` x `blocks` blocks is replaced with probability `ratio`.
+    """
     noise = torch.rand(len(images), 1, blocks, blocks, device=images.device)
     kept = functional.interpolate((noise > ratio).float(), size=images.shape[2:], mode="nearest") > 0
     height, width = images.shape[2:]
@@ -50,6 +53,6 @@ def content_masked(images: torch.Tensor, token: torch.Tensor, ratio: float = 0.1
 
 
 def reconstruction_loss(images: torch.Tensor, rebuilt: torch.Tensor) -> torch.Tensor:
-    """The L1 term of content-masked images; those of restyled ones are left out here."""
+    """Return the L1 loss of content-masked images; restyled images are not part of this comparison."""
     target = functional.interpolate(images, size=rebuilt.shape[2:], mode="bilinear", align_corners=False)
     return (rebuilt - target).abs().mean()

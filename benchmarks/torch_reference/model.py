@@ -1,4 +1,4 @@
-"""The whole network, its scores, and reading a checkpoint into it."""
+"""The whole network, its scores, and the loading of a checkpoint."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ class CrossEarth(nn.Module):
             self.mask_token = nn.Parameter(torch.zeros(1, 3, mim["token_size"], mim["token_size"]))
 
     def forward(self, images: torch.Tensor) -> tuple[list[torch.Tensor], ...]:
-        """Normalised (b, 3, h, w) -> class logits and mask logits of all predictions."""
+        """Map normalised images (b, 3, h, w) to class logits and mask logits of all predictions."""
         return self.decode_head(*self.backbone(images))
 
     def scores(self, images: torch.Tensor) -> torch.Tensor:
-        """(b, k, h, w): what a sliding window adds up, neither probabilities nor logits."""
+        """Return the scores (b, k, h, w): class probability times mask probability, summed over queries."""
         classes, masks = (x[-1] for x in self(images))
         masks = enlarged(masks, images.shape[2:]).sigmoid()
         return torch.einsum("bqk,bqhw->bkhw", classes.softmax(-1)[..., :-1], masks)
 
     def reconstruct(self, images: torch.Tensor) -> torch.Tensor:
-        """(b, 3, s, s), from content-masked images."""
+        """Return reconstructions (b, 3, s, s) of content-masked images."""
         levels, _ = self.backbone(images)
         return self.task_head(levels)
 
     def freeze(self) -> list[nn.Parameter]:
-        """Leaves Reins and heads trainable; returns them."""
+        """Freeze everything except Reins, heads and mask token; return the trainable parameters."""
         trainable = ("decode_head.", "backbone.reins.", "task_head.", "mask_token")
         for name, parameter in self.named_parameters():
             parameter.requires_grad = name.startswith(trainable)
@@ -47,7 +47,7 @@ class CrossEarth(nn.Module):
 
 
 def load(config: dict, path: str) -> CrossEarth:
-    """The network with the weights of a checkpoint; tensors of training-only modules are left out."""
+    """Return the network with the weights of a checkpoint; tensors that the network does not have are ignored."""
     with torch.device("meta"):
         model = CrossEarth(config)
     tensors = torch.load(path, weights_only=True, mmap=True)["state_dict"]

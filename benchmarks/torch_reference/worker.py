@@ -1,6 +1,6 @@
-"""PyTorch's side of the comparison; `benchmarks.workers` talks to it. Runs where torch, numpy and scipy are.
+"""PyTorch's worker process in a comparison; `benchmarks.workers` controls it. Needs torch, numpy and scipy.
 
-Settings that favour PyTorch: inference mode, fused attention, no gradient for what is frozen, buffers of the
+The settings favour PyTorch: inference mode, fused attention, no gradients of frozen parameters, buffers of the
 optimizer allocated before measuring.
 """
 
@@ -19,7 +19,7 @@ from benchmarks.torch_reference.model import load
 
 
 def main() -> None:
-    """Loads a checkpoint and serves the tasks asked for."""
+    """Load a checkpoint and run the requested tasks."""
     parser = argparse.ArgumentParser()
     parser.add_argument("checkpoint", type=pathlib.Path)
     parser.add_argument("image", type=pathlib.Path, help=".npz with `image` (normalised) and `labels`")
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def inference(task):
-    """The task without gradients."""
+    """Return the task in inference mode."""
 
     def run():
         with torch.inference_mode():
@@ -59,13 +59,13 @@ def inference(task):
 
 
 def gemm(size: int = 4096):
-    """A square matrix product, float32."""
+    """Return the task that computes a square matrix product in float32."""
     a, b = torch.rand(size, size), torch.rand(size, size)
     return inference(lambda: a @ b)
 
 
 def training_step(model, image, labels, points):
-    """Loss, gradients of Reins and head, one AdamW step."""
+    """Return the task of a training step: loss, gradients of Reins and heads, AdamW."""
     config = losses.LossConfig(points=points)
     optimizer = torch.optim.AdamW(model.freeze(), lr=1e-4, weight_decay=0.05)
 
