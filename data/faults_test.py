@@ -176,9 +176,7 @@ def test_colours_outside_the_palette(tmp_path):
 
 def test_a_photograph_is_no_label(tmp_path):
     potsdam_scene(tmp_path / "manual", potsdam.truth("2_10", "RGB")[0])
-    expected = (
-        r"label_noBoundary\.tif has the unknown label colours .* \(their distance to each of these is above 80\)"
-    )
+    expected = r"label_noBoundary\.tif has the unknown label colours .* \(their distance to each of these is above 80\)"
     with pytest.raises(UserError, match=expected):
         prepare("potsdam/rgb", tmp_path / "data", tmp_path / "manual")
 

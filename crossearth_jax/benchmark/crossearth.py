@@ -113,7 +113,7 @@ DOMAINS = (
         "whu_building/aerial", "WHU Building, aerial tiles of Christchurch", "building", 0.3,
         {"train": 4736, "val": 1036, "test": 2416}, _TILE, _square(512), eval_split="val",
     ),
-    # The ground sampling distance is the value commonly stated for this set.
+    # The ground resolution is the value commonly stated for this set.
     _domain(
         "whu_building/satellite_ii", "WHU Building, Satellite II tiles of East Asia", "building", 0.45,
         {"train": 13662, "test": 3726}, _TILE, _square(512),

@@ -33,7 +33,7 @@ class Domain:
     config: str
     description: str
     taxonomy: Taxonomy | None  # None for images without labels
-    gsd: float | None  # ground sampling distance in metres (plate carrée grids: at the equator); None if it varies
+    gsd: float | None  # ground resolution in metres per pixel (plate carrée grids: at the equator); None if it varies
     eval_split: str  # split scored when the domain is a target; "" if it never is one
     counts: Mapping[str, int]  # images per split
     sizes: Mapping[str, tuple[int, int]]  # height and width of the largest images per split, in pixels

@@ -82,7 +82,7 @@ def find_pairs(domain: OwnDomain) -> list[Pair]:
 def image_sizes(domain: OwnDomain) -> ImageSizes:
     """Return the sizes of the tiles of a domain, computed from the headers of at most 512 of its images.
 
-    Resampling to a stated ground sampling distance and spatial blocks of a stated side in metres are not taken into
+    Resampling to a stated ground resolution and spatial blocks of a stated side in metres are not taken into
     account; with them, the tiles may be smaller or larger.
 
     Raises:

@@ -27,7 +27,7 @@ DOMAIN_FILE = "domain.json"
 SCHEMA_VERSION = 1
 
 REGION, BANDS, RESOLUTION = "region", "spectral_band", "resolution"  # gaps of generated settings
-SAME_RESOLUTION = 1.25  # ratio of two ground sampling distances up to which they do not count as a gap
+SAME_RESOLUTION = 1.25  # ratio of two ground resolutions up to which they do not count as a gap
 
 
 def prepared_directory(name: str, data_dir: str | Path) -> Path | None:

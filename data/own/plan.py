@@ -46,7 +46,7 @@ from .images import OwnImage, Picture, Raster, open_image
 from .truth import LabelFile, Truth
 
 _TOGETHER = 16  # at most so many tiles of a raster are read at once, to limit memory
-_AGREE = 0.02  # relative difference up to which pixel sizes count as the same ground sampling distance
+_AGREE = 0.02  # relative difference up to which pixel sizes count as the same ground resolution
 _REMEDY = "assign them in labels: ids = {…} or colours = {…} by class, or ignore = […]"
 
 
@@ -373,7 +373,7 @@ def _bands(domain: OwnDomain, images: Sequence[OwnImage]) -> tuple[str, str, str
 
 
 def _gsd(domain: OwnDomain, images: Sequence[OwnImage]) -> float | None:
-    """Return the stated ground sampling distance, or the one that all images share; None if they differ."""
+    """Return the stated ground resolution, or the one that all images share; None if they differ."""
     if domain.gsd is not None:
         return domain.gsd
     sizes = [image.grid.pixel_size() if isinstance(image, Raster) else None for image in images]
