@@ -1,11 +1,13 @@
-"""Blue Marble: trained on one climate in the green season, scored on four climates in two seasons.
+"""Blue Marble: train on one climate in the green season, evaluate on four climates in two seasons.
 
     python -m crossearth_jax.main --config=configs/blue_marble.py --workdir=runs/blue_marble
     python -m crossearth_jax.main --config=configs/blue_marble.py:arid --workdir=runs/arid
 
-Both ideas of the paper are on: Earth-Style Injection and masked image modelling beside segmentation. Pixels are 7 km
-wide and dark, and colour tells most: patches are 2 pixels, crops 8, colours little distorted and standardised by the
-source's own statistics, and the pixels' scores have a loss of their own. See `benchmarks/held_out_source.py`.
+Result of the first command: mIoU 62.3 in-domain, 48.4 in the mean of the seven unseen domains (see README.md).
+
+Earth-Style Injection and masked image modelling are used. A pixel is 7 km wide and its colour is the main cue for its
+class. Patches thus have 2 pixels and crops 8, the photometric distortion is small, images are normalised with the pixel
+statistics of the source, and the loss includes a pixel-wise cross-entropy. See `benchmarks/held_out_source.py`.
 """
 
 from dataclasses import replace
@@ -34,8 +36,8 @@ from crossearth_jax.config import (
 
 ARGUMENTS = benchmark.CLIMATES
 STEPS = 1000
-BLOCK = 128  # of 512 pixels: blocks of 2 pixels, one patch, in crops of 8
-# RGB mean and deviation of the labelled pixels of each climate's train split in the green season.
+BLOCK = 128  # pixels of a crop of 512; in crops of 8 a block has 2 pixels, one patch
+# RGB mean and standard deviation of the labelled pixels of each climate's train split in the green season.
 PIXELS = {
     "tropical": ((39.4, 49.0, 22.3), (24.1, 17.6, 21.9)),
     "arid": ((127.9, 109.5, 80.7), (47.0, 37.1, 33.8)),
@@ -63,9 +65,9 @@ HEAD = HeadConfig(
 MIM = MimConfig(width=24, dilations=(1, 2), image_size=8, token_size=8)
 AUGMENT = AugmentConfig(
     crop_size=8,
-    scales=(6.0, 7.0, 8.0, 8.0, 8.0),  # tiles are 64 pixels: 0.75, 0.875 and, mostly, 1 of their resolution
+    scales=(6.0, 7.0, 8.0, 8.0, 8.0),  # tiles of 64 pixels are scaled by 0.75, 0.875 and, mostly, 1
     longest=8.0,
-    max_class_share=1.0,  # more than half of the source's windows are nearly all one class; refusing them costs forest
+    max_class_share=1.0,  # over half of the source's crops are nearly one class; refusing them lowers the IoU of forest
     vertical_flip=True,
     brightness=6.0,
     contrast=(0.92, 1.08),
@@ -75,7 +77,7 @@ AUGMENT = AugmentConfig(
 
 
 def experiment(source: str = "temperate") -> Config:
-    """The typed configuration, for other experiments to vary."""
+    """Return the typed configuration, which other experiments modify."""
     if source not in ARGUMENTS:
         raise UserError(f"configs/blue_marble.py:{source} is unknown; expected one of {', '.join(ARGUMENTS)}")
     vit = replace(VIT, pixel_statistics=PIXELS[source])
@@ -94,5 +96,5 @@ def experiment(source: str = "temperate") -> Config:
 
 
 def get_config(source: str = "temperate") -> ConfigDict:
-    """Returns the experiment for one source climate (`ARGUMENTS`)."""
+    """Return the experiment for one source climate (`ARGUMENTS`)."""
     return to_config_dict(experiment(source))

@@ -1,11 +1,12 @@
-"""What each part of CrossEarth contributes on Blue Marble (source: temperate), one variant per argument.
+"""Ablation of the parts of CrossEarth on Blue Marble (source: temperate), one variant per argument.
 
     python -m crossearth_jax.main --config=configs/blue_marble_ablation.py:source_only --workdir=runs/source_only
     python -m crossearth_jax.report runs/source_only runs/blue_marble --out=runs/comparison
 
-`source_only` has neither idea, `style` and `mim` one each, `both` is `configs/blue_marble.py`. `reins` trains
-adapters and heads on a frozen backbone, `frozen` the heads alone, `full` everything without adapters; for these three
-name a backbone to start from: `--config.train.init_from=FILE`.
+`source_only` uses neither idea of the paper, `style` only Earth-Style Injection, `mim` only masked image modelling, and
+`both` is `configs/blue_marble.py`. `reins` trains adapters and heads on a frozen backbone, `frozen` only the heads,
+`full` all parameters without adapters. These three use both ideas and need the weights of a backbone:
+`--config.train.init_from=FILE`.
 """
 
 from dataclasses import replace
@@ -37,7 +38,7 @@ ARGUMENTS = tuple(_variants(experiment()))
 
 
 def get_config(variant: str = "both") -> ConfigDict:
-    """Returns one variant (`ARGUMENTS`)."""
+    """Return one variant (`ARGUMENTS`)."""
     if variant not in ARGUMENTS:
         raise UserError(f"configs/blue_marble_ablation.py:{variant} is unknown; expected one of {', '.join(ARGUMENTS)}")
     return to_config_dict(replace(_variants(experiment())[variant], name=f"blue_marble-{variant}"))

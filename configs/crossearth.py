@@ -1,18 +1,19 @@
-"""The CrossEarth benchmark: 14 trainings that serve 25 cross-domain settings and the four in-domain rows of CASID.
+"""The CrossEarth benchmark: 14 trainings for 25 cross-domain settings and the four in-domain rows of CASID.
 
     python -m crossearth_jax.main '--config=configs/crossearth.py:P(i)2V' --workdir=runs/potsdam_irrg \
         --config.train.init_from=dinov2_vitl14_pretrain.pth
     python -m crossearth_jax.main --config=configs/crossearth.py:all --mode=evaluate \
         --checkpoints=checkpoints --workdir=runs/table
 
-The argument is a training (`casid_subms`: every setting of that source is scored), a setting (`Sub2Tem`: the same
-training, only that row is scored) or `all` (the table of whatever checkpoints exist). `train.init_from` takes the
-DINOv2 ViT-L/14 file of Meta, or the authors' `dinov2_converted.pth` (crops of 512) and
-`dinov2_converted_1024x1024.pth` (1024); without one the frozen backbone is random and nothing useful is learnt.
+The argument is a training (`casid_subms`: all settings of that source are scored), a setting (`Sub2Tem`: the same
+training, but only this setting is scored) or `all` (the table of all checkpoints that exist). `train.init_from` is
+Meta's weights file of DINOv2 ViT-L/14, or the authors' `dinov2_converted.pth` (crops of 512) or
+`dinov2_converted_1024x1024.pth` (crops of 1024). Without such a file the frozen backbone has random weights and the
+training is useless.
 
-The recipe is the published one for each crop size; iterations, rates, crops, windows, Earth-Style Injection (a tenth of
-the images) and masked image modelling follow it. The global batch is not published: 4, as the names of its
-configurations suggest. Styles come from the small network of the package; the paper's is
+The recipe is the published one for each crop size: iterations, learning rates, crops, windows, Earth-Style Injection (a
+tenth of the images) and masked image modelling. The global batch size is not published; 4 is taken from the names of
+the authors' configurations. Styles use the small network of the package. For the paper's network set
 `--config.style.backend=inception --config.style.weights=FILE --config.style.statistics=FILE`.
 """
 
@@ -38,7 +39,7 @@ from crossearth_jax.config import (
 ROWS = tuple(row.name for row in SETTINGS.values() if training_of(row.name) is not None)
 ARGUMENTS = (*TRAININGS, *ROWS, "all")
 
-OPTIMIZERS = {  # by crop size; both stop at 30,000 of the 40,000 steps that their schedules are laid out for
+OPTIMIZERS = {  # by crop size; training stops at 30,000 steps of schedules of 40,000 steps
     512: OptimizerConfig(learning_rate=1e-4, warmup_steps=0, horizon=40_000),
     1024: OptimizerConfig(learning_rate=6e-5, warmup_steps=10_000, warmup_factor=1e-6, horizon=40_000),
 }
@@ -46,7 +47,7 @@ STRIDES = {512: 341, 1024: 683}
 
 
 def experiment(training: Training, name: str, settings: tuple[str, ...] = ()) -> Config:
-    """The typed configuration of one training, scored on `settings` (all of its source if there are none)."""
+    """Return the typed configuration of one training, scored on `settings` (all of its source if there are none)."""
     crop, classes = training.crop, len(DOMAINS[training.source].classes)
     return Config(
         name=f"crossearth-{name}",
@@ -63,7 +64,7 @@ def experiment(training: Training, name: str, settings: tuple[str, ...] = ()) ->
 
 
 def get_config(name: str = "potsdam_irrg") -> ConfigDict:
-    """Returns the experiment of a training, a setting, or the whole table (`ARGUMENTS`)."""
+    """Return the experiment of a training, a setting, or the whole table (`ARGUMENTS`)."""
     if name not in ARGUMENTS:
         raise UserError(f"configs/crossearth.py:{name} is unknown; expected one of {', '.join(ARGUMENTS)}")
     training = training_of(name)

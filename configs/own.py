@@ -1,13 +1,13 @@
-"""Your own domains: train on one of a `domains.toml`, or on several joined by "+", and score all of them.
+"""Your own domains: train on one domain of a `domains.toml`, or on several joined by "+", and evaluate on all of them.
 
     python -m crossearth_jax.main --config=configs/own.py:domains.toml,dubai --workdir=runs/dubai
     python -m crossearth_jax.main --config=configs/own.py:domains.toml,dubai+my_city,vit_s --workdir=runs/two \
         --config.train.init_from=dinov2_vits14_pretrain.pth
 
-`docs/howto/own_dataset.md` explains the file; what it describes is prepared first where need be. The third part is the
-size: `tiny`, the default, is trained from scratch in minutes on two CPU cores; `vit_s`, `vit_b` and `vit_l` are Rein
-adapters on a frozen DINOv2, whose file `train.init_from` names. Both ideas of the paper are on, Earth-Style Injection
-and masked image modelling. Patches, crops and windows follow from the sizes of the source's images.
+`docs/howto/own_dataset.md` explains the file, whose domains are prepared first if needed. The third part of the
+argument is the model size: `tiny`, the default, is trained from scratch in minutes on two CPU cores; `vit_s`, `vit_b`
+and `vit_l` train Rein adapters on a frozen DINOv2, whose weights file is `train.init_from`. All use Earth-Style
+Injection and masked image modelling. Patches, crops and windows follow from the sizes of the source's images.
 """
 
 from dataclasses import replace
@@ -39,10 +39,10 @@ SIZES = ("tiny", "vit_s", "vit_b", "vit_l")
 
 
 def tiny(side: int, classes: int) -> dict[str, Any]:
-    """A small model from scratch: crops of 16 x 16 patches, two of which fit into the side of a typical image."""
+    """Return the fields for a small model from scratch, with crops of 16 x 16 patches that fit into an image."""
     crop = next((crop for crop in (128, 64, 32) if crop <= side), 16)
-    window = min(2 * crop, max(side, crop))  # read from the files at their resolution; crops are taken from it
-    natural = window / crop  # the scale at which pixels keep their size
+    window = min(2 * crop, max(side, crop))  # read from the files at full resolution; crops are taken from it
+    natural = window / crop  # the scale that keeps the ground resolution
     vit = replace(VIT, image_size=crop, patch_size=crop // 16, pixel_statistics="source")
     reins = replace(REINS, tokens=max(16, 2 * classes))
     mim = replace(MIM, image_size=crop, token_size=crop)
@@ -61,7 +61,7 @@ def tiny(side: int, classes: int) -> dict[str, Any]:
 
 
 def vit(size: str, side: int, classes: int) -> dict[str, Any]:
-    """A frozen DINOv2 with the published recipe of CrossEarth, in crops of at most 512 pixels."""
+    """Return the fields for a frozen DINOv2 with the published recipe, in crops of at most 512 pixels."""
     width, depth, heads = {"vit_s": (384, 12, 6), "vit_b": (768, 12, 12), "vit_l": (1024, 24, 16)}[size]
     blocks = (7, 11, 15, 23) if depth == 24 else (2, 5, 8, 11)
     crop = min(512, max(side // 32 * 32, 32))
@@ -81,11 +81,11 @@ def vit(size: str, side: int, classes: int) -> dict[str, Any]:
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    """Returns the experiment for "FILE,SOURCE" or "FILE,SOURCE,SIZE"."""
+    """Return the experiment for "FILE,SOURCE" or "FILE,SOURCE,SIZE"."""
     path, source, size = (*argument.split(","), "tiny", "", "")[:3] if argument.count(",") in (1, 2) else ("", "", "")
     if not path or size not in SIZES:
         raise UserError(
-            f"configs/own.py:{argument} is not understood, expected FILE,SOURCE or FILE,SOURCE,SIZE, such as "
+            f"configs/own.py:{argument} is not valid, expected FILE,SOURCE or FILE,SOURCE,SIZE, such as "
             f"configs/own.py:domains.toml,my_city; sizes: {', '.join(SIZES)}"
         )
     file = read_domains_file(path)

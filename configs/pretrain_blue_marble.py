@@ -1,9 +1,10 @@
-"""Pretrains the small backbone of `configs/blue_marble.py` by masked image modelling, without any label.
+"""Pretrain the small backbone of `configs/blue_marble.py` by masked image modelling, without labels.
 
     python -m crossearth_jax.main --config=configs/pretrain_blue_marble.py --workdir=runs/pretrain --mode=train
 
-It sees the 2,239 `blue_marble/unlabelled` tiles: every climate, both seasons, train blocks of the globe only. Pixels
-are standardised as for a temperate source, which the backbone then serves.
+It uses the 2,239 tiles of `blue_marble/unlabelled`: all climates and both seasons, but only the train blocks of the
+globe. Images are normalised with the pixel statistics of the temperate climate, since the backbone is meant for that
+source.
 """
 
 from dataclasses import replace
@@ -23,7 +24,7 @@ from crossearth_jax.config import (
 
 
 def get_config() -> ConfigDict:
-    """Returns the experiment."""
+    """Return the experiment."""
     steps = 2000
     return to_config_dict(
         Config(

@@ -17,7 +17,7 @@ __all__ = ["Segmentor", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports JAX and the model when they are first asked for, so that `import crossearth_jax` costs nothing."""
+    """Import JAX and the model at their first use, so that `import crossearth_jax` is fast."""
     if name in __all__:
         from crossearth_jax.inference import segmentor
 

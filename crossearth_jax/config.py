@@ -1,8 +1,8 @@
-"""Experiment configuration: frozen dataclasses, one comment per field.
+"""Experiment configuration: frozen dataclasses whose comments explain the fields.
 
 A config file builds a `Config` and returns `to_config_dict(config)`, so that every field can be overridden on
-the command line (`--config.train.steps=100`); `main` turns the result back with `from_config_dict`, which
-refuses unknown keys. Nothing past `main` sees an untyped config.
+the command line (`--config.train.steps=100`). `main` converts the result back with `from_config_dict`, which
+refuses unknown keys. All other code uses the typed `Config` only.
 """
 
 from __future__ import annotations
@@ -17,34 +17,35 @@ from ml_collections import ConfigDict, config_dict
 
 
 class UserError(Exception):
-    """A mistake of the user's: one line that says what was found, what was expected and what to do.
+    """A mistake of the user, in one line: what was found, what was expected and what to do.
 
-    Commands print it without a traceback and exit with code 2 (`crossearth_jax.main.run_command`).
+    Commands print it without a traceback and exit with code 2 (`crossearth_jax.runtime.command.run`).
     """
 
 
-PixelStatistics = tuple[tuple[float, float, float], tuple[float, float, float]]  # RGB mean and deviation, 0..255
+# RGB mean and standard deviation, 0..255.
+PixelStatistics = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ViTConfig:
     """DINOv2 vision transformer; the defaults are ViT-L/16 as CrossEarth uses it."""
 
-    image_size: int = 512  # side of the square image the position table belongs to
+    image_size: int = 512  # pixels; side of the square image that the position embedding is made for
     patch_size: int = 16
     width: int = 1024
     depth: int = 24
     heads: int = 16
     mlp_width: int = 4096
-    # RGB mean and deviation, 0..255, of the images that the patch embedding is made for; None: ImageNet's, as released;
-    # "source": measured on the train split of the source when training starts.
+    # RGB mean and standard deviation, 0..255, of the images that the patch embedding is made for. None: those of
+    # ImageNet, as released. "source": measured on the train split of the source when training starts.
     pixel_statistics: str | PixelStatistics | None = None
     swiglu: bool = False  # DINOv2 ViT-g: gated MLP in place of GELU
     layer_scale: float = 1e-5  # initial value of the per-channel residual gains
     feature_blocks: tuple[int, ...] = (7, 11, 15, 23)  # 0-based blocks whose output becomes a feature level
-    # Enlargement of each feature level. For 16-pixel patches these make the strides 4, 8, 16 and 32.
+    # Scale factor of each feature level. With patches of 16 pixels the levels have the strides 4, 8, 16 and 32.
     pyramid: tuple[float, float, float, float] = (4.0, 2.0, 1.0, 0.5)
-    remat: bool = True  # recompute a block's activations in the backward pass
+    remat: bool = True  # rematerialisation: recompute a block's activations in the backward pass
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,18 +59,18 @@ class ReinsConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    """The segmentation head: Mask2Former's pixel decoder and transformer decoder, or a light one of convolutions."""
+    """The segmentation head: Mask2Former's pixel decoder and transformer decoder, or a small convolutional head."""
 
-    kind: str = "mask2former"  # or "fcn", which takes `width` and `groups` alone
+    kind: str = "mask2former"  # or "fcn", which uses only `width` and `groups`
     width: int = 256
     heads: int = 8
-    groups: int = 32  # of the group norms
+    groups: int = 32  # of the group normalisation
     encoder_layers: int = 6
     encoder_mlp_width: int = 1024
-    points: int = 4  # sampling points per head and level of deformable attention
+    points: int = 4  # sampling points per head and level of the deformable attention
     decoder_layers: int = 9
     decoder_mlp_width: int = 2048
-    queries: int = 100  # used only without Reins; with them the Reins tokens are the queries
+    queries: int = 100  # used only without Reins adapters; with them the Reins tokens are the queries
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,154 +92,162 @@ class ModelConfig:
     reins: ReinsConfig | None = ReinsConfig()
     head: HeadConfig | None = HeadConfig()  # None for pretraining without labels
     mim: MimConfig | None = None
-    # Of matrix products and convolutions, "float32" or "bfloat16"; parameters, residual streams, norms and losses are
-    # always float32.
+    # Of matrix products and convolutions: "float32" or "bfloat16". Parameters, residual streams, normalisation and
+    # losses are always float32.
     dtype: str = "float32"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What is read and how."""
+    """Training data: which domains are read, and how."""
 
     source: str = "blue_marble/temperate_green"  # training domain; several are joined by "+"
-    source_weights: tuple[float, ...] = ()  # shares of several sources in training; (): by their numbers of images
-    domains_file: str | None = None  # a user's domains.toml, whose domains are prepared before training
+    source_weights: tuple[float, ...] = ()  # shares of several sources; (): proportional to their numbers of images
+    domains_file: str | None = None  # a user's domains.toml; its domains are prepared before training
     data_dir: str = "~/.cache/crossearth_jax"  # prepared datasets (array_record)
-    window: int | None = None  # side of the windows cut at random from larger training images; None: whole images
+    window: int | None = None  # pixels; side of the random windows read from larger training images; None: whole images
     batch_size: int = 4  # global, over all devices and processes
-    workers: int = 0  # grain worker processes; 0 reads in the main process
-    prefetch: int = 2  # batches kept ready
-    timeout: float = 600.0  # seconds without a batch after which the run stops
-    corrupt_records: str = "stop"  # "stop" or "skip" (skipped records are counted and logged)
+    workers: int = 0  # Grain worker processes; 0: read in the main process
+    prefetch: int = 2  # batches that are read ahead
+    timeout: float = 600.0  # seconds without a new batch after which the run stops
+    corrupt_records: str = "stop"  # "stop", or "skip": use the next readable record, count and log it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Augmentations inside the jitted step, in the order they are applied."""
+    """Augmentations inside the jitted step, in the order in which they are applied."""
 
     crop_size: int = 512
     scales: tuple[float, ...] = tuple(0.1 * k for k in range(5, 21))  # short side = int(crop_size * scale)
-    longest: float = 4.0  # crops; a long side above it shrinks the image, whatever its scale
-    max_class_share: float = 0.75  # a crop whose largest class covers this much is drawn again
+    longest: float = 4.0  # limit of the long side in multiples of crop_size; a larger image is scaled down to it
+    max_class_share: float = 0.75  # a crop in which one class covers this share of the labelled pixels is drawn again
     crop_tries: int = 10
-    flip: bool = True
-    vertical_flip: bool = False  # also vertical flips (dihedral symmetry with `flip`)
-    photometric: bool = True
-    brightness: float = 32.0
-    contrast: tuple[float, float] = (0.5, 1.5)
-    saturation: tuple[float, float] = (0.5, 1.5)
-    hue: int = 18
+    flip: bool = True  # horizontal flips
+    vertical_flip: bool = False
+    photometric: bool = True  # False: the four fields below are not used
+    brightness: float = 32.0  # largest change of the 8-bit values
+    contrast: tuple[float, float] = (0.5, 1.5)  # smallest and largest factor
+    saturation: tuple[float, float] = (0.5, 1.5)  # smallest and largest factor
+    hue: int = 18  # largest change, in steps of two degrees
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StyleConfig:
     """Earth-Style Injection."""
 
-    backend: str = "mobile"  # "mobile" (shipped) or "inception" (the paper's, needs `weights`)
-    weights: str | None = None  # file of the style network for "inception"
-    statistics: str | None = None  # .npz of mean and covariance factor; None takes the shipped one
-    probability: float = 0.1  # that an image is restyled
+    backend: str = "mobile"  # "mobile" (shipped) or "inception" (the paper's; needs `weights` and `statistics`)
+    weights: str | None = None  # weights file of the style network; None: the shipped one of "mobile"
+    statistics: str | None = None  # file with mean and covariance of style codes; None: the shipped one of "mobile"
+    probability: float = 0.1  # probability that an image is restyled
     alpha: float = 0.1  # share of the sampled style in the mixed code
-    mask_ratio: float = 0.7  # share of blocks that take the restyled image
-    block_size: int = 64  # pixels at crops of 512 and more
-    # What a restyled pixel takes of the image that the style network draws: "network" (all of it, as the reference
-    # does), "low" (only the change of colour, averaged over cells) or "scaled" (all of it, drawn larger and averaged
-    # back). `literal` always takes "network".
+    mask_ratio: float = 0.7  # share of blocks that are replaced by the restyled image
+    block_size: int = 64  # pixels, for crops of 512 and more; proportionally smaller for smaller crops
+    # How the output of the style network is used: "network" (as it is, as in the reference), "low" (only its change of
+    # colour, averaged over cells) or "scaled" (computed at a larger scale and averaged down). `literal` always uses
+    # "network".
     detail: str = "network"
-    cell_size: int = 16  # side of the cells of "low", in pixels at crops of 512 and more
-    # Side of the images that the network draws for "low" (None: 0.5) and "scaled" (None: 2), relative to the crop's.
+    cell_size: int = 16  # side of the cells of "low", in pixels as `block_size`
+    # Side of the images in the style network, relative to the crop. None: 0.5 for "low" and 2 for "scaled".
     draw_scale: float | None = None
-    literal: bool = False  # the reference's behaviour: one coin per batch, [0, 1] input to the backbone
-    # Parts of the (micro-)batch that choose their restyled images on their own, a multiple of the device shards. None
-    # takes one per shard, and then another mesh restyles other images; a number makes the mesh irrelevant.
+    # The reference's behaviour: one random decision for the whole batch, and restyled images enter the backbone in
+    # [0, 1] without normalisation.
+    literal: bool = False
+    # Equal parts of the (micro-)batch that choose their restyled images independently; a multiple of the device
+    # shards. None: one per shard, so that the choice depends on the mesh. With a number it does not.
     groups: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MimTaskConfig:
-    """Masked image modelling as a second task (needs `model.mim`)."""
+    """Masked image modelling, as a second task or alone (needs `model.mim`)."""
 
-    mask_ratio: float = 0.1  # share of blocks replaced by the mask token
-    block_size: int = 64
-    masked_weight: float = 1.0
-    styled_weight: float = 1.0
-    consistency_weight: float = 1.0
+    mask_ratio: float = 0.1  # share of blocks that are replaced by the mask token
+    block_size: int = 64  # pixels, for crops of 512 and more; proportionally smaller for smaller crops
+    masked_weight: float = 1.0  # of the reconstruction from the masked image
+    styled_weight: float = 1.0  # of the reconstruction from the restyled image
+    consistency_weight: float = 1.0  # of the difference between the two reconstructions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Mask2Former's set loss and beside it a pixel-wise cross-entropy; with the head "fcn" cross-entropy and Dice."""
+    """Mask2Former's set loss and a pixel-wise cross-entropy; for the head "fcn" cross-entropy and Dice loss."""
 
-    points: int = 12544
-    oversample: float = 3.0
-    importance: float = 0.75
+    points: int = 12544  # sampled points of a mask
+    oversample: float = 3.0  # candidates per point, from which the uncertain points are chosen
+    importance: float = 0.75  # share of points that are chosen for their uncertainty; the others are random
     class_weight: float = 2.0
     mask_weight: float = 5.0
     dice_weight: float = 5.0
-    no_object_weight: float = 0.1
-    pixel_weight: float = 0.0  # of the pixel-wise cross-entropy, which the reference has not; 0 leaves it out
-    # Weight of each class in the class term and in the pixels' cross-entropy: given in the order of the classes, or
-    # "inverse_frequency", counted from the labels of the train split when training starts; None: all classes weigh 1.
+    no_object_weight: float = 0.1  # of the class "no object"
+    pixel_weight: float = 0.0  # of the pixel-wise cross-entropy, which the reference does not have; 0: no such term
+    # Weight of each class in the class term and in the pixel-wise cross-entropy, in the order of the classes.
+    # "inverse_frequency": computed from the labels of the train split when training starts. None: 1 for all classes.
     class_weights: str | tuple[float, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with a polynomial schedule. Tables are (regex, value): first full match wins, none left over."""
+    """AdamW with a polynomial schedule.
+
+    Tables hold (regular expression, value) pairs. A parameter takes the value of the first pattern that matches its
+    whole name; a parameter that no pattern matches is an error.
+    """
 
     learning_rate: float = 1e-4
     warmup_steps: int = 0
-    warmup_factor: float = 1e-6
-    # Step at which the polynomial would reach zero; None: train.steps. CrossEarth stops at 30,000 of 40,000.
+    warmup_factor: float = 1e-6  # learning rate of the first warm-up step, relative to `learning_rate`
+    # Number of steps after which the polynomial reaches zero; None: train.steps. CrossEarth stops at 30,000 of 40,000.
     horizon: int | None = None
-    power: float = 0.9
+    power: float = 0.9  # of the polynomial
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.05
-    decay: tuple[tuple[str, bool], ...] = (  # which parameters decay; the recipe spares norms and embeddings
+    decay: tuple[tuple[str, bool], ...] = (  # which parameters decay; in the recipe not norms and embeddings
         (r".*/norm\d?/.*|.*/level_embed|head/mask_decoder/queries|reins/(tokens_[ab]|scale)", False),
         (r".*", True),
     )
     rates: tuple[tuple[str, float], ...] = ((r".*", 1.0),)  # learning-rate multipliers
-    clip_norm: float | None = None
-    accumulate: int = 1  # micro-batches per step
-    ema: float | None = None  # decay of the averaged parameters that evaluation then uses
+    clip_norm: float | None = None  # gradient clipping: largest global norm; None: no clipping
+    accumulate: int = 1  # micro-batches per step, whose gradients are accumulated
+    # Decay of the exponential moving average (EMA) of the parameters, which evaluation then uses; None: no average.
+    ema: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The loop."""
+    """Length of the training, logs and checkpoints, initial weights, frozen parameters."""
 
     steps: int = 30_000
     log_every: int = 50
     checkpoint_every: int = 1000
-    keep_checkpoints: int = 3
-    init_from: str | None = None  # weights file (.safetensors, .pth) or folder of a run that this run starts from
+    keep_checkpoints: int = 3  # newest checkpoints that are kept
+    init_from: str | None = None  # weights file (.safetensors, .pth) or run folder with the initial weights
+    # Which parameters are frozen; a table as in `OptimizerConfig`.
     frozen: tuple[tuple[str, bool], ...] = (
         (r"backbone/.*", True),
         (r".*", False),
     )
-    nonfinite: str = "stop"  # "stop" or "skip" (skipped steps are counted)
+    nonfinite: str = "stop"  # at a loss, gradient or update that is not finite: "stop", or "skip" and count the step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """Sliding-window evaluation."""
 
-    window: int = 512
-    stride: int = 341
-    batch_size: int = 8  # windows scored together, over all devices of a process
-    examples: int = 4  # images per domain shown in the report
-    settings: tuple[str, ...] = ()  # rows of the benchmark to score; () takes every one of the source
-    # Which checkpoint is scored: "last", or "best_on_source" by mIoU on the validation split of the source.
+    window: int = 512  # pixels
+    stride: int = 341  # pixels
+    batch_size: int = 8  # windows per batch, over all devices of a process
+    examples: int = 4  # example images per domain in the report
+    settings: tuple[str, ...] = ()  # settings to score; (): all with this source
+    # Which checkpoint is scored: "last", or "best_on_source": best mIoU on the validation split of the source.
     select: str = "last"
     every: int | None = None  # steps between two validations for "best_on_source"; None: train.checkpoint_every
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """Device mesh; one axis may be -1 and takes what is left."""
+    """Sizes of the axes of the device mesh; one of them may be -1: all remaining devices."""
 
     data: int = -1
     fsdp: int = 1
@@ -256,7 +265,7 @@ class Config:
     augment: AugmentConfig = AugmentConfig()
     style: StyleConfig | None = None
     mim: MimTaskConfig | None = None
-    loss: LossConfig | None = LossConfig()  # of segmentation; None for pretraining without labels
+    loss: LossConfig | None = LossConfig()  # of the segmentation task; None for pretraining without labels
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -264,12 +273,12 @@ class Config:
 
     @property
     def horizon(self) -> int:
-        """Step at which the learning rate would reach zero: `optimizer.horizon`, or else the number of steps."""
+        """Number of steps after which the learning rate reaches zero: `optimizer.horizon` or else `train.steps`."""
         return self.train.steps if self.optimizer.horizon is None else self.optimizer.horizon
 
 
 def to_config_dict(config: Any) -> ConfigDict:
-    """Turns a config dataclass into a `ConfigDict` with the same nesting, every field present."""
+    """Convert a config dataclass to a `ConfigDict` with the same nesting and all fields."""
     return ConfigDict({field.name: _to_value(config, field.name) for field in dataclasses.fields(config)})
 
 
@@ -278,7 +287,7 @@ def _to_value(config: Any, name: str) -> Any:
     if dataclasses.is_dataclass(value):
         return to_config_dict(value)
     if value is None:
-        # A bare None cannot be overridden; a placeholder can, and is type-safe for optional scalars.
+        # A plain None cannot be overridden. A placeholder can, and it checks the type of optional scalars.
         members = _members(typing.get_type_hints(type(config))[name])
         if any(typing.get_origin(member) is tuple for member in members):
             return config_dict.placeholder(object)
@@ -288,7 +297,7 @@ def _to_value(config: Any, name: str) -> Any:
 
 
 def from_config_dict[T](values: Any, cls: type[T] = Config, path: str = "config") -> T:
-    """Builds the dataclass `cls` from a `ConfigDict` or a plain mapping.
+    """Build the dataclass `cls` from a `ConfigDict` or a plain mapping.
 
     Raises:
       UserError: a key is unknown, a required one is missing, or a value has the wrong type.
@@ -318,7 +327,7 @@ def _from_value(value: Any, hint: Any, path: str) -> Any:
             return None
         raise UserError(f"{path} is None, expected {hint}")
     some = [member for member in members if member is not type(None)]
-    hint = str if isinstance(value, str) and str in some else some[-1]  # of two, the first is str
+    hint = str if isinstance(value, str) and str in some else some[-1]  # of two alternatives the first is str
     if dataclasses.is_dataclass(hint):
         if not hasattr(value, "items"):
             raise UserError(f"{path} is {value!r}, expected the fields of {typing.cast(type, hint).__name__}")

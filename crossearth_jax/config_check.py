@@ -1,7 +1,7 @@
-"""Configurations that cannot be meant, refused before a run begins.
+"""Check the values of a configuration before a run starts.
 
-`config.from_config_dict` knows names and types. Here every number has its range, and fields that belong together are
-compared.
+`config.from_config_dict` checks names and types. This module checks the range of every number and the consistency of
+fields that belong together.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from absl import logging
 from crossearth_jax.benchmark.registry import is_known, source_domains
 from crossearth_jax.config import Config, HeadConfig, UserError, ViTConfig
 
-# Field -> the numbers it may have. The first full match counts, and no numeric field is left over.
+# Pattern of field names -> test and description of the valid range. The first full match counts; the last pattern
+# covers all remaining fields.
 _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (r"seed", lambda x: 0 <= x < 2**32, "0 to 4294967295"),
-    (r"mesh\..*", lambda x: x == -1 or x >= 1, "1 or more, or -1 for all devices that are left"),
+    (r"mesh\..*", lambda x: x == -1 or x >= 1, "1 or more, or -1 for all remaining devices"),
     (r"(data\.(workers|prefetch)|augment\.crop_tries|evaluate\.examples|optimizer\.warmup_steps)", lambda x: x >= 0,
      "0 or more"),
     (r"augment\.(brightness|contrast|saturation|hue)", lambda x: x >= 0, "0 or more"),
-    (r"augment\.max_class_share", lambda x: 0.5 < x <= 1, "more than 0.5 and at most 1, which accepts every crop"),
+    (r"augment\.max_class_share", lambda x: 0.5 < x <= 1, "more than 0.5 and at most 1 (1 accepts every crop)"),
     (r"augment\.(scales|longest)", lambda x: x > 0, "more than 0"),
     (r"(style|mim)\.(probability|alpha|mask_ratio)", lambda x: 0 <= x <= 1, "0 to 1"),
     (r"style\.draw_scale", lambda x: x > 0, "more than 0"),
@@ -54,12 +55,13 @@ _CHOICES = {
 
 
 def check_config(config: Config) -> None:
-    """Refuses a configuration that cannot be meant.
+    """Check the ranges of all numbers and the consistency of a configuration.
 
-    What depends on the devices is checked where they are known: `parallel.make_mesh`, `training.program.check_batch`.
+    What depends on the devices is checked later, when they are known: in `parallel.make_mesh`,
+    `training.program.check_batch` and `training.styles.build_styles`.
 
     Raises:
-      UserError: a number is out of range, or two fields contradict each other.
+      UserError: a number is out of range, an option is unknown, or two fields contradict each other.
     """
     for name, value in numbers(config):
         fits, range_ = next((test, words) for pattern, test, words in _RANGES if re.fullmatch(pattern, name))
@@ -82,12 +84,12 @@ def check_config(config: Config) -> None:
         _check_tables,
     ):
         check(config)
-    if config.data.domains_file is None:  # what such a file describes may have to be prepared again first
+    if config.data.domains_file is None:  # domains of such a file are prepared first, then checked
         check_classes(config)
 
 
 def numbers(section: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Every number of a configuration with the name of its field; entries of tuples have the name of the tuple."""
+    """Yield the field name and value of every number in a configuration; items of tuples have the name of the tuple."""
     if dataclasses.is_dataclass(section):
         for field in dataclasses.fields(section):
             yield from numbers(getattr(section, field.name), f"{prefix}.{field.name}" if prefix else field.name)
@@ -100,7 +102,7 @@ def numbers(section: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
 
 def _check_tasks(config: Config) -> None:
     if config.loss is None and config.mim is None:
-        raise UserError("the config names no task; set loss (segmentation), mim (masked image modelling) or both")
+        raise UserError("the config has no task; set loss (segmentation), mim (masked image modelling) or both")
     if config.loss is not None and config.model.head is None:
         raise UserError("loss (segmentation) needs model.head, which is None; set model.head, or loss to None")
     if config.mim is not None and config.model.mim is None:
@@ -111,8 +113,8 @@ def _check_sources(config: Config) -> None:
     count, weights = len(config.data.source.split("+")), config.data.source_weights
     if weights and len(weights) != count:
         raise UserError(
-            f"data.source_weights has {len(weights)} entries, but {config.data.source} are {count} domains; give one "
-            "for each, or none to take their numbers of images"
+            f"data.source_weights has {len(weights)} entries, but {config.data.source} has {count} domains; give one "
+            "for each, or none to weight them by their numbers of images"
         )
 
 
@@ -133,15 +135,15 @@ def _check_model(config: Config) -> None:
         if head.kind not in ("mask2former", "fcn"):
             raise UserError(f"model.head.kind is '{head.kind}', expected mask2former or fcn")
         if head.kind == "fcn" and config.loss is not None and not config.loss.pixel_weight:
-            raise UserError("loss.pixel_weight is 0, but the head 'fcn' learns by it; set it, e.g. to 1.0")
+            raise UserError("loss.pixel_weight is 0, but the head 'fcn' is trained with this loss; set it, e.g. to 1.0")
         divisors += [("model.head.width", "model.head.heads", head), ("model.head.width", "model.head.groups", head)]
     for whole, part, section in divisors:
         _check_multiple(whole, part, section)
     blocks = vit.feature_blocks
     if list(blocks) != sorted(set(blocks)) or not blocks or blocks[-1] != vit.depth - 1:
         raise UserError(
-            f"model.vit.feature_blocks are {blocks}; they must rise and end with the last block, {vit.depth - 1} "
-            "(blocks after it would be computed in vain)"
+            f"model.vit.feature_blocks are {blocks}, expected increasing numbers that end with the last block, "
+            f"{vit.depth - 1} (later blocks would have no effect)"
         )
     if len(blocks) != len(vit.pyramid):
         raise UserError(
@@ -152,7 +154,7 @@ def _check_model(config: Config) -> None:
         if vit.pixel_statistics != "source":
             raise UserError(f"model.vit.pixel_statistics is '{vit.pixel_statistics}', expected numbers or 'source'")
     elif vit.pixel_statistics is not None and min(vit.pixel_statistics[1]) == 0:
-        raise UserError(f"model.vit.pixel_statistics has the deviations {vit.pixel_statistics[1]}, expected none of 0")
+        raise UserError(f"model.vit.pixel_statistics has deviations {vit.pixel_statistics[1]}, expected more than 0")
 
 
 def _check_multiple(whole: str, part: str, section: ViTConfig | HeadConfig) -> None:
@@ -168,15 +170,15 @@ def _check_sizes(config: Config) -> None:
             raise UserError(f"{name} is {size}, expected a multiple of model.vit.patch_size = {patch}")
     if evaluate.stride > evaluate.window:
         raise UserError(
-            f"evaluate.stride is {evaluate.stride}, expected at most evaluate.window = {evaluate.window}: pixels "
+            f"evaluate.stride is {evaluate.stride}, expected at most evaluate.window = {evaluate.window}; pixels "
             "between the windows would have no score"
         )
     for name, section in (("style", config.style), ("mim", config.mim)):
-        # Blocks shrink with crops below 512 pixels (`augment.masking.scaled_block`).
+        # Blocks are proportionally smaller for crops below 512 pixels (`augment.masking.scaled_block`).
         if section is not None and section.block_size > max(crop, 512):
             raise UserError(
-                f"{name}.block_size is {section.block_size} pixels, expected at most {max(crop, 512)}: no block fits "
-                "into the crop"
+                f"{name}.block_size is {section.block_size} pixels, expected at most {max(crop, 512)}; no block would "
+                "fit into the crop"
             )
     if config.mim is not None and config.model.mim is not None and config.model.mim.token_size < crop:
         raise UserError(
@@ -185,7 +187,7 @@ def _check_sizes(config: Config) -> None:
     for name in ("contrast", "saturation"):
         low, high = getattr(config.augment, name)
         if low > high:
-            raise UserError(f"augment.{name} is ({low}, {high}), expected the smaller factor first")
+            raise UserError(f"augment.{name} is ({low}, {high}), expected the smaller factor first; swap them")
 
 
 def _check_style(config: Config) -> None:
@@ -194,13 +196,13 @@ def _check_style(config: Config) -> None:
         return
     if style.cell_size > max(config.augment.crop_size, 512):
         raise UserError(
-            f"style.cell_size is {style.cell_size} pixels, expected at most {max(config.augment.crop_size, 512)}: no "
-            "cell fits into the crop"
+            f"style.cell_size is {style.cell_size} pixels, expected at most {max(config.augment.crop_size, 512)}; no "
+            "cell would fit into the crop"
         )
     if style.draw_scale is not None and style.detail == "network":
         raise UserError(
-            f"style.draw_scale is {style.draw_scale}, but style.detail=network draws images as large as they are; "
-            "leave it out, or set style.detail to low or scaled"
+            f"style.draw_scale is {style.draw_scale}, but style.detail=network keeps the size of the images; leave it "
+            "out, or set style.detail to low or scaled"
         )
     if style.draw_scale is not None and style.detail == "scaled" and style.draw_scale < 1:
         raise UserError(f"style.draw_scale is {style.draw_scale}, expected 1 or more for style.detail=scaled")
@@ -211,8 +213,8 @@ def _check_schedule(config: Config) -> None:
     if config.horizon < steps:
         raise UserError(
             f"optimizer.horizon is {config.horizon}, less than train.steps = {steps}: the last "
-            f"{steps - config.horizon} steps would have a learning rate of 0; set a horizon of at least the steps, or "
-            "None to follow them"
+            f"{steps - config.horizon} steps would have a learning rate of 0; set it to train.steps or more, or to "
+            "None to use train.steps"
         )
     if optimizer.horizon is not None and optimizer.warmup_steps >= optimizer.horizon:
         raise UserError(
@@ -221,14 +223,14 @@ def _check_schedule(config: Config) -> None:
         )
     if optimizer.warmup_steps >= steps > 1:
         logging.warning(
-            "the learning rate never leaves its warm-up: optimizer.warmup_steps is %d, train.steps %d",
+            "training ends during the warm-up of the learning rate: optimizer.warmup_steps is %d, train.steps is %d",
             optimizer.warmup_steps, steps,
         )  # fmt: skip
 
 
 def _check_batch(config: Config) -> None:
     parts = {"optimizer.accumulate": config.optimizer.accumulate}
-    # An axis of -1 is known with the devices only.
+    # The size of an axis of -1 depends on the devices and is checked later.
     parts |= {f"mesh.{axis}": getattr(config.mesh, axis) for axis in ("data", "fsdp")}
     known = {name: size for name, size in parts.items() if size > 1}
     pieces = 1
@@ -249,14 +251,14 @@ def _check_tables(config: Config) -> None:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise UserError(f"{name} holds '{pattern}', which is no regular expression ({error})") from None
+                raise UserError(f"{name} holds '{pattern}', which is not a regular expression ({error})") from None
 
 
 def check_classes(config: Config) -> None:
-    """Raises a UserError if the model does not have the classes of the source's labels."""
+    """Raise a UserError if the number of classes of the model is not that of the source's labels."""
     source, data_dir = config.data.source, config.data.data_dir
     if not all(is_known(name, data_dir) for name in source.split("+")):
-        return  # refused where it is looked for
+        return  # the error is raised where the domain is opened
     classes = source_domains(source, data_dir)[0].classes
     if classes and config.model.head and config.model.classes != len(classes):
         raise UserError(

@@ -1,11 +1,11 @@
-"""Converts weights: published files to ours, and ours back to what the reference's tools load.
+"""Convert weights: published files to those of this package, and back to the format of the reference's tools.
 
 `python -m crossearth_jax.convert SRC OUT.safetensors [--image_size=512] [--backbone=FILE]`
 `python -m crossearth_jax.convert SRC OUT.pth --to=torch`
 
-SRC is a CrossEarth checkpoint, a DINOv2 backbone (original `.pth` or Hugging Face safetensors), a file of ours, the
-folder of a run, or style-augmentation's two files (their folder, or one of them). Nothing in a `.pth` is run, and torch
-is not needed.
+SRC is a CrossEarth checkpoint, a DINOv2 backbone (original `.pth` or Hugging Face safetensors), a weights file of this
+package, a run folder, or the two files of style-augmentation (their folder, or one of them). No code in a `.pth` is
+executed, and torch is not needed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from crossearth_jax.weights.torch_writer import write_torch_zip
 
 
 def main(argv: list[str]) -> None:
-    """Converts what the command line names."""
+    """Convert the file that the command line names."""
     arguments = _parser().parse_args(argv)
     source, out = Path(arguments.source), Path(arguments.out)
     _check_out(source, out, arguments.to)
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
 
 
 def convert(source: Path, out: Path, arguments: argparse.Namespace) -> Mapping[str, Any]:
-    """Converts a segmentation model or a backbone as the command line asks; returns its parameters."""
+    """Convert a segmentation model or a backbone as the arguments say; return its parameters."""
     weights = read(
         source,
         config=None if arguments.config is None else read_config(arguments.config),
@@ -69,10 +69,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("source", metavar="SRC", help="file to read")
     parser.add_argument("out", metavar="OUT", help="file to write")
-    parser.add_argument("--to", choices=("native", "torch"), default="native", help="names and layout of OUT")
-    parser.add_argument("--image_size", type=int, help="images that an original DINOv2's positions are fitted to (512)")
-    parser.add_argument("--backbone", help="file with the frozen backbone, if SRC holds only Reins and head")
-    parser.add_argument("--config", help="JSON of the model (or a run's config.json), if shapes do not tell it")
+    parser.add_argument("--to", choices=("native", "torch"), default="native", help="parameter names and layout of OUT")
+    parser.add_argument(
+        "--image_size", type=int,
+        help="image side to which the position embedding of an original DINOv2 is resampled (512)",
+    )  # fmt: skip
+    parser.add_argument("--backbone", help="weights file of the frozen backbone, if SRC holds only Reins and head")
+    parser.add_argument("--config", help="JSON of the model (or a run's config.json), if shapes do not determine it")
     parser.add_argument("--ignore", help="regular expression of names in SRC to leave out")
     return parser
 
@@ -82,33 +85,33 @@ def _check_out(source: Path, out: Path, to: str) -> None:
     if out.suffix not in suffixes:
         raise UserError(f"{out} ends in {out.suffix!r}, expected {' or '.join(suffixes)} for --to={to}")
     if to == "torch" and legacy_files(source) is not None:
-        raise UserError(f"{source} holds the style network's own torch files; there is nothing to convert --to=torch")
+        raise UserError(f"{source} holds the style network's torch files already; leave out --to=torch")
     if out.exists() and source.exists() and out.samefile(source):
-        raise UserError(f"{out} is the file to read; name another one to write")
+        raise UserError(f"{out} is the input file; name another output file")
 
 
 def read_config(path: str | os.PathLike[str]) -> ModelConfig:
-    """Reads a model's configuration: its own JSON, or that of a run, which holds it under "model".
+    """Read the configuration of a model from its own JSON, or from the entry "model" in the JSON of a run.
 
     Raises:
-      UserError: the file is missing or no such JSON.
+      UserError: the file is missing or is not such a JSON.
     """
     try:
         values: Any = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the configuration {path}: {error}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path} holds no JSON object, expected the fields of the model's configuration")
+        raise UserError(f"{path} does not hold a JSON object, expected the fields of the model's configuration")
     return from_config_dict(values.get("model", values), ModelConfig)
 
 
 def write_reference(path: Path, weights: Weights) -> None:
-    """Writes weights with the reference's names and layout, as its test tool loads them.
+    """Write weights with the reference's names and layout, so that its test tool can load them.
 
     A `.pth` is a torch zip file with the weights under `state_dict`; a `.safetensors` holds them directly.
 
     Raises:
-      UserError: a parameter has no place in the reference, or the file cannot be written.
+      UserError: the reference has no such parameter, or the file cannot be written.
     """
     tensors = reference_names.to_reference(weights.params)
     logging.info("writing %d tensors under the reference's names", len(tensors))

@@ -1,14 +1,15 @@
-"""Estimates the distribution of styles that Earth-Style Injection draws from.
+"""Estimate the distribution of style codes that Earth-Style Injection samples from.
 
 `python -m crossearth_jax.estimate_style PATHS... --out=style_statistics.npz [--backend=mobile|inception]`
 
 PATHS are folders of images, single images, rasters (cut into tiles; "scene.tif:nir,red,green" or "scene.tif:5,4,3"
-chooses bands) and prepared domains ("blue_marble/temperate_green", of which only the train split is read). Every image
-is resized to 256 x 256, its style code is read, and mean and covariance of all codes are written with the network
-they belong to and what they were made from.
+chooses bands) and prepared domains ("blue_marble/temperate_green"; only the train split is read). Every image or tile
+is resized to 256 x 256 pixels and its style code is computed. The file holds the mean and covariance of all codes, the
+style network, and the names of the inputs.
 
-Styles of a domain that a model is scored on must not reach its training. So domains need --source, the domain the
-model will be trained on, and its targets are refused unless --allow_target is given, which the file then records.
+Styles of the target domains must not be used in training. If PATHS names prepared domains, --source must therefore
+name the domain that the model will be trained on. Its target domains are refused unless --allow_target is given; the
+file then records them.
 """
 
 from __future__ import annotations
@@ -46,17 +47,17 @@ from crossearth_jax.weights.style_statistics import (
 PHOTOS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 RASTERS = (".tif", ".tiff", ".jp2", ".img", ".vrt")
 
-VALID_SHARE = 0.99  # of a tile; where white is "no data", a few saturated pixels are not worth losing it
-FEW_IMAGES = 1000  # the covariance of 100 numbers is off by about sqrt(100 / n): a third
+VALID_SHARE = 0.99  # of a tile; below 1, since a few saturated pixels of an image look like nodata if that is white
+FEW_IMAGES = 1000  # the relative error of a covariance of 100 numbers is about sqrt(100 / n): a third for n = 1000
 
 
 @runtime_checkable
 class Images(Protocol):
-    """Images from one of the command's PATHS."""
+    """Images of one of the command's PATHS."""
 
     @property
     def name(self) -> str:
-        """What the file will say it was estimated from."""
+        """Name of the input, which the file records."""
         ...
 
     def __len__(self) -> int: ...
@@ -65,10 +66,12 @@ class Images(Protocol):
 
 
 def main(argv: list[str]) -> None:
-    """Estimates, writes and reports what the command line asks for."""
+    """Estimate the statistics that the command line asks for, write the file and print a summary."""
     arguments = _parser().parse_args(argv)
     if Path(arguments.out).suffix != ".npz":
-        raise UserError(f"--out={arguments.out} is no .npz; name such a file, so that no image is ever replaced")
+        raise UserError(
+            f"--out={arguments.out} does not end in .npz; name a .npz file, so that no image is overwritten"
+        )
     domains = tuple(path for path in arguments.paths if is_known(path, arguments.data_dir))
     allowed = allowed_targets(domains, arguments.source, arguments.allow_target, arguments.data_dir)
     tiling = Tiling(tuple(arguments.tile_size), arguments.overlap)
@@ -99,34 +102,36 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("paths", nargs="+", metavar="PATH", help="image, folder, raster or prepared domain")
     parser.add_argument("--out", required=True, help="file to write (.npz)")
     parser.add_argument("--backend", choices=["mobile", "inception"], default="mobile", help="style network")
-    parser.add_argument("--weights", help="its weights, needed for inception")
+    parser.add_argument("--weights", help="weights of the style network; needed for inception")
     parser.add_argument("--source", help="domain the model will be trained on; needed if PATHS names domains")
-    parser.add_argument("--allow_target", action="store_true", help="accept domains that the model is scored on")
+    parser.add_argument("--allow_target", action="store_true", help="accept target domains of the source")
     parser.add_argument("--tile_size", type=int, nargs="+", default=[256], help="sides of the tiles of rasters, pixels")
-    parser.add_argument("--overlap", type=float, default=0.0, help="share of a tile's side that the next one repeats")
+    parser.add_argument(
+        "--overlap", type=float, default=0.0, help="overlap of neighbouring tiles, as a share of their side"
+    )
     parser.add_argument("--data_dir", default=DataConfig().data_dir, help="where prepared datasets are kept")
     parser.add_argument("--batch_size", type=int, default=16)
     return parser
 
 
 def allowed_targets(domains: Sequence[str], source: str | None, allow: bool, data_dir: str) -> tuple[str, ...]:
-    """Targets of `source` among `domains`, if they are allowed.
+    """Return the target domains of `source` among `domains`; () if there are none.
 
     Raises:
-      UserError: they are not, or it is unknown what the targets are.
+      UserError: there are some and `allow` is False, or `domains` are given without a source.
     """
     if source is not None:
         source_domains(source, data_dir)
     elif domains:
         raise UserError(
-            f"{domains[0]} is a prepared domain; say which domain the model will be trained on, e.g. "
-            f"--source={domains[0]}, so that no style of a domain it is scored on gets into its training"
+            f"{domains[0]} is a prepared domain; name the domain that the model will be trained on, e.g. "
+            f"--source={domains[0]}, so that styles of its target domains can be refused"
         )
     targets = targets_among(domains, source, data_dir) if source else ()
     if targets and not allow:
         raise UserError(
             f"a model trained on {source} is scored on {', '.join(targets)} or images of it; leave it out, or give "
-            "--allow_target to accept (and record) that the model is no longer blind to its target"
+            "--allow_target to accept (and record) that the target is not unseen any more"
         )
     return targets
 
@@ -134,29 +139,29 @@ def allowed_targets(domains: Sequence[str], source: str | None, allow: bool, dat
 def estimate(
     network: StyleNetwork, params: dict[str, jax.Array], corpora: Sequence[Images], batch_size: int
 ) -> Moments:
-    """Reads the styles of all images.
+    """Compute the style codes of all images and return their moments.
 
     Raises:
-      UserError: there are fewer than two.
+      UserError: fewer than two images can be used.
     """
     total = sum(map(len, corpora))
     progress = Progress(total, "images")
-    logging.info("reading the styles of up to %d images with the '%s' network", total, network.kind)
+    logging.info("computing the style codes of up to %d images with the '%s' network", total, network.kind)
     moments, seen = None, 0
     for moments in code_moments(network, params, itertools.chain.from_iterable(corpora), batch_size):
         progress.advance(moments.count - seen)
         seen = moments.count
     if moments is None or seen < 2:
-        raise UserError(f"found {seen} usable images in {len(corpora)} places, expected at least two")
+        raise UserError(f"found {seen} usable images in {len(corpora)} inputs, expected at least two; add images")
     if seen < total:
         logging.warning(
-            "%d of %d images were of no use (unreadable, or tiles with many missing pixels)", total - seen, total
+            "%d of %d images were not used (unreadable, or tiles with many nodata pixels)", total - seen, total
         )
     return moments
 
 
 def summary(statistics: CodeStatistics) -> str:
-    """What somebody should know before using the statistics, in a few lines."""
+    """Return the key figures of the statistics, with warnings, as a few lines of text."""
     size, count = len(statistics.mean), statistics.provenance.count
     rank = int(np.linalg.matrix_rank(statistics.covariance, hermitian=True))
     lines = [
@@ -167,24 +172,24 @@ def summary(statistics: CodeStatistics) -> str:
     ]
     if count <= size:
         lines.append(
-            f"warning: {count} images span at most {count - 1} of {size} directions; the others will never vary "
-            "(use more than a hundred images, better a thousand)"
+            f"warning: {count} images give a covariance of rank {count - 1} at most, but codes have {size} dimensions; "
+            f"use more than {size} images, better a thousand"
         )
     elif count < FEW_IMAGES:
         lines.append(
-            f"warning: the covariance of {size} numbers is poorly known from {count} images; better a thousand"
+            f"warning: {count} images give an inaccurate covariance of {size} dimensions; use a thousand or more"
         )
     if statistics.provenance.allowed_targets:
-        lines.append(f"warning: not blind to the targets {', '.join(statistics.provenance.allowed_targets)}")
+        lines.append(f"warning: contains styles of the targets {', '.join(statistics.provenance.allowed_targets)}")
     return "\n".join(lines)
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """How rasters are cut."""
+    """How rasters are cut into tiles."""
 
-    sizes: tuple[int, ...] = (256,)
-    overlap: float = 0.0
+    sizes: tuple[int, ...] = (256,)  # sides, pixels
+    overlap: float = 0.0  # of neighbouring tiles, as a share of their side
 
     def __post_init__(self) -> None:
         if min(self.sizes) < 8 or not 0 <= self.overlap < 1:
@@ -194,7 +199,7 @@ class Tiling:
             )
 
     def boxes(self, height: int, width: int) -> list[tuple[int, int, int]]:
-        """(top, left, side) of every tile; an image smaller than a tile gets one of its own smaller side."""
+        """Return (top, left, side) of every tile; an image smaller than a tile gets tiles of its own shorter side."""
         found = dict.fromkeys(
             (top, left, side)
             for side in (min(size, height, width) for size in self.sizes)
@@ -209,7 +214,7 @@ class Tiling:
 
 @dataclasses.dataclass(frozen=True)
 class Photos:
-    """Image files, read one after the other; unreadable ones are skipped."""
+    """Image files; unreadable ones are skipped with a warning."""
 
     name: str
     files: tuple[Path, ...]
@@ -218,7 +223,7 @@ class Photos:
         return len(self.files)
 
     def __iter__(self) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-        """Yields RGB images."""
+        """Yield RGB images."""
         for file in self.files:
             try:
                 yield picture_files.read_image(file.read_bytes(), str(file))
@@ -237,14 +242,14 @@ class Domain:
         return len(PreparedSplit(self.name, "train", self.data_dir))
 
     def __iter__(self) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-        """Yields its images."""
+        """Yield its images."""
         split = PreparedSplit(self.name, "train", self.data_dir)
         return (split[index]["image"] for index in range(len(split)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiles:
-    """Tiles of a raster with hardly any missing pixels, in the 8-bit RGB that prediction sees."""
+    """Tiles of a raster as 8-bit RGB, converted as for prediction; tiles with nodata in over 1 % are left out."""
 
     name: str
     path: str
@@ -256,7 +261,7 @@ class Tiles:
             return len(self.tiling.boxes(scene.grid.height, scene.grid.width))
 
     def __iter__(self) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-        """Yields tiles, row by row for each size."""
+        """Yield tiles, row by row for each size."""
         with self._open() as scene:
             for top, left, side in self.tiling.boxes(scene.grid.height, scene.grid.width):
                 image, valid = scene.read(top, left, side, side)
@@ -268,16 +273,19 @@ class Tiles:
         try:
             from crossearth_jax.mapping.scene import SceneOptions, open_scene
         except ImportError:
-            raise UserError(f"{self.path} is a raster; install rasterio: pip install 'crossearth-jax[geo]'") from None
+            raise UserError(
+                f"{self.path} is a raster, which needs the extra geo: "
+                "python -m uv pip install --python .venv -c constraints.txt -e '.[geo]'"
+            ) from None
         with open_scene(self.path, SceneOptions(bands=self.bands)) as scene:
             yield scene
 
 
 def open_images(path: str, tiling: Tiling, data_dir: str) -> Sequence[Images]:
-    """Finds the images that one of PATHS stands for.
+    """Return the images that one of PATHS stands for.
 
     Raises:
-      UserError: nothing is there, or nothing that could be read.
+      UserError: the path does not exist or holds no images.
     """
     if is_known(path, data_dir):
         return [Domain(path, data_dir)]
@@ -291,7 +299,7 @@ def open_images(path: str, tiling: Tiling, data_dir: str) -> Sequence[Images]:
     photos = tuple(entry for entry in found if entry.suffix.lower() in PHOTOS)
     rasters = [Tiles(str(entry), str(entry), bands, tiling) for entry in found if entry.suffix.lower() in RASTERS]
     if not photos and not rasters:
-        raise UserError(f"{path} holds no images; expected files ending in {', '.join(PHOTOS + RASTERS)}")
+        raise UserError(f"{path} holds no images, expected files ending in {', '.join(PHOTOS + RASTERS)}")
     return [*([Photos(path, photos)] if photos else []), *rasters]
 
 

@@ -1,4 +1,4 @@
-"""The front door: `python -m crossearth_jax.main --config=configs/blue_marble.py --workdir=runs/blue_marble`."""
+"""Train and evaluate: `python -m crossearth_jax.main --config=configs/blue_marble.py --workdir=runs/blue_marble`."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from crossearth_jax.config_check import check_classes, check_config
 from crossearth_jax.runtime import command, parallel
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Experiment: a file in configs/, with `:argument` if it takes one."
+    "config", None, "Experiment: a file in configs/, followed by `:argument` if it takes one."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, results, report.")
 _MODE = flags.DEFINE_enum(
-    "mode", "train_and_evaluate", ["train_and_evaluate", "train", "evaluate", "compile"], "What to do."
+    "mode", "train_and_evaluate", ["train_and_evaluate", "train", "evaluate", "compile"], "Which parts to run."
 )
 _CHECKPOINTS = flags.DEFINE_string(
     "checkpoints", None,
-    "With --mode=evaluate: a folder of runs, published .pth and converted .safetensors files; fills the table of the "
-    "config's settings with whatever is there.",
+    "With --mode=evaluate: a folder of runs, published .pth and converted .safetensors files. Every setting of the "
+    "config for which it holds a checkpoint is scored and entered into the table.",
 )  # fmt: skip
 _SHIFTS = flags.DEFINE_bool(
     "shifts", False,
@@ -43,14 +43,14 @@ _TOPOLOGY = flags.DEFINE_list(
 _BATCH_PER_CHIP = flags.DEFINE_integer(
     "batch_per_chip", None, "With --mode=compile: images per chip, in place of the config's global batches.", 1
 )
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other hosts of a pod or cluster before anything else.")
-_COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0, where JAX cannot find it out.")
-_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes in all, where JAX cannot find it out.")
-_PROCESS = flags.DEFINE_integer("process_id", None, "Number of this process, where JAX cannot find it out.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Run on several hosts: connect to the other processes first.")
+_COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0, if JAX cannot detect it.")
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes, if JAX cannot detect it.")
+_PROCESS = flags.DEFINE_integer("process_id", None, "Index of this process from 0, if JAX cannot detect it.")
 
 
 def main(argv: list[str]) -> int:
-    """Parses the flags and does what `--mode` says."""
+    """Parse the flags and run what `--mode` selects; return the exit code."""
     config, workdir = _parse(argv)
     if not _DISTRIBUTED.value:
         return _run(config, workdir)
@@ -63,14 +63,14 @@ def main(argv: list[str]) -> int:
         ) from None
     with _leaving_at_once():
         code = _run(config, workdir)
-        # At its end JAX waits five minutes for the others and then fails; process 0 may write its report for longer.
+        # At exit JAX waits five minutes for the other processes, then fails. Process 0 may need longer for its report.
         parallel.wait_for_all("finished")
     return code
 
 
 @contextlib.contextmanager
 def _leaving_at_once() -> Iterator[None]:
-    """Ends this process as soon as it fails; JAX would have it wait for the others, which wait for it."""
+    """End this process as soon as it fails; otherwise JAX waits at exit for the others, which wait for this one."""
     try:
         yield
     except UserError as error:
@@ -79,7 +79,7 @@ def _leaving_at_once() -> Iterator[None]:
         _leave(130, "interrupted")
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).strip().splitlines()[0]
-        _leave(3, f"a device or another process failed ({reason}); its log says why. The same command continues")
+        _leave(3, f"a device or another process failed ({reason}); see its log. Run the same command again to continue")
     except Exception as error:
         traceback.print_exc()
         _leave(1, f"{type(error).__name__}, see above")
@@ -101,7 +101,7 @@ def _run(config: Config, workdir: Path) -> int:
 
         compile_steps(config, _TOPOLOGY.value, workdir, _BATCH_PER_CHIP.value)
         return 0
-    # Imported after the flags are parsed, so that a wrong one is answered at once.
+    # Imported after the flags are parsed, so that a wrong flag is reported without delay.
     from crossearth_jax.analysis.additions import add_to_results
     from crossearth_jax.inference.evaluate import evaluate, is_evaluated, validate
     from crossearth_jax.inference.robustness import score_shifts
@@ -121,7 +121,7 @@ def _run(config: Config, workdir: Path) -> int:
     targets = [setting.target for setting in settings_of(data.source, config.evaluate.settings, data.data_dir)]
     if _MODE.value == "train":
         targets = []
-    # One process prepares, the others find it done; where they have disks of their own, each does it for itself.
+    # Process 0 prepares on a shared disk and the others find the result. With separate disks each process prepares.
     with _first_process_first():
         prepare_domains(dict.fromkeys([*data.source.split("+"), *targets]), data.data_dir)
     if _MODE.value != "evaluate":
@@ -145,9 +145,9 @@ def _run(config: Config, workdir: Path) -> int:
 
 
 def _with_rows_of(file: DomainsFile, config: Config) -> Config:
-    """The configuration with the settings whose targets are in the file, unless it names settings itself.
+    """Return the configuration restricted to settings whose targets are in the file, unless it names settings itself.
 
-    The folder of prepared data may hold other domains of this name, which the file no longer has.
+    The data folder may also hold prepared domains that have been removed from the file since.
     """
     if config.evaluate.settings:
         return config
@@ -159,7 +159,7 @@ def _with_rows_of(file: DomainsFile, config: Config) -> Config:
 
 @contextlib.contextmanager
 def _first_process_first() -> Iterator[None]:
-    """Lets process 0 through the block before the others."""
+    """Run the block in process 0 first, then in the other processes."""
     if jax.process_index():
         parallel.wait_for_all("prepared")
     yield
@@ -169,7 +169,7 @@ def _first_process_first() -> Iterator[None]:
 
 def _parse(argv: list[str]) -> tuple[Config, Path]:
     if {"-h", "--help"} & set(argv):
-        own = flags.FLAGS.find_module_defining_flag("workdir")  # absl's own flags would bury them
+        own = flags.FLAGS.find_module_defining_flag("workdir")  # without absl's own flags, which are many
         print(__doc__, flags.FLAGS.module_help(own), sep="\n\n")
         sys.exit(0)
     try:

@@ -1,12 +1,12 @@
-"""Maps the classes of georeferenced scenes of any size.
+"""Predict class maps of georeferenced scenes of any size.
 
 ```
 python -m crossearth_jax.predict --checkpoint=RUN scene.tif --out=map.tif
 python -m crossearth_jax.predict --checkpoint=potsdam.pth --bands=nir,red,green --gsd=0.3 *.tif --out=maps/
 ```
 
-A map is a Cloud Optimized GeoTIFF on the grid of its scene (with --gsd: on one of that pixel size with the same
-origin and orientation), with the classes' names and colours, and nodata where the scene has none.
+A map is a Cloud Optimized GeoTIFF with class names and colours, on the grid of its scene. With --gsd the grid has that
+pixel size and the origin and orientation of the scene. Where the scene has no data, the map has nodata.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ try:
 except ModuleNotFoundError as missing:
     command.without_extra("geo", missing)
 
-WINDOWS_PER_DEVICE = 4  # in a batch by default: enough to keep a device busy, little enough to fit a small one
+WINDOWS_PER_DEVICE = 4  # default in a batch: enough to use a device well, few enough for one with little memory
 
 
 def main(argv: list[str]) -> None:
-    """Maps what the command line names; a scene that cannot be mapped does not keep the others from it.
+    """Map the scenes that the command line names; after an error in one of several scenes the others are still mapped.
 
     Raises:
-      UserError: a scene could not be mapped, or nothing could be begun.
+      UserError: a scene could not be mapped, or the arguments or the checkpoint cannot be used.
     """
     arguments = _parser().parse_args(argv)
     outputs = output_paths(arguments.scenes, arguments.out)
@@ -66,9 +66,10 @@ def main(argv: list[str]) -> None:
 
 
 def _each(scenes: Iterable[str], work: Callable[[str], None], several: bool) -> list[str]:
-    """Does something to every scene and returns those it worked for; of several scenes a bad one is only reported.
+    """Call `work` for every scene and return the scenes without an error.
 
-    What is no `UserError` is reported with its traceback, since it may be a bug.
+    With several scenes an error is printed and the next scene follows; an error other than `UserError` is printed with
+    its traceback, since it may be a bug.
     """
     good = []
     for scene in scenes:
@@ -89,7 +90,7 @@ def _each(scenes: Iterable[str], work: Callable[[str], None], several: bool) -> 
 def _mapper(
     arguments: argparse.Namespace, scene_options: SceneOptions, products: MapOptions, outputs: Mapping[str, Path]
 ) -> Callable[[str], None]:
-    """What maps one scene, with the model loaded once."""
+    """Load the model and return the function that maps one scene."""
     segmentor = _model(arguments)
     windows = segmentor.sliding_windows(
         stride=arguments.stride,
@@ -110,24 +111,24 @@ def _mapper(
 
 
 def output_paths(scenes: Sequence[str], out: str) -> dict[str, Path]:
-    """Where the map of each scene goes: to `out` if that names a .tif file, else to `out`/<scene>_map.tif.
+    """Return the path of the map of each scene: `out` if that is a .tif file, else `out`/<scene>_map.tif.
 
     Raises:
-      UserError: `out` does not fit the scenes, or two maps would share a file.
+      UserError: `out` does not fit the scenes, or two maps would have the same path.
     """
     target = Path(out)
     if target.suffix.lower() in (".tif", ".tiff"):
         if target.is_dir():
-            raise UserError(f"--out={out} is a folder, expected a file; name a file in it or another folder")
+            raise UserError(f"--out={out} is a folder with the name of a file; name a file in it, or another folder")
         if len(scenes) > 1:
-            raise UserError(f"--out={out} is one file for {len(scenes)} scenes; name a folder")
+            raise UserError(f"--out={out} is one file, but there are {len(scenes)} scenes; name a folder")
         outputs = {scenes[0]: target}
     else:
         if target.exists() and not target.is_dir():
-            raise UserError(f"--out={out} is a file but no .tif; name a .tif file or a folder")
+            raise UserError(f"--out={out} is a file that does not end in .tif; name a .tif file or a folder")
         outputs = {scene: target / f"{Path(scene).stem}_map.tif" for scene in scenes}
     if len(set(outputs.values())) < len(scenes):
-        raise UserError("two scenes have the same name, so would their maps; map them to different folders")
+        raise UserError("two scenes have the same file name, so their maps would too; map them to different folders")
     return outputs
 
 
@@ -159,11 +160,11 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("scenes", nargs="+", metavar="SCENE", help="GeoTIFF, COG, VRT or whatever else GDAL reads")
+    add("scenes", nargs="+", metavar="SCENE", help="GeoTIFF, COG, VRT or another raster that GDAL reads")
     add("--out", required=True, help="a .tif file, or a folder in which each map is named <scene>_map.tif")
     add("--checkpoint", required=True, help="folder of a run, .safetensors or .pth")
-    add("--backbone", help="file of the frozen backbone, for checkpoints without it")
-    add("--classes", metavar="NAMES", help="names of the classes (a,b,c) or of a taxonomy; default: the checkpoint's")
+    add("--backbone", help="weights file of the frozen backbone, for checkpoints without it")
+    add("--classes", metavar="NAMES", help="class names (a,b,c) or the name of a taxonomy; default: the checkpoint's")
     _add_reading(parser.add_argument_group("reading"))
     _add_scoring(parser.add_argument_group("scoring").add_argument)
     _add_writing(parser.add_argument_group("writing").add_argument)
@@ -177,7 +178,7 @@ def _add_reading(group: argparse._ArgumentGroup) -> None:
         metavar="R,G,B",
         help="three bands by name or number from 1 (nir,red,green); default: the checkpoint's, else red,green,blue",
     )
-    stretch("--range", type=_numbers(2), metavar="LOW,HIGH", help="values that become 0 and 255")
+    stretch("--range", type=_numbers(2), metavar="LOW,HIGH", help="pixel values that become 0 and 255")
     stretch(
         "--percentiles",
         type=_numbers(2),
@@ -185,7 +186,7 @@ def _add_reading(group: argparse._ArgumentGroup) -> None:
         help="percentiles of each band over the whole scene that become 0 and 255; default without --range: 8-bit "
         "scenes as they are, others by {:g},{:g}".format(*PERCENTILES),
     )
-    add("--gsd", type=_positive(float), metavar="METRES", help="resample to this ground sampling distance first")
+    add("--gsd", type=_positive(float), metavar="METRES", help="resample to this ground resolution (metres per pixel)")
     add(
         "--bounds",
         type=_numbers(4),
@@ -195,30 +196,33 @@ def _add_reading(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_scoring(add: Callable[..., Any]) -> None:
-    add("--window", type=_positive(int), metavar="PIXELS", help="side of the windows; default: the model's")
+    add("--window", type=_positive(int), metavar="PIXELS", help="side of the sliding window; default: the model's")
     add(
-        "--stride", type=_positive(int), metavar="PIXELS", help="distance of windows; default: two thirds of the window"
+        "--stride",
+        type=_positive(int),
+        metavar="PIXELS",
+        help="step between windows; default: the model's, or two thirds of another --window",
     )
-    add("--batch_size", type=_positive(int), metavar="N", help=f"default: {WINDOWS_PER_DEVICE} windows per device")
+    add("--batch_size", type=_positive(int), metavar="N", help=f"windows; default: {WINDOWS_PER_DEVICE} per device")
     add(
         "--blend",
         choices=("mean", "taper"),
         default="mean",
         help="how overlapping windows are combined: mean, as evaluation does (default), or taper, which gives a "
-        "window less weight towards its border and hides seams",
+        "window less weight towards its border and avoids visible seams",
     )
-    add("--flips", action="store_true", help="average over mirrored windows: four times the work")
+    add("--flips", action="store_true", help="average the scores of mirrored windows; takes four times as long")
 
 
 def _add_writing(add: Callable[..., Any]) -> None:
-    add("--scores", action="store_true", help="also <map>_scores.tif, a band per class")
+    add("--scores", action="store_true", help="also <map>_scores.tif with a band per class")
     add("--confidence", action="store_true", help="also <map>_confidence.tif with bands margin and entropy")
     add("--polygons", action="store_true", help="also <map>.gpkg, a GeoPackage")
-    add("--preview", action="store_true", help="also <map>.png, the scene beside its map")
+    add("--preview", action="store_true", help="also <map>.png with the scene beside its map")
     add(
         "--skip_existing",
         action="store_true",
-        help="leave scenes alone whose map exists, to go on after an interruption",
+        help="skip scenes whose map exists, to continue after an interruption",
     )
 
 

@@ -1,10 +1,10 @@
-"""Prepares datasets: from archives, or from your own images and labels, to array_record files that training reads.
+"""Prepare datasets: convert archives, or your own images and labels, to the array_record files that training reads.
 
 `python -m crossearth_jax.prepare DATASET[/CONFIG] [--manual_dir=DIR] [--data_dir=DIR] [--check]`
 `python -m crossearth_jax.prepare domains.toml [--data_dir=DIR] [--check]`
 
-TFDS writes into a temporary folder and renames it when everything is written, so an interrupted preparation
-leaves nothing that could be taken for a dataset, and repeating a finished one does nothing.
+TFDS writes to a temporary folder and renames it when all files are written. An interrupted preparation therefore
+leaves no incomplete dataset. A dataset that is already prepared is not prepared again.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ from crossearth_jax.runtime import command, fingerprints
 
 try:
     import fcntl
-except ImportError:  # the system has no such locks
+except ImportError:  # e.g. Windows has no such locks
     fcntl = None
 
 SHOWN = 24  # images of a split on its contact sheet
 
 
 def main(argv: list[str]) -> int:
-    """Prepares or checks what the command line names; returns the exit code."""
+    """Prepare or check the datasets that the command line names; return the exit code."""
     arguments = _parser().parse_args(argv)
     if arguments.name.endswith(".toml"):
         if arguments.manual_dir or arguments.option:
-            raise UserError(f"{arguments.name} says where its files are; leave out --manual_dir and --option")
+            raise UserError(f"{arguments.name} itself names its files and options; leave out --manual_dir and --option")
         (check_file if arguments.check else prepare_file)(arguments.name, arguments.data_dir)
         return 0
     domains = domains_named(arguments.name, arguments.data_dir)
@@ -80,23 +80,23 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--data_dir", default=DataConfig().data_dir, help="where prepared datasets are kept")
     parser.add_argument(
-        "--manual_dir", help="folder of the dataset's archives, packed or unpacked, where it needs them"
+        "--manual_dir", help="folder with the dataset's archives, packed or unpacked, for datasets that need them"
     )
     parser.add_argument(
         "--option", action="append", default=[], metavar="DATASET.NAME=VALUE",
-        help="an open choice of a dataset, e.g. rescuenet.water=ignored; recorded with it (may be repeated)",
+        help="an option of a dataset, e.g. rescuenet.water=ignored; recorded with the data (may be repeated)",
     )  # fmt: skip
-    parser.add_argument("--strict", action="store_true", help="numbers of images must be those of the benchmark")
+    parser.add_argument("--strict", action="store_true", help="refuse numbers of images that differ from the benchmark")
     parser.add_argument(
         "--check", action="store_true",
-        help="only verify: what is prepared, with --manual_dir the archives themselves, of a FILE.toml what would be "
-        "prepared if it is not yet; reads every image",
+        help="only verify: the prepared data; with --manual_dir the archives; of a FILE.toml that is not prepared yet, "
+        "the files it names; reads every image",
     )  # fmt: skip
     return parser
 
 
 def _options(given: Iterable[str], datasets: set[str]) -> dict[str, str]:
-    """{name: value} of the one dataset being prepared."""
+    """Return {name: value} of the options given for the dataset that is prepared."""
     options = {}
     for text in given:
         dataset, dot, rest = text.partition(".")
@@ -104,16 +104,18 @@ def _options(given: Iterable[str], datasets: set[str]) -> dict[str, str]:
         if not (dot and equals and value):
             raise UserError(f"--option '{text}' is not of the form DATASET.NAME=VALUE")
         if dataset not in datasets:
-            raise UserError(f"--option '{text}' is about {dataset}, but {', '.join(datasets)} is named")
+            raise UserError(f"--option '{text}' is for {dataset}, but {', '.join(datasets)} is to be prepared")
         options[name] = value
     return options
 
 
 def domains_named(name: str, data_dir: str | Path) -> list[str]:
-    """The domains that "dataset" or "dataset/config" stands for: the benchmark's, and others that are prepared.
+    """Return the names of all known domains of "dataset", or the one domain "dataset/config".
+
+    Known are the domains of the benchmark and those that are prepared in `data_dir`.
 
     Raises:
-      UserError: there is none.
+      UserError: there is no such domain.
     """
     domains = [known for known in known_domains(data_dir) if known.split("/")[0] == name]
     return domains or [find_domain(name, data_dir).name]
@@ -127,7 +129,7 @@ def prepare_domains(
     *,
     strict: bool = False,
 ) -> None:
-    """Prepares every domain of `names` that is not prepared yet (see `prepare`)."""
+    """Prepare every domain of `names` that is not prepared yet (see `prepare`)."""
     for name in names:
         prepare(name, data_dir, manual_dir, options, strict=strict)
 
@@ -140,20 +142,20 @@ def prepare(
     *,
     strict: bool = False,
 ) -> Path:
-    """Prepares one domain unless it is there already, verifies it, writes its facts beside it and returns its folder.
+    """Prepare one domain unless it is prepared already, verify it, write its facts file and return its folder.
 
-    Several processes may prepare the same domain at once; the first to finish provides it for all.
+    Several processes may prepare the same domain at the same time; the result of the first to finish is used by all.
 
     Args:
-      name: "dataset/config", a key of `benchmark.DOMAINS`, or another domain that is prepared already.
+      name: "dataset/config", a key of `benchmark.DOMAINS` or another domain that is prepared already.
       data_dir: folder of all prepared datasets; `~` is expanded.
       manual_dir: folder of the archives, for datasets that cannot be distributed.
-      options: open choices of the dataset, see its builder's `OPTIONS`.
-      strict: makes it an error that numbers of images differ from the benchmark's.
+      options: options of the dataset, see `OPTIONS` of its builder.
+      strict: whether numbers of images that differ from the benchmark's are an error (otherwise a warning).
 
     Raises:
       UserError: the domain or an option is unknown, its source files are missing or damaged, the folder cannot be
-        written, or what is prepared there is not whole or was prepared with other options.
+        written, or the prepared data is incomplete or was prepared with other options.
     """
     if name not in DOMAINS:
         domain, directory = find_domain(name, data_dir), dataset_directory(name, data_dir)
@@ -173,16 +175,16 @@ def prepare(
 
 
 def prepare_file(path: str | Path, data_dir: str | Path, names: Sequence[str] | None = None) -> DomainsFile:
-    """Prepares the domains that a `domains.toml` describes and returns what the file says.
+    """Prepare the domains that a `domains.toml` describes and return the content of the file.
 
-    A domain whose table, classes and files are what they were when it was prepared is left alone. Of one that has
-    changed a new version is written first and the old one deleted then. Where the files are gone but the table is the
-    same, what is prepared stays in use.
+    A domain whose table, classes and files are unchanged since its preparation is not prepared again. For a changed
+    domain a new version is written, then the old one is deleted. If the source files are missing but the table is
+    unchanged, the prepared data stays in use.
 
     Args:
-      path: of the file.
+      path: the `domains.toml`.
       data_dir: folder of all prepared datasets; `~` is expanded.
-      names: of the domains; all of the file if None.
+      names: names of the domains to prepare; None: all domains of the file.
 
     Raises:
       UserError: the file or one of its domains cannot be used, or the folder cannot be written.
@@ -192,7 +194,9 @@ def prepare_file(path: str | Path, data_dir: str | Path, names: Sequence[str] | 
         _prepare_own(file, own, data_dir)
     for folder in sorted((Path(data_dir).expanduser() / file.name).glob("*/")):
         if folder.name not in file.domains and prepared_directory(f"{file.name}/{folder.name}", data_dir) is not None:
-            logging.warning("%s is no longer in %s, but stays a domain until you delete the folder", folder, file.path)
+            logging.warning(
+                "%s is no longer in %s, but remains a domain until you delete the folder", folder, file.path
+            )
     return file
 
 
@@ -200,7 +204,7 @@ def _prepare_own(file: DomainsFile, own: OwnDomain, data_dir: str | Path) -> Non
     present, changed = _state(own, data_dir)
     if present is None or changed:
         if present is not None:
-            logging.warning("%s is prepared again, since there is other input: %s", own.key, "; ".join(changed))
+            logging.warning("%s is prepared again because its input has changed: %s", own.key, "; ".join(changed))
         with _building(own.key, data_dir):
             present = _write_records(own_builder.own_builder(file, own, data_dir, _next_version(present)), None)
     for older in present.parent.glob("[0-9]*.*.*"):
@@ -212,7 +216,7 @@ def _prepare_own(file: DomainsFile, own: OwnDomain, data_dir: str | Path) -> Non
 
 
 def _state(own: OwnDomain, data_dir: str | Path) -> tuple[Path | None, list[str]]:
-    """The folder where an own domain is prepared, if it is, and what has changed since."""
+    """Return the folder of an own domain, None if it is not prepared, and the changes of its input since then."""
     present = prepared_directory(own.key, data_dir)
     if present is None:
         return None, []
@@ -225,7 +229,7 @@ def _state(own: OwnDomain, data_dir: str | Path) -> tuple[Path | None, list[str]
     except UserError as error:
         if own_builder.changes(made, own_builder.made_from(own, []) | {"files": made["files"]}):
             raise
-        logging.warning("%s; what is prepared in %s is used", error, present)
+        logging.warning("%s; the data prepared in %s is used", error, present)
         return present, []
     return present, own_builder.changes(made, now)
 
@@ -239,21 +243,21 @@ def _next_version(present: Path | None) -> str:
 
 @contextlib.contextmanager
 def _building(name: str, data_dir: str | Path) -> Iterator[None]:
-    """Sends what TFDS prints to standard error, and turns failures of the disk into errors of the user."""
+    """Redirect the output of TFDS to standard error and convert errors of the file system to `UserError`."""
     if not sys.stderr.isatty():
-        tfds.disable_progress_bar()  # its carriage returns fill a log file
+        tfds.disable_progress_bar()  # it would fill a log file with repeated lines
     try:
-        # Standard output belongs to the results of a command.
+        # Standard output is reserved for the results of a command.
         with contextlib.redirect_stdout(sys.stderr), quiet_tfds():
             yield
     except OSError as error:
         raise UserError(
-            f"{name} cannot be prepared in {data_dir}: {error}; free the space or choose another --data_dir"
+            f"{name} cannot be prepared in {data_dir}: {error}; make room or choose another --data_dir"
         ) from error
 
 
 def _write_records(builder: Any, manual_dir: Path | None) -> Path:
-    """Writes all splits unless they are there; returns their folder."""
+    """Write all splits unless they exist; return their folder."""
     config = tfds.download.DownloadConfig(manual_dir=manual_dir)
     with _first_wins(Path(builder.data_dir)), _without_leftovers(Path(builder.data_dir).parent):
         builder.download_and_prepare(download_config=config)
@@ -270,34 +274,34 @@ def _builder(name: str, data_dir: str | Path, options: Mapping[str, str] | None,
 
 
 def _refuse_other_options(builder: Any, given: Mapping[str, str]) -> None:
-    """A dataset that is there already must have been made with the options that are asked for now."""
+    """Raise a UserError if the prepared dataset was prepared with other options than `given`."""
     made = (builder.info.metadata or {}).get("options", {})
     for name, value in given.items():
         if made.get(name) != value:
             raise UserError(
-                f"{builder.data_dir} was prepared with {builder.name}.{name}={made.get(name)}, now {value} is asked"
-                " for; delete the folder or choose another --data_dir"
+                f"{builder.data_dir} was prepared with {builder.name}.{name}={made.get(name)}, but {value} is given"
+                " now; delete the folder or choose another --data_dir"
             )
 
 
 @contextlib.contextmanager
 def _first_wins(directory: Path) -> Iterator[None]:
-    """Takes the failure to rename onto a folder that another process has finished meanwhile as success."""
+    """Ignore the error of renaming to a folder that another process has completed in the meantime."""
     missing = not directory.exists()
     try:
         yield
     except OSError:
         if not (missing and directory.exists()):
             raise
-        logging.info("%s was prepared by another process meanwhile", directory)
+        logging.info("%s was prepared by another process in the meantime", directory)
 
 
 @contextlib.contextmanager
 def _without_leftovers(directory: Path) -> Iterator[None]:
-    """Deletes what killed preparations of the domain left behind, unless one is still running there.
+    """Delete the temporary folders of interrupted preparations of the domain, unless a preparation is running there.
 
-    Where the system or the file system has no locks, running preparations cannot be told from killed ones, and what is
-    found is named instead.
+    Without file locks, running and interrupted preparations cannot be distinguished; then the folders are only
+    reported.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -314,21 +318,27 @@ def _without_leftovers(directory: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_SH)
         except OSError as error:
             for leftover in directory.glob("incomplete.*"):
-                logging.warning("%s is of another preparation; if none is running, delete it (%s)", leftover, error)
+                logging.warning("%s is from another preparation; if none is running, delete it (%s)", leftover, error)
         yield
 
 
 def _refresh_facts(domain: Domain, directory: Path) -> None:
-    """Writes the benchmark's facts beside the data of one of its domains, unless they are there and the same."""
+    """Write the benchmark's facts about one of its domains to the folder of the data, unless they are there already."""
     if not (directory / DOMAIN_FILE).exists() or read_domain(directory) != domain:
         write_domain(directory, domain)
 
 
 def _verify(domain: Domain, data_dir: str | Path, directory: Path, strict: bool) -> dict[str, int]:
-    """Numbers of images by split, after reading both ends of every split; warns if they are not the benchmark's."""
+    """Read the first and last record of every split; return the numbers of images by split.
+
+    Warns of numbers that differ from the benchmark's; with `strict` that is an error.
+
+    Raises:
+      UserError: the dataset is incomplete or damaged, or a number differs and `strict` is set.
+    """
     if not (directory / "dataset_info.json").exists():
         raise UserError(
-            f"{directory} has no dataset_info.json, so it is not a whole dataset; delete the folder and prepare again"
+            f"{directory} has no dataset_info.json, so it is incomplete; delete the folder and prepare it again"
         )
     counts = dict.fromkeys(domain.counts, 0)
     for split in prepared_splits(domain.name, data_dir):
@@ -341,12 +351,12 @@ def _verify(domain: Domain, data_dir: str | Path, directory: Path, strict: bool)
             message = f"{directory}: split {split} has {counts[split]} images, expected {expected}"
             if strict:
                 raise UserError(f"{message}; delete the folder and prepare it from complete archives")
-            logging.warning("%s: scores on it are not comparable with published ones", message)
+            logging.warning("%s; scores on it are not comparable with published ones", message)
     return counts
 
 
 def _check(domains: Iterable[str], arguments: argparse.Namespace, options: Mapping[str, str]) -> None:
-    """Prints a report per split; raises a UserError naming the splits with faults."""
+    """Print a report for each split; raise a UserError that names the splits with faults."""
     faulty = []
     for name in domains:
         if arguments.manual_dir is None:
@@ -398,14 +408,14 @@ def _archive_reports(
 
 
 def check_file(path: str | Path, data_dir: str | Path, names: Sequence[str] | None = None) -> None:
-    """Prints a report of each split of own domains and draws its contact sheet.
+    """Print a report of each split of own domains and draw its contact sheet.
 
-    Of a domain that is prepared and has not changed since, the records are read; of another one, its files.
+    For a domain that is prepared and unchanged the prepared records are read, for any other domain its source files.
 
     Raises:
       UserError: the file or one of its domains cannot be used, or a split has faults.
     """
-    # Matplotlib takes a second to import, which preparation and training need not spend.
+    # Importing Matplotlib takes a second. Preparation and training do not need it.
     from crossearth_jax.reporting.contact_sheet import contact_sheet
 
     file, faulty = read_domains_file(path), list[str]()
@@ -413,7 +423,7 @@ def check_file(path: str | Path, data_dir: str | Path, names: Sequence[str] | No
         present, changed = _state(own, data_dir)
         if present is None or changed:
             why = f"has changed since it was prepared: {'; '.join(changed)}" if changed else "is not prepared yet"
-            print(f"{own.key} {why}; this is what would be prepared", flush=True)
+            print(f"{own.key} {why}; the report describes its files", flush=True)
             builder = own_builder.own_builder(file, own, data_dir, _next_version(present))
             for key, value in builder.plan.choices.items():
                 print(f"{own.key}: {key} {value}", flush=True)
@@ -436,7 +446,7 @@ def check_file(path: str | Path, data_dir: str | Path, names: Sequence[str] | No
 
 
 def _own_reports(builder: Any) -> list[SplitReport]:
-    """What an own domain would be, from its files."""
+    """Return the reports of the splits that the files of an own domain would give."""
     found = {report.split: report for report in builder.inspect()}
     facts = builder.facts(found)
     return [
@@ -455,13 +465,13 @@ def _own_reports(builder: Any) -> list[SplitReport]:
 
 
 def _with_near_duplicates(reports: Sequence[SplitReport]) -> list[SplitReport]:
-    """The reports, with a note on images that look like images of an earlier split."""
+    """Return the reports with a note about images that look like images of an earlier split."""
     found = {report.split: report for report in reports}
     for earlier, later in itertools.combinations(reports, 2):
         if pairs := fingerprints.near_pairs(earlier.hashes, later.hashes):
             note = (
                 f"{len(pairs)} pairs of images in splits {earlier.split} and {later.split} look alike, such as"
-                f" {' and '.join(pairs[0])}; if they show the same place, put it into one split"
+                f" {' and '.join(pairs[0])}; if they show the same place, put them into the same split"
             )
             report = found[later.split]
             found[later.split] = dataclasses.replace(report, notes=[*report.notes, note])
@@ -471,7 +481,7 @@ def _with_near_duplicates(reports: Sequence[SplitReport]) -> list[SplitReport]:
 def _examples(
     name: str, split: str, data_dir: str | Path
 ) -> Iterator[tuple[str, UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]]:
-    """Id, image and label of evenly chosen records."""
+    """Yield id, image and label of at most `SHOWN` records, spread evenly over the split."""
     source = PreparedSplit(name, split, data_dir)
     for index in np.linspace(0, len(source) - 1, min(SHOWN, len(source))).round().astype(int).tolist():
         example = source[index]

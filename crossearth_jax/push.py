@@ -1,12 +1,12 @@
-"""Publishes a model on a hub: weights as safetensors, configuration, scores and a model card.
+"""Publish a model on the Hugging Face Hub: weights as safetensors, configuration, scores and a model card.
 
 ```
 python -m crossearth_jax.push RUN hf://organisation/name --licence=apache-2.0
 python -m crossearth_jax.push model.safetensors hf://organisation/name@branch
 ```
 
-RUN is the folder of a run, or a file of weights (then the card has no scores). It needs the extra `hub` and a token
-that may write (`hf auth login`, or HF_TOKEN). `crossearth_jax.load("hf://organisation/name")` loads it again.
+RUN is a run folder or a weights file (then the card has no scores). The command needs the extra `hub` and a token with
+write permission (`hf auth login`, or HF_TOKEN). `crossearth_jax.load("hf://organisation/name")` loads the model.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from crossearth_jax.weights.native import digest, save_native
 def push(
     source: str | os.PathLike[str], address: str, *, licence: str = UNKNOWN, message: str = "", private: bool = False
 ) -> str:
-    """Publishes a run or a file of weights.
+    """Publish a run or a weights file.
 
     Args:
       source: folder of an evaluated run, or a file that `crossearth_jax.load` reads.
-      address: `hf://organisation/name[@branch]`; the repository and the branch are made if need be.
-      licence: identifier of the weights' licence as hubs know them, e.g. "apache-2.0".
-      message: of the commit.
-      private: whether a repository that has to be made is private.
+      address: `hf://organisation/name[@branch]`; the repository and the branch are created if they do not exist.
+      licence: licence of the weights, as an identifier of the hub, e.g. "apache-2.0".
+      message: message of the commit.
+      private: whether a newly created repository is private.
 
     Returns:
       Address of the commit.
@@ -55,7 +55,7 @@ def push(
 
 
 def write_repository(source: Path, folder: Path, address: str, licence: str) -> None:
-    """Writes what is published: `model.safetensors`, `config.json`, `README.md` and, of a run, `results.json`.
+    """Write the published files: `model.safetensors`, `config.json`, `README.md` and, for a run, `results.json`.
 
     Raises:
       UserError: the source cannot be read.
@@ -81,18 +81,20 @@ def write_repository(source: Path, folder: Path, address: str, licence: str) -> 
 
 
 def main(arguments: list[str]) -> None:
-    """The command line."""
+    """Publish the model that the command line names."""
     parser = argparse.ArgumentParser(
         prog="python -m crossearth_jax.push", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", metavar="RUN", help="folder of an evaluated run, or a file of weights")
-    parser.add_argument("address", metavar="hf://ORGANISATION/NAME[@BRANCH]", help="where to")
-    parser.add_argument("--licence", default=UNKNOWN, help="of the weights, e.g. apache-2.0; the card states it")
-    parser.add_argument("--message", default="", help="of the commit")
+    parser.add_argument("source", metavar="RUN", help="folder of an evaluated run, or a weights file")
+    parser.add_argument("address", metavar="hf://ORGANISATION/NAME[@BRANCH]", help="repository to publish in")
+    parser.add_argument(
+        "--licence", default=UNKNOWN, help="licence of the weights, e.g. apache-2.0; the card states it"
+    )
+    parser.add_argument("--message", default="", help="message of the commit")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     given = parser.parse_args(arguments)
     if given.licence == UNKNOWN:
-        logging.warning("no --licence is given, so nobody will know what they may do with the weights")
+        logging.warning("no --licence is given, so it is unclear how the weights may be used")
     url = push(given.source, given.address, licence=given.licence, message=given.message, private=given.private)
     print(f"{given.source} is published: {url}")
 

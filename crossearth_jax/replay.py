@@ -1,10 +1,10 @@
-"""Replays a training step that was not finite and says where the first values that are not finite stand.
+"""Replay a training step that was not finite and report which tensors are not finite.
 
 `python -m crossearth_jax.replay RUN/nonfinite_step_N.npz`
 
-The newest checkpoint before that step is restored (or the run's start, if there is none), the steps between are
-repeated, which gives the same numbers on the same devices, and the saved batch is put through the step. The exit
-code is 0 if the step is not finite here either, and 1 if it is.
+The newest checkpoint before that step is restored, or the run starts again if there is none. The steps in between are
+repeated; on the same devices they give the same numbers. Then the step is run with the saved batch. The exit code is 0
+if a value is not finite in the replay as well, and 1 if all values are finite.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from crossearth_jax.training.start import Run, start
 
 
 def main(argv: list[str]) -> int:
-    """Replays the step that the command line names; returns the exit code."""
+    """Replay the step that the command line names; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m crossearth_jax.replay", description=__doc__)
-    parser.add_argument("batch", type=Path, metavar="RUN/nonfinite_step_N.npz", help="as training has saved it")
+    parser.add_argument("batch", type=Path, metavar="RUN/nonfinite_step_N.npz", help="batch that training has saved")
     path: Path = parser.parse_args(argv).batch
     step, batch = read_batch(path)
     config = read_run_config(path.parent)
     mesh = parallel.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        # Checkpoints that do not hold `step` yet, the newest first.
+        # Checkpoints that do not contain `step` yet, newest first.
         run, _ = start(config, path.parent, mesh, lambda found: [done for done in found.steps if done <= step])
         run = advance(run, step)
         lines = diagnose(run, {name: jax.device_put(batch[name], parallel.batch_sharding(mesh)) for name in batch})
@@ -46,10 +46,10 @@ def main(argv: list[str]) -> int:
 
 
 def read_batch(path: Path) -> tuple[int, dict[str, np.ndarray]]:
-    """The 0-based step and the global batch in a file that training has saved.
+    """Return the 0-based step and the global batch of a file that training has saved.
 
     Raises:
-      UserError: it cannot be read.
+      UserError: the file cannot be read.
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -60,7 +60,7 @@ def read_batch(path: Path) -> tuple[int, dict[str, np.ndarray]]:
 
 
 def advance(run: Run, step: int) -> Run:
-    """Repeats the steps of the run up to `step`."""
+    """Repeat the steps of the run up to `step`."""
     program, state, frozen = run
     first = int(state.step)
     batches = train_iterator(program.config.data, program.config.seed, start_step=first)
@@ -76,7 +76,10 @@ def advance(run: Run, step: int) -> Run:
 
 
 def diagnose(run: Run, batch: Mapping[str, jax.Array]) -> list[str]:
-    """What is not finite in one step: parameters, loss terms, gradients, else the update; empty if all is finite."""
+    """Run one step and return lines about values that are not finite: parameters, loss terms, gradients, update.
+
+    The result is empty if everything is finite.
+    """
     program, state, frozen = run
     gradients, metrics = program.gradients(state, frozen, batch)
     values = {name: float(value) for name, value in metrics.items() if name.startswith("loss")}
@@ -93,7 +96,7 @@ def diagnose(run: Run, batch: Mapping[str, jax.Array]) -> list[str]:
 
 
 def _lines(what: str, tensors: Mapping[str, jax.Array]) -> list[str]:
-    """A heading and a line for every tensor that is not finite."""
+    """Return a heading and a line for every tensor with values that are not finite; [] if there is none."""
     counts: Mapping[str, Any] = jax.device_get(_count(dict(tensors)))
     bad = {name: int(count) for name, count in counts.items() if count}
     if not bad:

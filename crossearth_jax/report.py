@@ -1,6 +1,6 @@
-"""Writes the report of a run (`report.md`, self-contained `report.html`), or a comparison of several runs.
+"""Write the report of a run (`report.md`, self-contained `report.html`), or a comparison of several runs.
 
-Beside it go the tables in `tables/` (Markdown, LaTeX with booktabs, CSV) and the diagrams in `figures/` (SVG, PDF).
+The tables are also written to `tables/` (Markdown, LaTeX with booktabs, CSV) and the diagrams to `figures/` (SVG, PDF).
 
 ```
 python -m crossearth_jax.report RUN                      # into the run's own folder
@@ -29,13 +29,13 @@ from crossearth_jax.runtime.atomic import replacing
 def write_report(
     workdir: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, projection: str = "tsne"
 ) -> Path:
-    """Writes `report.md`, `report.html`, `tables/` and `figures/` of an evaluated run and returns the page's path.
+    """Write `report.md`, `report.html`, `tables/` and `figures/` of an evaluated run; return the path of the page.
 
     Args:
       workdir: folder with `config.json` and `results.json`; `metrics.jsonl` and `evaluation/*.npz` add the
         training curves, confusion matrices, features and examples.
       out: folder to write to; the run's own by default.
-      projection: how the features of classes are placed in the plane, a key of `reporting.projection.METHODS`.
+      projection: method that projects the class features to two dimensions, a key of `reporting.projection.METHODS`.
 
     Raises:
       UserError: an input is missing or malformed, or the output cannot be written.
@@ -47,10 +47,10 @@ def write_report(
 
 
 def write_comparison(workdirs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> Path:
-    """Writes `comparison.md`, `comparison.html`, `tables/` and `figures/` of several runs; returns the page's path.
+    """Write `comparison.md`, `comparison.html`, `tables/` and `figures/` of several runs; return the path of the page.
 
     Raises:
-      UserError: as `write_report`.
+      UserError: a run is given twice, an input is missing or malformed, or the output cannot be written.
     """
     runs = _titled([read_run(Path(workdir)) for workdir in workdirs])
     content = comparison_content(runs)
@@ -59,7 +59,7 @@ def write_comparison(workdirs: Sequence[str | os.PathLike[str]], out: str | os.P
 
 
 def _titled(runs: Sequence[Run]) -> dict[str, Run]:
-    """Runs by the shortest end of their paths that tells them apart."""
+    """Return the runs by name: the shortest end of their paths that distinguishes them."""
     paths = [run.path.resolve().parts for run in runs]
     if len(set(paths)) < len(paths):
         raise UserError("the same run is given twice; give different run folders")
@@ -68,7 +68,7 @@ def _titled(runs: Sequence[Run]) -> dict[str, Run]:
 
 
 def _write(folder: Path, stem: str, pages: Mapping[str, str], content: Content) -> Path:
-    """Writes the files beside the page, then the page."""
+    """Write the diagrams and tables, then the pages, so that a new page always has its files."""
     try:
         for name in ("tables", "figures"):
             (folder / name).mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The command line."""
+    """Write the report or comparison that the command line asks for."""
     parser = argparse.ArgumentParser(
         prog="python -m crossearth_jax.report",
         description=__doc__,
@@ -105,13 +105,16 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of an evaluated run")
     parser.add_argument("--out", help="folder to write to (default: the run's own)")
     parser.add_argument(
-        "--projection", choices=METHODS, default="tsne", help="of the features of classes; umap needs the extra umap"
+        "--projection",
+        choices=METHODS,
+        default="tsne",
+        help="projection of the class features; umap needs the extra umap",
     )
     options = parser.parse_args(arguments)
     if len(options.runs) == 1:
         write_report(options.runs[0], options.out, options.projection)
     elif options.out is None:
-        raise UserError("a comparison of several runs belongs to none of them; give --out=FOLDER")
+        raise UserError("a comparison needs a folder of its own; give --out=FOLDER")
     else:
         write_comparison(options.runs, options.out)
 

@@ -246,7 +246,7 @@ def test_archives_of_another_kind_are_mentioned(tmp_path, caplog):
 def test_pictures_are_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(picture_files, "MAX_PIXELS", 4095)
     loveda.write(tmp_path)
-    with pytest.raises(UserError, match=r"1366\.png cannot be decoded \(it has 64 x 64 pixels, at most 4095"):
+    with pytest.raises(UserError, match=r"1366\.png cannot be decoded \(it has 64 x 64 pixels, expected at most 4095"):
         prepare("loveda/urban", tmp_path / "data", tmp_path)
 
 
@@ -267,7 +267,7 @@ def test_several_processes_prepare_the_same(tmp_path, monkeypatch):
     ("option", "expected"),
     [
         ("whu_building.test_folder", "is not of the form DATASET.NAME=VALUE"),
-        ("rescuenet.water=ignored", "is about rescuenet, but whu_building is named"),
+        ("rescuenet.water=ignored", "is for rescuenet, but whu_building is to be prepared"),
         (
             "whu_building.test=val",
             r"unknown option 'whu_building\.test=val'; .*test_folder=detect\|val\|test",

@@ -78,7 +78,7 @@ def changed(fields):
         ({"evaluate.stride": 0}, "evaluate.stride is 0, expected 1 or more"),
         ({"evaluate.every": 0}, "evaluate.every is 0, expected 1 or more"),
         ({"mesh.fsdp": 0}, "mesh.fsdp is 0, expected 1 or more, or -1"),
-        ({"loss": None, "mim": None}, "names no task"),
+        ({"loss": None, "mim": None}, "the config has no task"),
         ({"model.head": None}, "loss (segmentation) needs model.head, which is None"),
         ({"model.mim": None}, "mim (masked image modelling) needs model.mim, which is None"),
         ({"model.classes": 6}, "model.classes is 6, but blue_marble/arid_green has 5 classes"),
@@ -88,7 +88,7 @@ def changed(fields):
             "model.vit.image_size is 500, expected a multiple of model.vit.patch_size = 16",
         ),
         ({"model.head.groups": 3}, "model.head.width is 256, expected a multiple of model.head.groups = 3"),
-        ({"model.vit.feature_blocks": (7, 11, 15, 22)}, "they must rise and end with the last block, 23"),
+        ({"model.vit.feature_blocks": (7, 11, 15, 22)}, "expected increasing numbers that end with the last block, 23"),
         ({"model.vit.feature_blocks": (11, 15, 23)}, "names 3 blocks, expected one for each of the 4 levels"),
         ({"augment.crop_size": 500}, "augment.crop_size is 500, expected a multiple of model.vit.patch_size = 16"),
         ({"evaluate.window": 500}, "evaluate.window is 500, expected a multiple of model.vit.patch_size = 16"),
@@ -96,7 +96,7 @@ def changed(fields):
         ({"style.block_size": 600}, "style.block_size is 600 pixels, expected at most 512"),
         ({"style.cell_size": 600}, "style.cell_size is 600 pixels, expected at most 512"),
         ({"style.detail": "high"}, "style.detail is 'high', expected one of network, low, scaled"),
-        ({"style.draw_scale": 0.5}, "style.draw_scale is 0.5, but style.detail=network draws images as large"),
+        ({"style.draw_scale": 0.5}, "style.draw_scale is 0.5, but style.detail=network keeps the size of the images"),
         ({"style.detail": "low", "style.draw_scale": 0.0}, "style.draw_scale is 0.0, expected more than 0"),
         ({"style.detail": "scaled", "style.draw_scale": 0.5}, "style.draw_scale is 0.5, expected 1 or more"),
         ({"augment.crop_size": 2048}, "model.mim.token_size is 1024, expected at least augment.crop_size = 2048"),
@@ -110,7 +110,7 @@ def changed(fields):
             {"data.batch_size": 12, "optimizer.accumulate": 2, "mesh.data": 4},
             "data.batch_size is 12, expected a multiple of 8 (optimizer.accumulate = 2 x mesh.data = 4)",
         ),
-        ({"train.frozen": (("(", True),)}, "train.frozen holds '(', which is no regular expression"),
+        ({"train.frozen": (("(", True),)}, "train.frozen holds '(', which is not a regular expression"),
         ({"train.nonfinite": "ignore"}, "train.nonfinite is 'ignore', expected one of stop, skip"),
         ({"model.dtype": "float16"}, "model.dtype is 'float16', expected one of float32, bfloat16"),
         ({"evaluate.select": "best"}, "evaluate.select is 'best', expected one of last, best_on_source"),
@@ -140,7 +140,7 @@ def test_what_is_in_use_passes():
 def test_a_run_that_ends_within_its_warm_up_is_named(caplog):
     with caplog.at_level(logging.WARNING):
         check_config(changed({"train.steps": 20, "optimizer.warmup_steps": 100}))
-    assert "never leaves its warm-up: optimizer.warmup_steps is 100, train.steps 20" in caplog.text
+    assert "ends during the warm-up of the learning rate: optimizer.warmup_steps is 100, train.steps is " in caplog.text
 
 
 def test_more_steps_stretch_the_schedule_unless_a_horizon_is_set():

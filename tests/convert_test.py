@@ -59,7 +59,11 @@ def test_configuration_of_a_run_will_do(tmp_path):
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"name": "x", "model": json.loads((GOLDEN / "model.json").read_text("utf-8"))}))
     assert convert.read_config(config) == convert.read_config(GOLDEN / "model.json")
-    for text, message in (("[1]", "no JSON object"), ("{", "cannot read"), ('{"model": {"clases": 2}}', "classes")):
+    for text, message in (
+        ("[1]", "not hold a JSON object"),
+        ("{", "cannot read"),
+        ('{"model": {"clases": 2}}', "classes"),
+    ):
         config.write_text(text)
         with pytest.raises(UserError, match=message):
             convert.read_config(config)
@@ -74,7 +78,7 @@ def test_style_network_of_two_files(tmp_path, published_style):
     assert style_digest(load_style(network, tmp_path / "style.safetensors")) == style_digest(
         load_style(network, tmp_path)
     )
-    with pytest.raises(UserError, match="nothing to convert"):
+    with pytest.raises(UserError, match="leave out --to=torch"):
         convert.main([str(tmp_path), str(tmp_path / "style.pth"), "--to=torch"])
 
 
@@ -84,7 +88,7 @@ def test_style_network_of_two_files(tmp_path, published_style):
         (["no.pth", "out.safetensors"], "no.pth does not exist"),
         (["a.pth", "out.pth"], "out.pth ends in '.pth', expected .safetensors for --to=native"),
         (["a.pth", "out.bin", "--to=torch"], "expected .pth or .safetensors"),
-        (["a.pth", "a.pth", "--to=torch"], "a.pth is the file to read"),
+        (["a.pth", "a.pth", "--to=torch"], "a.pth is the input file"),
         (["a.pth", "out.safetensors"], "configuration"),
         (["a.pth", "out.safetensors", MODEL, "--image_size=128"], "not 128 x 128"),
         (["a.pth", "no/out.safetensors", MODEL], "cannot write no/out.safetensors: No such file or directory"),

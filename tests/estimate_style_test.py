@@ -71,7 +71,7 @@ def test_equals_two_pass_moments(corpus, capsys, monkeypatch):
     assert found.provenance == Provenance(network="mobile", digest=digest, count=8, sources=tuple(paths))
     printed = capsys.readouterr().out
     assert "images               8\nrank                 7 of 100\n" in printed
-    assert "warning: 8 images span at most 7 of 100 directions" in printed
+    assert "warning: 8 images give a covariance of rank 7 at most, but codes have 100 dimensions" in printed
 
 
 def test_photographs_are_read_by_the_rules_of_pictures(tmp_path, caplog):
@@ -108,7 +108,7 @@ def test_tiles_without_data_are_left_out_whatever_says_so(tmp_path):
 def test_the_output_is_no_image(tmp_path):
     Image.fromarray(picture(32, 32)).save(tmp_path / "a.png")
     before = (tmp_path / "a.png").read_bytes()
-    with pytest.raises(UserError, match=r"a\.png is no \.npz"):
+    with pytest.raises(UserError, match=r"a\.png does not end in \.npz"):
         estimate_style.main([str(tmp_path / "a.png"), f"--out={tmp_path}/a.png"])
     assert (tmp_path / "a.png").read_bytes() == before
 
@@ -131,7 +131,7 @@ def test_targets_need_an_explicit_flag():
     assert allowed_targets((), None, False, "") == ()
     assert allowed_targets((SOURCE,), SOURCE, False, "") == ()
     assert allowed_targets((SOURCE, TARGET), SOURCE, True, "") == (TARGET,)
-    with pytest.raises(UserError, match="say which domain the model will be trained on"):
+    with pytest.raises(UserError, match="name the domain that the model will be trained on"):
         allowed_targets((SOURCE,), None, True, "")
     with pytest.raises(UserError, match=f"trained on {SOURCE} is scored on {TARGET} .* --allow_target"):
         allowed_targets((SOURCE, TARGET), SOURCE, False, "")
@@ -174,7 +174,7 @@ def statistics(count, targets=()):
 
 def test_summary_warns_in_proportion():
     few = summary(statistics(100))
-    assert "99 of 100\n" in few and "100 images span at most 99 of 100 directions" in few
-    assert "poorly known from 999 images" in summary(statistics(999))
+    assert "99 of 100\n" in few and "100 images give a covariance of rank 99 at most, but codes have 100 dim" in few
+    assert "999 images give an inaccurate covariance of 100 dimensions" in summary(statistics(999))
     assert "warning" not in summary(statistics(1000))
-    assert f"not blind to the targets {TARGET}" in summary(statistics(1000, (TARGET,)))
+    assert f"contains styles of the targets {TARGET}" in summary(statistics(1000, (TARGET,)))

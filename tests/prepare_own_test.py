@@ -96,9 +96,9 @@ def test_repeating_changes_nothing_and_a_change_concerns_its_domain_only(two, ca
     prepare_file(path, data_dir)
     assert versions(data_dir) == ["domains/a/1.0.1", "domains/b/1.0.0"]
     assert find_domain("domains/a", data_dir).counts == {"train": 4, "test": 1}
-    (said,) = [record.message for record in caplog.records if "other input" in record.message]
+    (said,) = [record.message for record in caplog.records if "input has changed" in record.message]
     assert said.startswith(
-        "domains/a is prepared again, since there is other input: the key split; 2 new files such as "
+        "domains/a is prepared again because its input has changed: the key split; 2 new files such as "
     )
     assert said.endswith(f"1 changed files such as {path.parent / 'l/1.png'}")
 
@@ -126,7 +126,7 @@ def test_prepared_data_serves_without_its_files(two, caplog):
     prepare_file(path, data_dir)
     (path.parent / "i").rename(path.parent / "elsewhere")
     prepare_file(path, data_dir, ["a"])
-    assert any("what is prepared in" in record.message for record in caplog.records)
+    assert any("the data prepared in" in record.message for record in caplog.records)
     own.domains(path.parent, TWO.replace('test = ["3", "4"]', 'test = ["4"]', 1))
     with pytest.raises(UserError, match="no file matches images"):
         prepare_file(path, data_dir, ["a"])
@@ -186,7 +186,7 @@ def test_check_before_and_after_preparation_say_the_same(two, capsys):
     path, data_dir = two
     main([str(path), f"--data_dir={data_dir}", "--check"])
     before = capsys.readouterr().out.splitlines()
-    assert before[0] == "domains/a is not prepared yet; this is what would be prepared"
+    assert before[0] == "domains/a is not prepared yet; the report describes its files"
     assert before[1] == "domains/a train: 2 images (30x40: 2) ok"
     assert before[3] == f"  images with their labels: {data_dir / 'domains/a_train.png'}"
     with Image.open(data_dir / "domains/a_test.png") as sheet:
@@ -229,7 +229,7 @@ def test_near_duplicates_across_splits_are_a_warning(two, capsys):
     ("arguments", "expected"),
     [
         (["missing.toml"], "error: cannot read "),
-        (["{path}", "--manual_dir=x"], "says where its files are; leave out --manual_dir"),
+        (["{path}", "--manual_dir=x"], "itself names its files and options; leave out --manual_dir"),
     ],
 )
 def test_mistakes_end_in_one_line_and_code_2(two, arguments, expected):

@@ -67,7 +67,7 @@ def test_preparing_without_file_locks(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("crossearth_jax.prepare.fcntl", None)
     prepare(DOMAIN, tmp_path)
     assert running.exists() and dataset_directory(DOMAIN, tmp_path).exists()
-    assert f"{running} is of another preparation; if none is running, delete it" in caplog.text
+    assert f"{running} is from another preparation; if none is running, delete it" in caplog.text
 
 
 def test_preparing_where_the_module_of_locks_is_missing(tmp_path):

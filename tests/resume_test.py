@@ -81,7 +81,7 @@ def test_a_signal_saves_the_step_it_meets(disturbed, name, code):
     found = getattr(disturbed, name)
     assert found["exit_code"] == code
     saved = found["complete_checkpoint"]
-    assert found["line"] == f"stopped at step {saved} and saved; the same command continues from there"
+    assert found["line"] == f"stopped at step {saved} and saved; run the same command again to continue"
     assert saved == found["logged_step"]
     assert f"restored step {saved} from" in disturbed.log
 

@@ -1,1 +1,1 @@
-"""Programs compiled ahead of time for accelerators that are not there, and what their compiled text says."""
+"""Ahead-of-time compilation for accelerators that are not available, and analysis of the compiled programs."""

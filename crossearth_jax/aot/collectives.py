@@ -1,4 +1,4 @@
-"""Which collectives a compiled program contains, over which mesh axes, and why the shardings cause them."""
+"""Find the collectives of a compiled program, their mesh axes, and the shardings that cause them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from crossearth_jax.aot.hlo import COLLECTIVES, COPIES, Instruction, Program, Sh
 from crossearth_jax.config import UserError
 from crossearth_jax.runtime.parallel import BATCH_AXES, slice_count
 
-BETWEEN_SLICES = "all-reduce between slices"  # the part of a sum that crosses the data-centre network
-SMALL = 4096  # elements up to which a sum over the batch is one of losses, metrics or norms
+BETWEEN_SLICES = "all-reduce between slices"  # the part of a sum that uses the data-centre network
+SMALL = 4096  # elements; a smaller sum over the batch is taken for one of losses, metrics or norms
 
-# Reasons, in the words of the mesh's axes (`crossearth_jax.runtime.parallel`).
-GRADIENTS = "gradients of trainable parameters and of what depends on nothing else, summed over the batch axes"
+# Reasons of collectives; the axes are those of `crossearth_jax.runtime.parallel`.
+GRADIENTS = "gradients of trainable parameters and of values computed from them alone, summed over the batch axes"
 SUMS = "losses, metrics and norms, summed over the batch axes or over split parameters"
 PARAMETERS = "parameters whose `embed` dimension is split over fsdp, gathered for use"
 REDUCED = "gradients of parameters split over fsdp, each device keeping its part"
@@ -33,17 +33,17 @@ class Collective:
     """One collective instruction."""
 
     kind: str
-    axes: tuple[str, ...]  # mesh axes that its groups span
-    group: int  # devices that exchange data
+    axes: tuple[str, ...]  # mesh axes that its device groups span
+    group: int  # number of devices that exchange data
     arrays: tuple[Shape, ...]  # results on one device
-    times: float  # how often it runs in a step
-    where: str  # the operation of the model it comes from
-    share: float = 1.0  # of the arrays that one device exchanges, more if it is padded
+    times: float  # number of executions in a step
+    where: str  # name of the operation in the model
+    share: float = 1.0  # fraction of the arrays that one device exchanges, including padding
     reason: str = UNEXPLAINED
 
     @property
     def bytes(self) -> float:
-        """Bytes that each device sends in a step with a ring algorithm."""
+        """Bytes that each device sends in a step, with a ring algorithm."""
         result = self.share * sum(shape.nbytes for shape in self.arrays)
         share = (self.group - 1) / max(self.group, 1)
         factor = {
@@ -59,12 +59,13 @@ class Collective:
 
 
 def find(program: Program, mesh: Mesh) -> list[Collective]:
-    """All collectives of a program compiled for `mesh`.
+    """Return all collectives of a program compiled for `mesh`.
 
-    An asynchronous collective appears several times in the text (its start, what runs meanwhile, its end), always
-    under one channel; it is counted once.
+    An asynchronous collective appears several times in the text (start, overlapping computation, end) with the same
+    channel. It is counted once.
 
-    A mesh of several TPU slices is compiled as one of them, its first: what they exchange are transfers to the hosts.
+    For a mesh of several TPU slices the program is that of the first slice. The exchange between slices appears as
+    transfers to the hosts.
     """
     slices = slice_count(mesh.devices)
     found: dict[str, Collective] = {}
@@ -81,14 +82,14 @@ def find(program: Program, mesh: Mesh) -> list[Collective]:
         groups = device_groups(instruction, mesh.size // slices)
         arrays, count = instruction.shapes, len(instruction.operands)
         if len(arrays) >= 2 * count:
-            arrays = arrays[count : 2 * count]  # of an asynchronous start: its operands come first
+            arrays = arrays[count : 2 * count]  # an asynchronous start returns its operands before its results
         arrays = tuple(
             part
             for operand, array in zip(instruction.operands, arrays, strict=False)
             for part in _split_like(program.joined(computation, operand), array)
         )
         if computation.startswith("all-reduce-scatter"):
-            # A TPU writes a reduce-scatter as an all-reduce whose slice is taken in the same fusion.
+            # The TPU compiler writes a reduce-scatter as an all-reduce and a slice in the same fusion.
             kind, arrays = "reduce-scatter", list(program.computations[computation].values())[-1].shapes
         found[channel] = Collective(
             kind, mesh_axes(groups, mesh), max(map(len, groups)), arrays, times,
@@ -98,21 +99,21 @@ def find(program: Program, mesh: Mesh) -> list[Collective]:
 
 
 def _between_slices(program: Program, computation: str, send: Instruction, times: float, slices: int) -> Collective:
-    """A transfer to the other slices: of a whole array, or of a device's padded share of one that its slice has summed.
+    """Return the collective of a transfer between slices: of a whole array, or of a device's padded share of a sum.
 
     Raises:
-      UserError: it is part of another collective than a sum.
+      UserError: the transfer belongs to a collective other than a sum.
     """
     kind = send.attribute(r'_xla_megascale_transfer_type="(\w+)"')
     if kind != "ALL_REDUCE":
-        raise UserError(f"crossearth_jax/aot/collectives.py knows sums between slices only, found {kind} ({send.name})")
+        raise UserError(f"found {kind} between slices ({send.name}); crossearth_jax/aot/collectives.py reads sums only")
     arrays = _whole(program, computation, send.operands[0])
     share = send.shapes[0].nbytes / sum(array.nbytes for array in arrays)
     return Collective(BETWEEN_SLICES, ("data",), slices, arrays, times, send.name, share)
 
 
 def _whole(program: Program, computation: str, name: str) -> tuple[Shape, ...]:
-    """What the named value is a share of, if it is one, and what it was joined from, if it was."""
+    """Return the arrays behind the named value: the whole that it is a share of, split into its concatenated parts."""
     instructions = program.computations[computation]
     value = instructions[name]
     while value.opcode in ("bitcast", *COPIES) or value.pads:
@@ -126,16 +127,20 @@ def _whole(program: Program, computation: str, name: str) -> tuple[Shape, ...]:
 
 
 def _split_like(joined: tuple[Shape, ...], array: Shape) -> tuple[Shape, ...]:
-    """A collective's result, cut into those of the arrays that were joined for it; padding belongs to none."""
+    """Split the result of a collective into the arrays that were concatenated for it; padding is left out."""
     whole = sum(part.size for part in joined)
-    times = array.size // whole if whole else 0  # as large: several devices' parts, if they are gathered
+    times = array.size // whole if whole else 0  # above 1 if the parts of several devices are gathered
     return tuple(part._replace(dims=(part.size * times,)) for part in joined) or (array,)
 
 
 def device_groups(instruction: Instruction, devices: int) -> list[tuple[int, ...]]:
-    """Groups of devices, as positions in the mesh, that exchange data: every notation of HLO.
+    """Return the groups of devices that exchange data, as positions in the mesh, from any notation of HLO.
 
-    `{{0,1},{2,3}}`; `[2,2]<=[4]` with an optional transposition `T(1,0)`; `mesh['data'=2,'model'=2] {'model'}`.
+    The notations are `{{0,1},{2,3}}`, `[2,2]<=[4]` with an optional transposition `T(1,0)`, and
+    `mesh['data'=2,'model'=2] {'model'}`.
+
+    Raises:
+      UserError: the groups are written in another notation.
     """
     text = instruction.attributes
     if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", text):
@@ -157,7 +162,7 @@ def device_groups(instruction: Instruction, devices: int) -> list[tuple[int, ...
 
 
 def mesh_axes(groups: Iterable[tuple[int, ...]], mesh: Mesh) -> tuple[str, ...]:
-    """Mesh axes along which the devices of a group differ."""
+    """Return the mesh axes along which the devices of a group differ."""
     shape = tuple(mesh.shape.values())
     differ = [False] * len(shape)
     for group in groups:
@@ -173,14 +178,14 @@ def explain(
     trainable: Iterable[str],
     shared: Iterable[int] = (),
 ) -> list[Collective]:
-    """Gives every collective the reason that the shardings offer, or none.
+    """Return the collectives with their reason in the shardings; `UNEXPLAINED` if there is none.
 
     Args:
-      found: of `find`.
+      found: result of `find`.
       shardings: of all parameters.
       shapes: of all parameters.
-      trainable: names of those with a gradient.
-      shared: numbers of elements of what is computed from trainable parameters alone (`origins.shared_sizes`).
+      trainable: names of the parameters with a gradient.
+      shared: numbers of elements of values computed from trainable parameters alone (`origins.shared_sizes`).
     """
     found = list(found)
     sizes = ParameterSizes(shardings, shapes, set(trainable), shared)
@@ -203,8 +208,8 @@ def _reason(collective: Collective, sizes: ParameterSizes, sliced: bool) -> str:
             return PARAMETERS
         if collective.kind == "reduce-scatter" and all(s.size in sizes.kept for s in collective.arrays):
             return REDUCED
-    # Between slices a sum over the batch has three stages: within the slice, each device's share of it between slices,
-    # and the gathering of the shares.
+    # A sum over the batch across slices has three stages: a sum within the slice, a sum of each device's share between
+    # slices, and the gathering of the shares.
     if collective.kind == BETWEEN_SLICES or (sliced and collective.kind in ("all-gather", "reduce-scatter")):
         parts = collective.group if collective.kind == "reduce-scatter" else 1
         counts = [shape.size * parts for shape in collective.arrays]
@@ -216,7 +221,7 @@ def _reason(collective: Collective, sizes: ParameterSizes, sliced: bool) -> str:
 
 
 class ParameterSizes:
-    """Numbers of elements by which a collective on parameters or their gradients is told from one on activations."""
+    """Numbers of elements that identify collectives on parameters or their gradients."""
 
     def __init__(
         self,
@@ -225,14 +230,14 @@ class ParameterSizes:
         trainable: set[str],
         shared: Iterable[int] = (),
     ):
-        self.gradients: set[int] = set(shared)  # and of a trainable parameter: whole, or a device's part of it
-        self.gathered: set[int] = set()  # of a parameter split over fsdp, once gathered
-        self.kept: set[int] = set()  # of a device's part of such a parameter
+        self.gradients: set[int] = set(shared)  # and those of trainable parameters, whole or one device's part
+        self.gathered: set[int] = set()  # of parameters split over fsdp, after gathering
+        self.kept: set[int] = set()  # of one device's part of such parameters
         for name, sharding in shardings.items():
             shape = shapes[name].shape
             part = math.prod(sharding.shard_shape(shape))
             split = sharding.mesh.shape["fsdp"] if "fsdp" in jax.tree.leaves(tuple(sharding.spec)) else 1
-            layers = shape[0] if len(shape) > 2 else 1  # of a scanned parameter one layer may be treated at a time
+            layers = shape[0] if len(shape) > 2 else 1  # the layers of a scanned parameter may be processed one by one
             for count in (part, part // layers) if part % layers == 0 else (part,):
                 if name in trainable:
                     self.gradients |= {count, count * split}
@@ -242,7 +247,7 @@ class ParameterSizes:
 
 
 def bytes_by_kind(found: Iterable[Collective]) -> dict[str, float]:
-    """Bytes that each device sends in a step, by kind."""
+    """Return the bytes that each device sends in a step, by kind of collective."""
     totals: dict[str, float] = collections.defaultdict(float)
     for collective in found:
         totals[collective.kind] += collective.bytes

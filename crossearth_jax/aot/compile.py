@@ -1,4 +1,4 @@
-"""Compilation of the real steps for TPUs and GPUs that are not there: memory, work, collectives, time.
+"""Compile the training and evaluation steps for TPUs and GPUs that are not available; report memory, FLOP, collectives.
 
 `python -m crossearth_jax.main --config=… --mode=compile --topology=v5e:2x4,v5e:16x16,h100:8 [--batch_per_chip=2]`
 """
@@ -34,20 +34,20 @@ from crossearth_jax.training.program import build_program
 def compile_steps(
     config: Config, topologies: Sequence[str], workdir: Path, batch_per_chip: int | None = None
 ) -> list[dict[str, Any]]:
-    """Compiles the training and the evaluation step for each slice and writes `compile.json` and `compile.md`.
+    """Compile the training and the evaluation step for each topology; write `compile.json` and `compile.md`.
 
     Args:
-      config: the experiment; its mesh has to fit every slice.
+      config: the experiment; its mesh must fit every topology.
       topologies: names such as `v5e:16x16`, `v5e:16x16:2` (two slices) or `h100:8`.
-      workdir: where the results go.
-      batch_per_chip: images per chip; None takes the config's global batches as they are.
+      workdir: folder of the results.
+      batch_per_chip: images per chip; None: the global batch sizes of the config.
 
     Returns:
-      One record per slice and step, as in `compile.json`.
+      One record per topology and step, as in `compile.json`.
 
     Raises:
-      UserError: a slice is unknown, the compiler is missing, a step does not fit into memory, or it contains a
-        collective that the shardings do not explain. Results are written all the same.
+      UserError: a topology is unknown, the compiler is missing, a step does not compile or does not fit into memory, or
+        a collective is not explained by the shardings. The results of compiled steps are written before the error.
     """
     config = measured(config)
     slices = {topology: chips.slice_devices(topology) for topology in topologies}
@@ -74,15 +74,15 @@ def compile_steps(
 
 
 class Traced(NamedTuple):
-    """A step that is ready for the compiler, and which of its sums over the batch are to be expected."""
+    """A traced step and what is needed to explain its sums over the batch."""
 
-    step: Any  # of `jax.jit(…).trace(…)`
+    step: Any  # result of `jax.jit(…).trace(…)`
     trainable: list[str]  # names of the parameters with a gradient
-    shared: set[int]  # numbers of elements of what is computed from those alone
+    shared: set[int]  # numbers of elements of values computed from these parameters alone
 
 
 def trace_training(config: Config, mesh: Mesh) -> Traced:
-    """Traces the training step for `mesh`."""
+    """Trace the training step for `mesh`."""
     program = build_program(config, mesh)
     side = largest_size(source_domains(config.data.source, config.data.data_dir), config.data.window)
     state = _placed(program.state, program.state_shardings)
@@ -107,7 +107,7 @@ def trace_training(config: Config, mesh: Mesh) -> Traced:
 
 
 def trace_evaluation(config: Config, mesh: Mesh) -> Traced:
-    """Traces the scoring of a batch of windows, all that evaluation and maps compile; nothing is trainable."""
+    """Trace the scoring of a batch of windows, the only large program of evaluation and mapping."""
     model = SegmentationModel(dataclasses.replace(config.model, mim=None))
     shards = parallel.batch_shards(mesh)
     count, side = -(-config.evaluate.batch_size // shards) * shards, config.evaluate.window
@@ -123,7 +123,7 @@ def _placed(shapes: Any, shardings: Any) -> Any:
 
 
 def _compile(config: Config, mesh: Mesh, topology: str, step: str, build: Any) -> dict[str, Any]:
-    """One record of `compile.json`."""
+    """Compile one step and return its record in `compile.json`."""
     images = config.data.batch_size if step == "train" else config.evaluate.batch_size
     record: dict[str, Any] = {
         "config": config.name, "step": step, "topology": topology, "chips": mesh.size, "mesh": dict(mesh.shape),
@@ -145,20 +145,20 @@ def _compile(config: Config, mesh: Mesh, topology: str, step: str, build: Any) -
 
 
 def memory_failure(used: float, chip: chips.Chip) -> dict[str, str]:
-    """The failure of a step that exceeds the memory of a chip whose compiler lets it pass, as for `compile.json`."""
+    """Return the entry "failure" for a step that exceeds the memory of a chip, if the compiler has not refused it."""
     if used <= chip.memory or chip.compiler.refuses_excess:
         return {}
     return {"failure": f"needs {used / 2**30:.2f}G of {chip.memory / 2**30:.2f}G HBM"}
 
 
 def compiler_failure(message: str) -> str:
-    """What a compiler complains about, in one line: memory first."""
+    """Return the message of a compiler error in one line; for lack of memory only the sizes."""
     used = re.search(r"Used (\S+) of (\S+) hbm", message)
     return f"needs {used.group(1)} of {used.group(2)} HBM" if used else message.strip().splitlines()[0][:200]
 
 
 def describe(compiled: Any, config: Config, mesh: Mesh, chip: chips.Chip, traced: Traced) -> dict[str, Any]:
-    """Memory, work, collectives and times of a compiled step, per chip."""
+    """Return memory, FLOP, collectives and estimated times of a compiled step, per chip."""
     program = hlo.parse(compiled.as_text())
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     found = explained(program, config, mesh, traced)
@@ -187,7 +187,7 @@ def describe(compiled: Any, config: Config, mesh: Mesh, chip: chips.Chip, traced
 
 
 def explained(program: hlo.Program, config: Config, mesh: Mesh, traced: Traced) -> list[collectives.Collective]:
-    """All collectives of a compiled step with the reasons that the shardings give them."""
+    """Return all collectives of a compiled step with their reasons in the shardings."""
     model = SegmentationModel(config.model)
     shapes = model.shapes()
     shardings = parallel.param_shardings(mesh, shapes, model.axes())
@@ -198,11 +198,12 @@ def _refuse_surprises(records: list[dict[str, Any]]) -> None:
     failed = [f"{r['step']} step on {r['topology']}: {r['failure']}" for r in records if "failure" in r]
     if failed:
         raise UserError(
-            f"{'; '.join(failed)}; lower --batch_per_chip, split parameters (mesh.fsdp) or turn on vit.remat"
+            f"{'; '.join(failed)}; if memory is short, lower --batch_per_chip, split parameters (mesh.fsdp) or "
+            "turn on model.vit.remat"
         )
     surprises = [f"{r['topology']} {r['step']}: {text}" for r in records for text in r["unexplained"]]
     if surprises:
         raise UserError(
             f"{len(surprises)} collectives are not explained by the shardings of the parameters: "
-            f"{'; '.join(surprises)}; give the arrays they move a sharding, or the parameters other logical axes"
+            f"{'; '.join(surprises)}; constrain the sharding of these arrays, or choose other logical axes"
         )

@@ -1,4 +1,4 @@
-"""What `--mode=compile` prints and writes, from the records of `compile.json`."""
+"""Format the records of `compile.json`: the lines that `--mode=compile` prints, and the tables of `compile.md`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _COLUMNS = (
 
 
 def step_line(record: Mapping[str, Any]) -> str:
-    """One line for the terminal."""
+    """Format one record for the terminal: a line, and one more for each kind of collective and reason."""
     name = (
         f"{record['step']} on {record['topology']} ({record['chips']} chips, {record['images_per_chip']:g} images each)"
     )
@@ -22,8 +22,8 @@ def step_line(record: Mapping[str, Any]) -> str:
     hbm, bound = record["hbm"], record["roofline"]
     lines = [
         f"{name}: {_gib(hbm['total'])} of {_gib(hbm['capacity'])} GiB per chip (arguments {_gib(hbm['arguments'])}, "
-        f"temporaries {_gib(hbm['temporaries'])}, results {_gib(hbm['outputs'])}, of them {_gib(hbm['aliased'])} in "
-        f"place), {record['flops'] / 1e12:.3g} TFLOP, at least {1e3 * max(bound.values()):.1f} ms by the roofline, "
+        f"temporaries {_gib(hbm['temporaries'])}, results {_gib(hbm['outputs'])}, of which {_gib(hbm['aliased'])} "
+        f"in place), {record['flops'] / 1e12:.3g} TFLOP, at least {1e3 * max(bound.values()):.1f} ms by the roofline, "
         f"{_estimate(record['compiler'])} by the compiler, compiled in {record['seconds']:.0f} s"
     ]
     for reason, kinds in record["reasons"].items():
@@ -32,7 +32,7 @@ def step_line(record: Mapping[str, Any]) -> str:
 
 
 def compile_table(records: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table of all records, and one of their collectives."""
+    """Format all records as a Markdown table, followed by a table of their collectives."""
     lines = [_line(_COLUMNS), _line(["---"] * len(_COLUMNS)), *(_line(_row(record)) for record in records), ""]
     lines += [_line(["step", "slice", "collective", "MB sent", "why"]), _line(["---"] * 5)]
     for record in records:
@@ -71,7 +71,7 @@ def _gib(size: int | float) -> str:
 
 
 def _estimate(compiler: Mapping[str, Any]) -> str:
-    """The compiler's `optimal_seconds`, negative where it gives loops no time, and its cycles, if it has any."""
+    """Format the compiler's own estimates: `optimal_seconds` if positive (it is not with loops) and cycles if known."""
     seconds, cycles = compiler["optimal_seconds"], compiler["cycles"]
     estimates = [f"{1e3 * seconds:.1f} ms"] if seconds and seconds > 0 else []
     return ", ".join([*estimates, f"{cycles / 1e6:.0f} Mcycles"] if cycles else estimates) or "none"

@@ -1,4 +1,4 @@
-"""The compilers of TPUs and of NVIDIA GPUs, which need no such device: how each is asked."""
+"""The compilers for TPUs and NVIDIA GPUs, which work without the device, and their options."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ class Compiler(NamedTuple):
 
     name: str
     accelerator: str
-    modules: tuple[str, ...]  # that have to be installed
-    extra: str  # which installs them
+    modules: tuple[str, ...]  # Python modules that must be installed
+    extra: str  # extra of this package that installs them
     examples: tuple[str, ...]  # of topologies
-    environment: Mapping[str, str]  # read when the compiler is loaded
+    environment: Mapping[str, str]  # variables that are read when the compiler is loaded
     options: Mapping[str, Any]  # of every compilation
-    refuses_excess: bool  # whether it stops at a program that does not fit into memory
-    describe: Callable[[str, str], list[Any]]  # devices of (chip, size)
+    refuses_excess: bool  # whether it fails for a program that does not fit into memory
+    describe: Callable[[str, str], list[Any]]  # (chip, size) -> devices
 
 
-LONGEST_SIDE = {"v5e": 16, "v6e": 16}  # chips; Google makes none longer, and the compiler aborts on v5e:16x32
+LONGEST_SIDE = {"v5e": 16, "v6e": 16}  # chips; there are no longer slices, and the compiler aborts on v5e:16x32
 
 
 def _tpu_slices(chip: str, size: str) -> list[Any]:
     sides, _, count = size.partition(":")
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", sides) or not re.fullmatch(r"[1-9]\d*", count or "1"):
-        raise ValueError("expected the sides of a slice and, after a colon, the number of such slices")
+        raise ValueError("expected the sides of a slice and optionally, after a colon, the number of slices")
     longest = LONGEST_SIDE.get(chip, math.inf)
     if max(map(int, sides.split("x"))) > longest:
-        raise ValueError(f"a side of it has at most {longest} chips; {chip}:{longest}x{longest}:2 are two slices")
+        raise ValueError(f"a side has at most {longest} chips; {chip}:{longest}x{longest}:2 are two slices")
     several = {"num_slices": int(count)} if count else {}
     return topologies.get_topology_desc(platform="tpu", topology_name=f"{chip}:{sides}", **several).devices
 
 
 def _gpu_nodes(chip: str, size: str) -> list[Any]:
     if not re.fullmatch(r"([1-9]\d*x)?[1-9]\d*", size):
-        raise ValueError("expected GPUs of a node, or nodes x GPUs of each")
+        raise ValueError("expected the GPUs of one node, or nodes x GPUs per node")
     nodes = size if "x" in size else f"1x{size}"
     properties = gpus.target_config(chip)
     return topologies.get_topology_desc(platform="cuda", topology=f"1x{nodes}", target_config=properties).devices
@@ -50,7 +50,7 @@ def _gpu_nodes(chip: str, size: str) -> list[Any]:
 
 TPU = Compiler(
     "the TPU compiler", "TPU", ("libtpu",), "tpu", ("v5e:2x4", "v6e:16x16:2", "v5p:4x8x8"),
-    # It looks for no TPU, several processes may compile at once, and it says little.
+    # Do not look for a TPU, allow several processes to compile at the same time, log errors only.
     environment={
         "TPU_SKIP_MDS_QUERY": "1",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -67,8 +67,8 @@ TPU = Compiler(
 CUDA = Compiler(
     "the CUDA compiler", "GPU", ("jax_plugins.xla_cuda12", "nvidia.cuda_nvcc"), "aot-gpu", ("h100:8", "h100:2x8"),
     environment={},
-    # Choosing among kernels means to time them on a GPU: each gets its default. Those of matrix products are cuBLAS's,
-    # since what Triton makes of some of them does not compile, and only a GPU's timing would fall back.
+    # Autotuning would time kernels on a GPU, so default kernels are used. Matrix products use cuBLAS, because some
+    # Triton kernels do not compile, and the fallback for them is part of autotuning.
     options={"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False},
     refuses_excess=False,
     describe=_gpu_nodes,

@@ -1,4 +1,4 @@
-"""Properties of NVIDIA GPUs that XLA's compiler asks a driver for, where there is none."""
+"""Properties of NVIDIA GPUs, which XLA's compiler otherwise gets from the driver."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import NamedTuple
 
 
 class _Properties(NamedTuple):
-    """What differs between GPUs."""
+    """Properties that differ between GPUs."""
 
     name: str
-    capability: str  # of `CudaComputeCapabilityProto`
+    capability: str  # fields of `CudaComputeCapabilityProto`
     cores: int
     units_per_core: int  # of float32
     shared_memory_per_core: int  # bytes
     shared_memory_per_block: int  # bytes, at most
-    cache: int  # bytes
+    cache: int  # bytes, level 2
     memory: int  # bytes
     memory_bandwidth: int  # bytes per second
     clock: float  # GHz
@@ -36,7 +36,7 @@ _GPUS: Mapping[str, _Properties] = {
 
 
 def target_config(gpu: str) -> str:
-    """A `GpuTargetConfigProto` as text, with the version of cuDNN that JAX's wheels ask for at least."""
+    """Return a `GpuTargetConfigProto` as text; its version of cuDNN is the lowest that JAX's wheels accept."""
     properties = _GPUS[gpu]
     return f"""
 gpu_device_info {{

@@ -1,7 +1,7 @@
-"""Reads a compiled program's text (HLO): instructions, how often each runs, floating-point operations, collectives.
+"""Parse the text of a compiled program (HLO): instructions, numbers of executions, floating-point operations.
 
-XLA's own cost analysis counts the body of a loop once, which for a network scanned over 24 blocks is of no use. Here
-every instruction counts as often as the loops around it run; a loop whose length depends on data counts once.
+XLA's own cost analysis counts the body of a loop once, which is wrong for a network scanned over 24 blocks. Here every
+instruction counts as often as the loops around it run. A loop whose length depends on data counts once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5} | {
 }
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 COPIES = ("copy", "copy-start", "copy-done")
-NOT_ESTIMATED = 2**63 - 1  # cycles of a kernel that the compiler knows nothing about
+NOT_ESTIMATED = 2**63 - 1  # value of `estimated_cycles` for a kernel without an estimate
 
 _SCALAR_FUNCTIONS = ("reduce", "reduce-window", "scatter", "sort", "select-and-scatter", "map")
 
@@ -33,7 +33,7 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
 class Shape(NamedTuple):
-    """Type of an array in the program."""
+    """Element type and dimensions of an array in the program."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -46,13 +46,13 @@ class Shape(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes without padding; types of a program's own, such as tokens, count nothing."""
+        """Bytes without padding; 1 per element of an unknown type."""
         return int(self.size * BYTES.get(self.dtype, 1))
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of a computation."""
+    """One instruction, a line of a computation."""
 
     name: str
     opcode: str
@@ -61,25 +61,25 @@ class Instruction:
     attributes: str  # text after the operands
 
     def attribute(self, pattern: str) -> str:
-        """First group of a pattern in the attributes, or ""."""
+        """Return the first group of a pattern in the attributes, or ""."""
         match = re.search(pattern, self.attributes)
         return match.group(1) if match else ""
 
     @property
     def pads(self) -> bool:
-        """Whether a TPU fills its operand up to whole tiles here, or cuts it back to its size."""
+        """Whether the TPU pads its operand to whole tiles here, or removes the padding."""
         return self.attribute(r'custom_call_target="(ZeroCrop)"') != ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Computations by name; each is its instructions in order."""
+    """Computations by name, each with its instructions in order."""
 
     computations: dict[str, dict[str, Instruction]]
     entry: str
 
     def executed(self) -> Iterator[tuple[str, Instruction, float]]:
-        """Every instruction with its computation and how often it runs; the branches of a condition all count."""
+        """Yield (computation, instruction, number of executions); all branches of a conditional count."""
         yield from self._executed(self.entry, 1.0)
 
     def _executed(self, computation: str, times: float) -> Iterator[tuple[str, Instruction, float]]:
@@ -90,7 +90,7 @@ class Program:
                 yield from self._executed(called, inner)
 
     def called(self, instruction: Instruction) -> list[str]:
-        """Computations that an instruction runs; the scalar function of a reduction is none."""
+        """Return the computations that an instruction runs, except for scalar functions such as that of a reduction."""
         if instruction.opcode == "while":
             return [instruction.attribute(r"body=%?([\w.\-]+)")]
         if instruction.opcode in (*COLLECTIVES, *_SCALAR_FUNCTIONS):
@@ -101,7 +101,7 @@ class Program:
         return [name for name in names if name in self.computations]
 
     def trips(self, loop: Instruction) -> int:
-        """How often a `while` runs: the constant its counter is compared with; 1 if it depends on data."""
+        """Return the number of iterations of a `while`: the limit of its counter; 1 if it depends on data."""
         known = loop.attribute(r'"known_trip_count":\{"n":"(\d+)"')
         if known:
             return int(known)
@@ -112,7 +112,7 @@ class Program:
         return numbers[0] if len(numbers) == 1 and len(compared) == 1 else 1
 
     def flops(self) -> float:
-        """Floating-point operations of all matrix products and convolutions, two per multiplication and addition."""
+        """Return the floating-point operations of all matrix products and convolutions; multiply-add counts as two."""
         total = 0.0
         for computation, instruction, times in self.executed():
             if count := _counter(instruction):
@@ -121,14 +121,14 @@ class Program:
         return total
 
     def joined(self, computation: str, name: str) -> tuple[Shape, ...]:
-        """The arrays that the named value is a concatenation of, seen through fusions and padding; () if it is none."""
+        """Return the arrays whose concatenation the named value is, also inside fusions or padded; () if it is none."""
         value = self.computations[computation][name]
         if value.opcode in ("bitcast", "reshape", *COPIES) or value.pads:
             return self.joined(computation, value.operands[0])
         if value.opcode == "fusion":
             (inside,) = self.called(value)
             return self.joined(inside, list(self.computations[inside])[-1])
-        if value.opcode == "dynamic-update-slice":  # one array after another is written into a buffer
+        if value.opcode == "dynamic-update-slice":  # the arrays are written into a buffer one after the other
             buffer, update = value.operands[:2]
             return (*self.joined(computation, buffer), self.computations[computation][update].shapes[0])
         if value.opcode != "concatenate":
@@ -136,13 +136,13 @@ class Program:
         return tuple(self.computations[computation][operand].shapes[0] for operand in value.operands)
 
     def cycles(self) -> float:
-        """Cycles that the TPU compiler estimates for what it fused, as far as it says (without waiting for others)."""
+        """Return the sum of the TPU compiler's estimated cycles, where it gives any; waiting times are not included."""
         found = [(i.attribute(r'"estimated_cycles":"(\d+)"'), times) for _, i, times in self.executed()]
         return sum((times * int(cycles) for cycles, times in found if cycles and int(cycles) != NOT_ESTIMATED), 0.0)
 
 
 def parse(text: str) -> Program:
-    """Reads the text of a compiled program."""
+    """Parse the text of a compiled program."""
     computations: dict[str, dict[str, Instruction]] = {}
     entry, current = "", {}
     for line in text.splitlines():
@@ -161,7 +161,7 @@ def parse(text: str) -> Program:
 
 
 def read_shapes(text: str) -> tuple[Shape, ...]:
-    """All array types in a piece of text; a layout with a memory space other than 0 is in fast memory."""
+    """Return all array types in a text; a memory space other than 0 in the layout means fast memory."""
     return tuple(
         Shape(dtype, tuple(int(n) for n in dims.split(",") if n), re.search(r"S\([1-9]\)", layout or "") is not None)
         for dtype, dims, layout in _SHAPE.findall(text)
@@ -169,7 +169,7 @@ def read_shapes(text: str) -> tuple[Shape, ...]:
 
 
 def _closing(text: str) -> int:
-    """Position of the parenthesis that closes the one before `text`."""
+    """Return the position of the parenthesis that closes the one directly before `text`."""
     depth = 1
     for position, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")
@@ -181,7 +181,7 @@ def _closing(text: str) -> int:
 def product_flops(
     instruction: Instruction, left: tuple[int, ...], right: tuple[int, ...], result: tuple[int, ...]
 ) -> float:
-    """Operations of a matrix product, of HLO's own or of a call to cuBLAS."""
+    """Return the operations of a matrix product, an HLO instruction or a call to cuBLAS."""
     contracted = instruction.attribute(r'lhs_contracting_dim(?:s=\{|ensions":\[)([\d,"]*)')
     return 2.0 * math.prod(result) * math.prod(left[int(i)] for i in re.findall(r"\d+", contracted))
 
@@ -189,7 +189,10 @@ def product_flops(
 def convolution_flops(
     instruction: Instruction, left: tuple[int, ...], right: tuple[int, ...], result: tuple[int, ...]
 ) -> float:
-    """Operations of a convolution, not counting the padding: TPUs write batched matrix products in this way."""
+    """Return the operations of a convolution without those on padding.
+
+    TPU programs express batched matrix products as padded convolutions.
+    """
     inputs, kernel, outputs = re.split(r"_|->", instruction.attribute(r"dim_labels=([\w?]+->\w+)").replace("?", ""))
     window = {
         name: values.split("x")
@@ -213,20 +216,23 @@ def convolution_flops(
 
 
 def _input_gradient_flops(instruction: Instruction, *dims: tuple[int, ...]) -> float:
-    """Of cuDNN, which describes the convolution whose gradient it takes: (of its output, kernel) gives its input."""
+    """Return the operations of the gradient with respect to the input: operands (output gradient, kernel).
+
+    cuDNN's call describes the forward convolution.
+    """
     output, kernel, image = dims
     return convolution_flops(instruction, image, kernel, output)
 
 
 def _kernel_gradient_flops(instruction: Instruction, *dims: tuple[int, ...]) -> float:
-    """As above: (input, of its output) gives its kernel."""
+    """Return the operations of the gradient with respect to the kernel: operands (input, output gradient)."""
     image, output, kernel = dims
     return convolution_flops(instruction, image, kernel, output)
 
 
 _Counter = Callable[..., float]
 
-# Calls to the libraries of NVIDIA. Others of these libraries are refused, rather than taken for no work.
+# Calls to NVIDIA's libraries. Unknown calls raise an error, so that their operations are not missed.
 _LIBRARY_CALLS: Mapping[str, _Counter | None] = {
     "__cublas$gemm": product_flops,
     "__cublas$lt$matmul": product_flops,
@@ -239,10 +245,14 @@ _LIBRARY_CALLS: Mapping[str, _Counter | None] = {
 
 
 def _counter(instruction: Instruction) -> _Counter | None:
-    """What counts the operations of an instruction; None if it is no product."""
+    """Return the function that counts the operations of an instruction; None if it is not a product.
+
+    Raises:
+      UserError: the instruction calls an unknown function of cuBLAS or cuDNN.
+    """
     if instruction.opcode != "custom-call":
         return {"dot": product_flops, "convolution": convolution_flops}.get(instruction.opcode)
     called = instruction.attribute(r'custom_call_target="([^"]*)"')
     if re.match(r"__cu(blas|dnn)\$", called) and called not in _LIBRARY_CALLS:
-        raise UserError(f"the compiled step calls {called}, whose operations crossearth_jax/aot/hlo.py cannot count")
+        raise UserError(f"the compiled step calls {called}; crossearth_jax/aot/hlo.py cannot count its operations")
     return _LIBRARY_CALLS.get(called)

@@ -1,7 +1,7 @@
-"""Which values of a traced program are computed from trainable parameters alone.
+"""Find the values of a traced program that are computed from trainable parameters alone.
 
-Their gradients have no batch axis either: a compiler may sum them over the batch before it carries them on to the
-parameters.
+Their gradients have no batch axis either, so the compiler may sum these gradients over the batch instead of those of
+the parameters.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jax.extend.core import Jaxpr, Literal
 
 
 class Origin(NamedTuple):
-    """What a value depends on."""
+    """Whether a value depends on trainable parameters, and whether on the batch."""
 
     trainable: bool
     batch: bool
@@ -27,10 +27,10 @@ NOTHING = Origin(False, False)
 
 
 def shared_sizes(program: Jaxpr, origins: Any) -> set[int]:
-    """Numbers of elements of all values that depend on what is trained but not on the batch.
+    """Return the numbers of elements of all values that depend on trainable parameters but not on the batch.
 
     Args:
-      program: as traced.
+      program: the traced program.
       origins: its arguments with an `Origin` in place of each array.
     """
     sizes: set[int] = set()
@@ -39,7 +39,7 @@ def shared_sizes(program: Jaxpr, origins: Any) -> set[int]:
 
 
 def _follow(program: Any, origins: Sequence[Origin], sizes: set[int]) -> list[Origin]:
-    """Adds the sizes of a program's shared values; returns the origins of its results."""
+    """Add the sizes of the program's shared values to `sizes`; return the origins of its results."""
     known: dict[Any, Origin] = dict(zip(program.invars, origins, strict=True))
 
     def origin(value: Any) -> Origin:
@@ -61,7 +61,7 @@ def _results(equation: Any, inputs: list[Origin], sizes: set[int]) -> list[Origi
     if equation.primitive.name == "scan":
         inputs = _settled(equation, inputs)
     results = [merged] * len(equation.outvars)
-    # A `while` carries its results around: they may depend on all it is given.
+    # The results of a `while` are carried from one iteration to the next: each may depend on all inputs.
     inner = [] if equation.primitive.name == "while" else list(inner_programs(equation.params))
     for program in inner:
         found = _follow(program, inputs[len(inputs) - len(program.invars) :], sizes)
@@ -70,9 +70,9 @@ def _results(equation: Any, inputs: list[Origin], sizes: set[int]) -> list[Origi
 
 
 def _settled(scan: Any, inputs: list[Origin]) -> list[Origin]:
-    """Inputs of a scan with what is carried from round to round as it is in the last one."""
+    """Return the origins of a scan's inputs, with those of the carried values after the last iteration."""
     (program,) = inner_programs(scan.params)
-    # What is scanned over, and what is stacked, has one axis less inside; the rest is carried (or constant).
+    # Scanned inputs and stacked outputs have one axis less inside the body; the others are carried (or constant).
     stacked = sum(
         outer.aval.ndim > inside.aval.ndim for outer, inside in zip(scan.outvars, program.outvars, strict=True)
     )
@@ -84,6 +84,6 @@ def _settled(scan: Any, inputs: list[Origin]) -> list[Origin]:
 
 
 def inner_programs(parameters: dict[str, Any]) -> Iterator[Any]:
-    """The programs among an equation's parameters: bodies of loops, branches and calls."""
+    """Yield the programs among an equation's parameters: bodies of loops, branches and calls."""
     found = jax.tree.leaves(parameters, is_leaf=lambda x: isinstance(x, Jaxpr))
     yield from (value for value in found if isinstance(value, Jaxpr))

@@ -1,1 +1,1 @@
-"""Machinery under everything else: commands, progress, atomic files, device meshes, tables by name."""
+"""What all other packages build on: commands, progress, atomic files, device meshes, tables by parameter name."""

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writing: a file is complete or does not exist."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from crossearth_jax.config import UserError
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """A temporary name beside `path` to write to; it becomes `path` when the block ends without an error.
+    """Yield a temporary path in the folder of `path`; it is renamed to `path` when the block ends without an error.
 
     Raises:
       UserError: the folder does not exist or cannot be written, or the disk is full.
@@ -27,7 +27,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         temporary.touch()
         mode = temporary.stat().st_mode
         yield temporary
-        os.chmod(temporary, mode)  # safetensors writes files that only their owner may read
+        os.chmod(temporary, mode)  # safetensors writes files that only their owner can read
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
@@ -36,10 +36,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Writes a JSON file, making its folder if need be.
+    """Write a JSON file; its folder is created if it does not exist.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: the file cannot be written.
     """
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
@@ -47,10 +47,10 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def write_npz(path: str | os.PathLike[str], **arrays: np.ndarray) -> None:
-    """Writes a compressed NumPy archive, making its folder if need be.
+    """Write a compressed NumPy archive; its folder is created if it does not exist.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: the file cannot be written.
     """
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, temporary.open("wb") as file:

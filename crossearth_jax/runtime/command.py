@@ -1,4 +1,4 @@
-"""How every command starts and ends: logging to stderr, one line and exit code 2 for a user's mistake."""
+"""Start and end of every command: logging to stderr, and one line with exit code 2 for a user error."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from crossearth_jax.config import UserError
 
 
 def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> None:
-    """Calls `main(arguments)` and exits with its code (None is 0).
+    """Call `main(arguments)` and exit with its code (None is 0).
 
-    A `UserError` becomes one line on stderr and exit code 2, an interrupt exit code 130; anything else is a bug
-    of ours and keeps its traceback.
+    A `UserError` is printed as one line on stderr with exit code 2, an interrupt gives exit code 130. Any other
+    exception is a bug and is shown with its traceback.
     """
     sys.unraisablehook = _unraisable
     logging.use_absl_handler()
@@ -37,7 +37,7 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
 
 
 def without_extra(extra: str, error: ModuleNotFoundError) -> NoReturn:
-    """Exits with code 2 and says how to install what a whole command needs; for its imports, before `run`."""
+    """Print how to install a missing extra and exit with code 2; for the imports of a command, before `run`."""
     print(
         f"error: {error.name} is not installed; this command needs the extra {extra}: "
         f"python -m uv pip install --python .venv -c constraints.txt -e '.[{extra}]'",
@@ -47,17 +47,16 @@ def without_extra(extra: str, error: ModuleNotFoundError) -> NoReturn:
 
 
 def _worth_reading(record: python_logging.LogRecord) -> bool:
-    """Leaves out the running commentary of orbax, jax and the font packer of figures; their warnings stay.
+    """Return False for records below warning level, or with a traceback, of orbax, asyncio, jax and fontTools.
 
-    A save that fails is told by orbax and its asyncio once for each thread and task, each time with a traceback,
-    before it raises.
+    When a save fails, orbax and asyncio log a traceback for each thread and task before orbax raises the error.
     """
     origin = {"orbax", "asyncio", "jax", "fontTools"} & set(record.pathname.split("/"))
     return not origin or (record.levelno >= python_logging.WARNING and not record.exc_info)
 
 
 def _unraisable(found: Any) -> None:
-    """Prints what Python could not raise, except for orbax's reads and writes that end after another one has failed."""
+    """Print an exception that Python cannot raise, unless it is of an orbax read or write that ends after a failure."""
     late_write = found.exc_type is RuntimeError and str(found.exc_value) == "Event loop is closed"
     late_read = "/orbax/" in getattr(getattr(found.object, "cr_code", None), "co_filename", "")
     if not (late_write or late_read):

@@ -1,9 +1,9 @@
-"""Device mesh, the logical-axis table and the shardings that follow from it.
+"""Device mesh, table of logical axes, and the shardings that follow from them.
 
-What older code calls "pjit-sharded" is `jax.jit` with `NamedSharding`s on one mesh `(data, fsdp, model)`:
-`data` and `fsdp` split the batch, `fsdp` also splits parameters and optimizer state, `model` splits heads and
-hidden units. Modules name the logical axes of their parameters where they create them, and `MESH_AXES` gives each
-logical axis its mesh axis.
+Programs are compiled by `jax.jit` with `NamedSharding`s on one mesh `(data, fsdp, model)` (called pjit in older code).
+`data` and `fsdp` split the batch, `fsdp` also splits parameters and optimizer state, `model` splits heads and hidden
+units. Modules name the logical axes of their parameters where they create them; `MESH_AXES` maps each logical axis to a
+mesh axis.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ LogicalAxes = tuple[str | None, ...]  # of the dimensions of a parameter; () rep
 BATCH_AXES = ("data", "fsdp")
 _MONTH = 30 * 24 * 3600 * 1000  # milliseconds
 
-# Logical axis -> mesh axis. "layers" is the axis that a `jax.lax.scan` runs over: splitting it would gather a block at
-# every iteration.
+# Logical axis -> mesh axis; None: not split. "layers" is the axis that a `jax.lax.scan` runs over: if it were split,
+# every iteration would have to gather a block.
 MESH_AXES: Mapping[str, str | None] = {
     "layers": None,
     "embed": "fsdp",
@@ -41,10 +41,10 @@ MESH_AXES: Mapping[str, str | None] = {
 
 
 def make_mesh(config: MeshConfig, devices: Any = None) -> Mesh:
-    """Builds the `(data, fsdp, model)` mesh over all devices; an axis of -1 takes what is left.
+    """Build the `(data, fsdp, model)` mesh over all devices; an axis of -1 has all remaining devices.
 
     Raises:
-      UserError: the axes do not multiply to the number of devices.
+      UserError: the product of the axes is not the number of devices, or `data` does not divide over the TPU slices.
     """
     devices = np.asarray(jax.devices() if devices is None else devices).ravel()
     shape = [config.data, config.fsdp, config.model]
@@ -61,8 +61,8 @@ def make_mesh(config: MeshConfig, devices: Any = None) -> Mesh:
         return jax.make_mesh((data, fsdp, model), axes, axis_types=types, devices=devices)
     if data % slices:
         raise UserError(
-            f"mesh (data, fsdp, model) = {(data, fsdp, model)} does not fit {slices} TPU slices: between slices only "
-            f"gradients are summed, so data has to be a multiple of {slices}"
+            f"mesh (data, fsdp, model) = {(data, fsdp, model)} does not fit {slices} TPU slices, between which only "
+            f"gradients are summed; choose data as a multiple of {slices}"
         )
     grid = mesh_utils.create_hybrid_device_mesh(
         (data // slices, fsdp, model), (slices, 1, 1), devices=devices.tolist(), allow_split_physical_axes=True
@@ -71,38 +71,44 @@ def make_mesh(config: MeshConfig, devices: Any = None) -> Mesh:
 
 
 def slice_count(devices: np.ndarray) -> int:
-    """TPU slices that `devices` belong to; between slices there is only the data-centre network."""
+    """Return the number of TPU slices that `devices` belong to; only the data-centre network connects slices."""
     tpus = (device for device in devices.ravel() if device.platform == "tpu")
     return max(len({getattr(device, "slice_index", 0) for device in tpus}), 1)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of scalars and of everything every device needs whole."""
+    """Return the sharding of scalars and other arrays that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The sharding of arrays whose leading axis is the batch."""
+    """Return the sharding of arrays whose leading axis is the batch."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def batch_shards(mesh: Mesh | AbstractMesh) -> int:
-    """How many pieces the batch is cut into."""
+    """Return the number of shards of the batch."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def param_shardings(
     mesh: Mesh, shapes: Mapping[str, jax.ShapeDtypeStruct], axes: Mapping[str, LogicalAxes]
 ) -> dict[str, NamedSharding]:
-    """Gives each parameter of `shapes` the sharding that its logical axes say.
+    """Return the sharding of each parameter of `shapes` that follows from its logical axes.
 
-    A dimension that its mesh axis does not divide stays whole; that is logged, since it costs memory.
+    A dimension that is not divisible by the size of its mesh axis is not split. This is logged, since it costs memory.
     """
     specs = {name: _spec(mesh, shapes[name].shape, axes[name]) for name in shapes}
     for name, spec in specs.items():
         for size, axis, placed in zip(shapes[name].shape, axes[name], spec, strict=False):
             if placed is None and (wanted := MESH_AXES[axis] if axis else None):
-                logging.info("%s: %d is not divisible by %s=%d, kept whole", name, size, wanted, mesh.shape[wanted])
+                logging.info(
+                    "%s: %d is not divisible by %s=%d, this dimension is not split",
+                    name,
+                    size,
+                    wanted,
+                    mesh.shape[wanted],
+                )
     return {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
 
 
@@ -116,58 +122,58 @@ def _spec(mesh: Mesh | AbstractMesh, shape: tuple[int, ...], logical: tuple[str 
 
 
 def bytes_per_device(shapes: Any, shardings: Any) -> int:
-    """Bytes that a sharded tree of arrays (or their shapes) takes on each device."""
+    """Return the bytes that a sharded tree of arrays (or of their shapes) takes on each device."""
     pairs = zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings), strict=True)
     return sum(math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, sharding in pairs)
 
 
 def input_shard(mesh: Mesh) -> tuple[int, int]:
-    """Which part of every global batch this process reads, as (index, count).
+    """Return (index, count): which of `count` equal parts of every global batch this process reads.
 
     Processes whose devices hold the same rows (a `model` axis across hosts) read the same part.
 
     Raises:
-      UserError: the parts overlap without being equal.
+      UserError: the parts have different sizes, or overlap without being equal.
     """
     owners = np.vectorize(lambda device: device.process_index)(mesh.devices).reshape(batch_shards(mesh), -1)
     rows = {int(process): frozenset(np.flatnonzero((owners == process).any(1)).tolist()) for process in owners.flat}
     parts = sorted(set(rows.values()), key=sorted)
     if sum(map(len, parts)) != batch_shards(mesh) or len({len(part) for part in parts}) > 1:
         raise UserError(
-            f"mesh {dict(mesh.shape)} gives processes unequal, overlapping parts of the batch; choose data x fsdp a "
-            "multiple of the number of processes, or model a multiple of the devices of each"
+            f"mesh {dict(mesh.shape)} gives processes unequal or overlapping parts of the batch; choose data x fsdp as "
+            "a multiple of the number of processes, or model as a multiple of the devices per process"
         )
     return parts.index(rows[jax.process_index()]), len(parts)
 
 
 def global_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """Joins the processes' local batches into global arrays, split over the batch axes."""
+    """Join the local batches of all processes to global arrays, split over the batch axes."""
     sharding = batch_sharding(mesh)
-    with jax.transfer_guard("allow"):  # with several processes JAX would not take this for a transfer that is meant
+    with jax.transfer_guard("allow"):  # with several processes JAX counts this as an implicit transfer
         return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
 
 
 def fetch(array: jax.Array) -> np.ndarray:
-    """The whole array on the host; all processes must call it together if it is spread over them."""
+    """Return the whole array on the host; all processes must call it together if its shards are on several hosts."""
     if array.is_fully_addressable or array.is_fully_replicated:
         return jax.device_get(array)
-    with jax.transfer_guard("allow"):  # JAX fetches what it has gathered in its own way
+    with jax.transfer_guard("allow"):  # JAX fetches the gathered array by an implicit transfer
         return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def copy_to(mesh: Mesh, params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Copies arrays whole to every device of a mesh of this process; all processes call it together.
+    """Replicate arrays on all devices of a mesh of this process; all processes call it together.
 
-    An array that lies whole on these devices already is not copied again.
+    An array that is replicated on these devices already is not copied again.
     """
     local = {name: value if value.is_fully_addressable else fetch(value) for name, value in params.items()}
     return jax.device_put(local, replicated(mesh))
 
 
 def sum_over_processes(counts: Int[np.ndarray, "*n"]) -> Int[np.ndarray, "*n"]:
-    """Sums int64 counts over all processes of a run, which call it together.
+    """Sum int64 counts over all processes of a run, which must call it together.
 
-    JAX holds integers in 32 bits, so each number travels as its two halves.
+    JAX uses 32-bit integers by default, so each number is sent as two 32-bit halves.
     """
     if jax.process_count() == 1:
         return counts
@@ -178,30 +184,30 @@ def sum_over_processes(counts: Int[np.ndarray, "*n"]) -> Int[np.ndarray, "*n"]:
 
 
 def all_agree(yes: bool) -> bool:
-    """Whether all processes of the run say yes; they must ask together."""
+    """Return whether `yes` is True in all processes of the run, which must call it together."""
     return bool(multihost_utils.process_allgather(np.asarray(yes)).all())
 
 
 def wait_for_all(name: str) -> None:
-    """Waits until every process of the run has come here, for as long as the slowest of them works.
+    """Wait until every process of the run has called this function.
 
-    Unlike a barrier of devices it has no time limit to speak of, yet nobody waits for the dead: when a process dies,
-    JAX's coordination service ends the others.
+    Unlike a barrier on devices it has a time limit of a month. If a process dies, JAX's coordination service ends the
+    waiting processes.
 
     Args:
-      name: of the barrier; a process may come to it once.
+      name: of the barrier; a process can use each name once.
     """
-    from orbax.checkpoint import multihost  # takes a second to import, which a command's wrong flag need not wait for
+    from orbax.checkpoint import multihost  # the import takes a second, which would delay messages about wrong flags
 
     multihost.get_barrier_sync_fn()(key=name, timeout_ms=_MONTH)
 
 
 def split_by_batch(activation: jax.Array) -> jax.Array:
-    """Pins an activation, whose leading axis is the batch, to the batch axes of the active mesh.
+    """Constrain an activation, whose leading axis is the batch, to be split over the batch axes of the active mesh.
 
-    Without it a compiler may carry the split of a parameter over `fsdp` on to the activations it is applied to, and
-    then sums and moves those between devices. Left as it is where there is no mesh (`jax.set_mesh`), where a device
-    sees its own part anyway (`per_shard`), and where the batch does not divide.
+    Otherwise the compiler may propagate the split of a parameter over `fsdp` to the activations, and then communicates
+    activations between devices. The activation is returned unchanged without an active mesh (`jax.set_mesh`), inside
+    `per_shard`, where each device computes on its own part, and if the batch is not divisible by its number of shards.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.manual_axes or len(activation) % batch_shards(mesh):
@@ -210,9 +216,9 @@ def split_by_batch(activation: jax.Array) -> jax.Array:
 
 
 def whole_for_use(params: Mapping[str, jax.Array], axes: Mapping[str, LogicalAxes]) -> dict[str, jax.Array]:
-    """Gathers the parameters that the active mesh splits over `fsdp`, where they are applied whole.
+    """Gather the parameters that the active mesh splits over `fsdp`, before they are used.
 
-    Stacks of layers are left alone: the scan that runs over them gathers one layer at a time.
+    Stacked layers are returned unchanged: the scan that runs over them gathers one layer at a time.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.manual_axes or mesh.shape["fsdp"] == 1:
@@ -228,10 +234,10 @@ def whole_for_use(params: Mapping[str, jax.Array], axes: Mapping[str, LogicalAxe
 
 
 def per_shard(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Runs a function of batched arrays on each device's own part of the batch, without communication.
+    """Return a function that applies `function` to each device's own part of the batch, without communication.
 
-    All arguments and results have the batch as leading axis. Under an active mesh (`jax.set_mesh`) the function is
-    called inside `jax.shard_map`, so it sees a local batch; without one it sees the whole batch.
+    All arguments and results have the batch as leading axis. With an active mesh (`jax.set_mesh`) the function is
+    called inside `jax.shard_map` with the local part of the batch; without a mesh with the whole batch.
     """
 
     def lifted(*args: Any) -> Any:
@@ -245,8 +251,8 @@ def per_shard(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def per_example(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Lifts a function of one example to the leading batch axis, without communication.
+    """Vectorise a function of one example over the leading batch axis, without communication.
 
-    A loop with a data-dependent length, such as the Hungarian algorithm, then never waits for another device.
+    A loop of data-dependent length, such as the Hungarian algorithm, then does not wait for other devices.
     """
     return per_shard(jax.vmap(function))

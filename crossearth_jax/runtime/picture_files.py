@@ -1,12 +1,12 @@
-"""Picture files to 8-bit arrays, by the same rules wherever pictures are read; errors name the file.
+"""Decode picture files to 8-bit arrays, by the same rules everywhere; errors name the file.
 
-- Formats: PNG, JPEG, TIFF, WebP and BMP, told by their content. Of a file with several pictures the first is read.
-- 8 bits per channel. Anything deeper is refused: how to scale it is not ours to guess.
-- The orientation that a camera recorded (EXIF, or the TIFF tag) is applied.
-- An image is RGB. The colours of an indexed image are looked up; an alpha channel must be opaque everywhere and is
-  dropped; grey, CMYK and every other mode is refused.
-- A label is read either as numbers (an indexed picture gives its indices) or as colours (it gives its palette's
-  colours); the dataset decides which, never the file.
+- Formats: PNG, JPEG, TIFF, WebP and BMP, detected from the content. Of a file with several pictures the first is read.
+- 8 bits per channel. Pictures with more bits are refused, since the right scaling is not known.
+- The orientation that a camera has recorded (EXIF, or the TIFF tag) is applied.
+- An image is RGB. An indexed image is converted to its colours. An alpha channel must be opaque everywhere and is
+  dropped. Grey, CMYK and all other modes are refused.
+- A label is read either as numbers (an indexed picture gives its indices) or as colours (an indexed picture gives the
+  colours of its palette). The dataset decides which of the two, not the file.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _MODES = {"L": "grey", "LA": "grey with an alpha channel", "1": "black and white
 
 
 def read_image(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
-    """Decodes an image; see the rules above.
+    """Decode an image; see the rules above.
 
     Args:
       data: content of the file.
-      name: of the file, for messages.
+      name: name of the file, for messages.
 
     Raises:
-      UserError: it cannot be decoded, is too large or is no 8-bit RGB image.
+      UserError: the file cannot be decoded, is too large or is not an 8-bit RGB image.
     """
     picture = _decoded(data, name)
     if picture.mode == "P" or "transparency" in picture.info:
@@ -43,7 +43,7 @@ def read_image(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
     pixels, mode = np.asarray(picture), picture.mode
     if mode == "RGBA":
         if (pixels[..., 3] < 255).any():
-            raise UserError(f"{name} is transparent in places, expected 8-bit RGB without an alpha channel")
+            raise UserError(f"{name} is transparent in places, expected 8-bit RGB without an alpha channel; remove it")
         pixels, mode = pixels[..., :3], "RGB"
     if mode != "RGB":
         raise UserError(f"{name} is an image of mode {mode}{_meaning(mode)}, expected 8-bit RGB; convert it to that")
@@ -51,16 +51,16 @@ def read_image(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def read_label(data: bytes, name: str, *, colours: bool) -> UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]:
-    """Decodes a label: one channel, or three unless they are equal everywhere; an alpha channel is dropped.
+    """Decode a label to one channel, or to three if they differ anywhere; an alpha channel is dropped.
 
     Args:
       data: content of the file.
-      name: of the file, for messages.
-      colours: what an indexed picture gives: the colours of its palette, or its indices. A black-and-white picture
-        gives 0 and 255, or 0 and 1.
+      name: name of the file, for messages.
+      colours: whether an indexed picture gives the colours of its palette (True) or its indices (False). A
+        black-and-white picture gives 0 and 255 (True) or 0 and 1 (False).
 
     Raises:
-      UserError: it cannot be decoded, is too large or has neither one nor three 8-bit channels.
+      UserError: the file cannot be decoded, is too large or has neither one nor three 8-bit channels.
     """
     picture = _decoded(data, name)
     if colours and picture.mode in ("P", "PA", "1"):
@@ -71,7 +71,7 @@ def read_label(data: bytes, name: str, *, colours: bool) -> UInt8[np.ndarray, "h
     if mode in ("L", "P", "1"):
         numbers = pixels.astype(np.uint8)
         if not colours and mode == "L" and data.startswith(b"\x89PNG\r\n\x1a\n") and data[24] < 8:
-            numbers //= 255 // (2 ** data[24] - 1)  # Pillow stretches grey PNG of 2 or 4 bits to 0..255
+            numbers //= 255 // (2 ** data[24] - 1)  # Pillow scales grey PNG of 2 or 4 bits to 0..255
         return numbers
     if mode not in ("RGB", "RGBA"):
         raise UserError(
@@ -82,14 +82,14 @@ def read_label(data: bytes, name: str, *, colours: bool) -> UInt8[np.ndarray, "h
 
 
 def encode(pixels: UInt8[np.ndarray, "h w *c"]) -> bytes:
-    """A PNG file."""
+    """Encode pixels as a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 def is_stored_as(data: bytes, pixels: UInt8[np.ndarray, "h w 3"]) -> bool:
-    """Whether `data` is a PNG or JPEG file that every decoder reads as `pixels`, so that it can be kept as it is."""
+    """Return whether `data` is a PNG or JPEG file that every decoder reads as `pixels`, so that it can be kept."""
     with Image.open(io.BytesIO(data)) as picture:
         opaque, upright = "transparency" not in picture.info, picture.getexif().get(_ORIENTATION, 1) == 1
         plain = picture.format in ("PNG", "JPEG") and picture.mode == "RGB" and opaque and upright
@@ -97,25 +97,27 @@ def is_stored_as(data: bytes, pixels: UInt8[np.ndarray, "h w 3"]) -> bool:
 
 
 def _decoded(data: bytes, name: str) -> Image.Image:
-    """The upright picture.
+    """Decode a picture and apply its orientation.
 
     Raises:
       UserError: it cannot be decoded, is too large or has more than 8 bits per channel.
     """
-    # TIFF tags that Pillow does not know are none of our business, Pillow's guard against bombs is.
+    # Warnings about unknown TIFF tags are ignored; Pillow's warning of a decompression bomb becomes an error.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
-                    raise ValueError(
-                        f"it has {picture.width} x {picture.height} pixels, at most {MAX_PIXELS} are decoded"
-                    )
+                    raise ValueError(f"it has {picture.width} x {picture.height} pixels, expected at most {MAX_PIXELS}")
                 bits = _bits(picture, data)
-                upright = ImageOps.exif_transpose(picture) if bits <= 8 else picture  # Pillow turns TIFF by itself
+                upright = (
+                    ImageOps.exif_transpose(picture) if bits <= 8 else picture
+                )  # Pillow has applied that of a TIFF
         except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and more for damaged files
-            raise UserError(f"{name} cannot be decoded ({error}); download it again") from None
+            raise UserError(
+                f"{name} cannot be decoded ({error}); download it again, or cut it if it is too large"
+            ) from None
     if bits > 8:
         raise UserError(
             f"{name} has {bits} bits per channel, expected 8; convert it with a stretch that you choose, e.g."
@@ -125,7 +127,7 @@ def _decoded(data: bytes, name: str) -> Image.Image:
 
 
 def _bits(picture: Image.Image, data: bytes) -> int:
-    """Bits per channel. Pillow opens 16-bit RGB as 8-bit RGB, without a word."""
+    """Return the bits per channel of the file; Pillow opens 16-bit RGB as 8-bit RGB without a warning."""
     if picture.format == "PNG":
         return data[24]  # IHDR is always the first chunk
     if picture.format == "TIFF":

@@ -1,4 +1,4 @@
-"""Progress of a long job in the log: how much is done, how fast it goes, how long it will still take."""
+"""Log the progress of a long job: share done, speed and remaining time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from absl import logging
 
 
 class Progress:
-    """Counts finished units and logs a line at most every few seconds.
+    """Count finished units and log a line at most every few seconds.
 
     ```
     progress = Progress(len(batches), "batches", images_per_unit=8)
@@ -19,8 +19,8 @@ class Progress:
         progress.advance()
     ```
 
-    Speed is that of the time since the previous line, so one slow start (compilation) does not spoil the
-    estimate for the rest of the job. The last line, logged when the total is reached, gives the average.
+    The speed is measured since the previous line, so that a slow start (compilation) does not distort the estimate of
+    the remaining time. The last line, logged when the total is reached, gives the average speed.
     """
 
     def __init__(
@@ -33,15 +33,15 @@ class Progress:
         images_per_unit: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """Starts the clock.
+        """Start the clock.
 
         Args:
-          total: units in the whole job; None if unknown, then no time left is given.
-          unit: what is counted, in the plural ("steps", "tiles").
-          every_seconds: least time between two lines.
-          done: units finished by an earlier, interrupted run; they count as done but not as speed.
-          images_per_unit: makes the speed images/s instead of units/s.
-          clock: seconds from any origin; tests pass their own.
+          total: units of the whole job; None if unknown, then no remaining time is shown.
+          unit: name of the units in the plural ("steps", "tiles").
+          every_seconds: shortest time between two lines.
+          done: units finished by an earlier, interrupted run; they are not part of the speed.
+          images_per_unit: if given, the speed is in images/s instead of units/s.
+          clock: function that returns seconds from any origin; tests pass their own.
         """
         self._total, self._unit, self._every = total, unit, every_seconds
         self._scale, self._rate_unit = (1, unit) if images_per_unit is None else (images_per_unit, "images")
@@ -50,7 +50,7 @@ class Progress:
         self._start = self._last_time = clock()
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Counts `count` more units; logs a line, ending in `note`, if one is due."""
+        """Count `count` more units; log a line that ends in `note` if one is due."""
         self._done += count
         now = self._clock()
         finished = self._total is not None and self._done >= self._total

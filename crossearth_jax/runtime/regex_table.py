@@ -1,4 +1,4 @@
-"""Regex tables over parameter names: first full match wins, nothing may be left over."""
+"""Tables of regular expressions over parameter names: the first full match counts, every name needs one."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from crossearth_jax.config import UserError
 
 
 def resolve[T](table: Sequence[tuple[str, T]], names: Iterable[str], what: str) -> dict[str, T]:
-    """Gives every name the value of the first pattern that matches all of it.
+    """Return for every name the value of the first pattern that matches the whole name.
 
     Args:
       table: (regular expression, value) pairs in order of precedence.
       names: parameter names such as `backbone/blocks/attention/qkv/kernel`.
-      what: what the table decides, for messages ("freezing", "sharding").
+      what: what the table decides, for messages ("freezing", "weight decay").
 
     Raises:
-      UserError: a name is matched by no pattern. A renamed layer must stop the run, not train a frozen backbone.
+      UserError: no pattern matches a name. A renamed layer thus stops the run, instead of being trained by mistake.
     """
     patterns = [(re.compile(pattern), value) for pattern, value in table]
     values: dict[str, T] = {}
@@ -32,7 +32,7 @@ def resolve[T](table: Sequence[tuple[str, T]], names: Iterable[str], what: str) 
 
 
 def log_summary(values: Mapping[str, object], sizes: Mapping[str, int], what: str) -> None:
-    """Logs how many parameters and numbers fall to each value of a resolved table."""
+    """Log the number of tensors and of their elements for each value of a resolved table."""
     for value in sorted({str(v) for v in values.values()}):
         names = [name for name, v in values.items() if str(v) == value]
         total = sum(sizes[name] for name in names)

@@ -1,1 +1,1 @@
-"""State, optimizer, step and checkpoints of a run."""
+"""Training: state, optimizer, step, loop and checkpoints of a run."""

@@ -1,7 +1,7 @@
-"""Checkpoints: the trainable state and what the run was, written by orbax.
+"""Checkpoints: the training state and the configuration of the run, written by orbax.
 
-Frozen parameters are not in them: a checkpoint names their digests, and restoring beside other ones is refused. Nor
-is the position in the data, which follows from the step.
+A checkpoint holds digests of the frozen parameters instead of the parameters; restoring it with other frozen parameters
+is refused. It does not hold the position in the data, which follows from the step.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from crossearth_jax.config import Config, UserError, to_config_dict
 from crossearth_jax.runtime import parallel
 from crossearth_jax.training.state import TrainState
 
-# What a resumed run may change: how long and how often, where, and what is only read afterwards.
+# Fields that a resumed run may change: lengths and intervals, devices and folders, and what only evaluation uses.
 _FREE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "mesh.", "evaluate.",
          "data.data_dir", "data.domains_file", "data.prefetch", "data.workers", "data.timeout", "train.nonfinite",
          "name")  # fmt: skip
 SELECTIONS = ("last", "best_on_source")
 _SCORE = "score"
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError)  # of JSON that is missing, cut short or of another form
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError)  # raised for JSON that is missing, truncated or malformed
 
 
 @dataclasses.dataclass(frozen=True)
 class RunIdentity:
-    """What a checkpoint belongs to."""
+    """The configuration and the frozen parameters that a checkpoint belongs to."""
 
     config: Config
-    frozen_digest: str  # of the frozen parameters; "" when there are none
-    frozen: Mapping[str, str]  # digest of each of them
+    frozen_digest: str  # digest of all frozen parameters together; "" if there are none
+    frozen: Mapping[str, str]  # name -> digest of each frozen parameter
 
     def as_json(self) -> dict[str, Any]:
-        """The form that is stored in every checkpoint."""
-        # The horizon in numbers: where it follows the steps, more steps are another schedule from the first one on.
+        """Return the form that is stored in every checkpoint."""
+        # The horizon as a number: if it is None, another number of steps is another schedule from the first step on.
         optimizer = dataclasses.replace(self.config.optimizer, horizon=self.config.horizon)
         config = dataclasses.replace(self.config, optimizer=optimizer)
         return {
@@ -59,38 +59,39 @@ class Checkpoints:
     """The checkpoints of one run directory."""
 
     def __init__(self, directory: Path, keep: int, identity: RunIdentity):
-        """Names the folder; the first save makes it.
+        """Set the folder; the first save creates it.
 
         Args:
-          keep: newest checkpoints that stay, beside the one with the best score.
+          directory: folder of the checkpoints.
+          keep: number of newest checkpoints to keep, in addition to the one with the best score.
+          identity: what the checkpoints belong to.
         """
         self.identity = identity.as_json()
         self._directory = epath.Path(directory.absolute())
         self._keep = keep
         self._select = identity.config.evaluate.select
-        self._best: float | None = None  # best score so far, those of writes under way included; None: not yet read
-        self._manager: ocp.CheckpointManager | None = None  # opened by the first save: it reads every score on the way
+        self._best: float | None = None  # best score so far, including saves in progress; None: not read yet
+        self._manager: ocp.CheckpointManager | None = None  # created by the first save, since it reads all scores
 
     @property
     def steps(self) -> list[int]:
-        """Every step that was saved to its end, newest first; a save that a crash cut off is not among them."""
+        """Steps of all complete checkpoints, newest first; a save that was interrupted is not included."""
         if not self._directory.exists():
             return []
         found = ocp.path.step.standard_name_format().find_all(self._directory)
         return sorted((int(checkpoint.step) for checkpoint in found), reverse=True)
 
     def ranked(self, select: str) -> list[int]:
-        """The steps in the order in which they are to be scored: "last" (newest first) or "best_on_source".
+        """Return the steps in order of preference: "last" (newest first) or "best_on_source" (best score first).
 
-        Of equal scores the later step comes first; a checkpoint whose score cannot be read is left out.
+        Of equal scores the later step comes first. A checkpoint whose score cannot be read is left out.
 
         Raises:
-          UserError: there is none.
+          UserError: there is no such checkpoint.
         """
         if not self.steps:
             raise UserError(
-                f"{self._directory.parent} holds no checkpoint; train first (--mode=train), "
-                "or name the run's own folder"
+                f"{self._directory.parent} holds no checkpoint; train first (--mode=train), or name the folder of a run"
             )
         if select == "last":
             return self.steps
@@ -103,13 +104,13 @@ class Checkpoints:
         return sorted(scores, key=lambda step: (scores[step], step), reverse=True)
 
     def improves(self, score: float) -> bool:
-        """Whether no checkpoint so far was scored higher on the source; those still being written count."""
+        """Return whether no checkpoint so far has a higher score on the source, including those being written."""
         if self._best is None:
             self._best = max(self._scores().values(), default=-math.inf)
         return score >= self._best
 
     def _scores(self) -> dict[int, float]:
-        """Scores on the source by step, of the checkpoints that have one."""
+        """Return step -> score on the source, for the checkpoints that have one."""
         scores: dict[int, float] = {}
         for step in self.steps:
             try:
@@ -122,13 +123,14 @@ class Checkpoints:
         return scores
 
     def save(self, state: TrainState, score: float | None = None) -> None:
-        """Starts saving; the write goes on while training does.
+        """Start saving a checkpoint; it is written in the background.
 
         Args:
-          score: on the source's validation split, larger is better; the checkpoint with the best one is kept.
+          state: the state to save.
+          score: on the source's validation split, larger is better; the checkpoint with the best score is kept.
 
         Raises:
-          UserError: it (or the save before it) could not be written, say on a full disk.
+          UserError: this checkpoint or the previous one could not be written, e.g. because the disk is full.
         """
         step = int(jax.device_get(state.step))
         if self._manager is None:
@@ -136,7 +138,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         try:
-            with jax.transfer_guard("allow"):  # orbax fetches the state in its own way
+            with jax.transfer_guard("allow"):  # orbax fetches the state by implicit transfers
                 saved = self._manager.save(
                     step,
                     args=ocp.args.Composite(
@@ -153,7 +155,11 @@ class Checkpoints:
             self._best = max(self._best, score)
 
     def wait(self) -> None:
-        """Waits until the last save is on disk."""
+        """Wait until the last save is on disk.
+
+        Raises:
+          UserError: it could not be written.
+        """
         try:
             if self._manager is not None:
                 self._manager.wait_until_finished()
@@ -161,18 +167,20 @@ class Checkpoints:
             raise self.write_error("the last checkpoint", error) from error
 
     def close(self) -> None:
-        """Waits and lets go of the folder."""
+        """Wait for the last save and close the manager."""
         self.wait()
         if self._manager is not None:
             self._manager.close()
 
     def restore(self, shapes: TrainState, shardings: TrainState, steps: Sequence[int] | None = None) -> TrainState:
-        """Reads the first of `steps` that can be read, onto the given shardings.
+        """Restore the first of `steps` that can be read, with the given shardings.
 
-        A checkpoint that is damaged or was copied in part is passed over with a warning. All processes of a run take
-        part and use the same one.
+        A damaged or incomplete checkpoint is skipped with a warning. All processes of a run must call this together;
+        they restore the same checkpoint.
 
         Args:
+          shapes: shapes of the state.
+          shardings: shardings of the state.
           steps: in order of preference; by default all, newest first.
 
         Raises:
@@ -190,7 +198,7 @@ class Checkpoints:
                 state = self._read(step, target)
             except (UserError, jax.errors.JaxRuntimeError):
                 raise
-            except Exception as error:  # orbax raises all kinds where a file is missing or cut short, also this one
+            except Exception as error:  # orbax raises various types for missing or truncated files
                 fault = _first_line(error)
             if parallel.all_agree(state is not None):
                 assert state is not None
@@ -203,17 +211,20 @@ class Checkpoints:
         raise UserError(
             f"no checkpoint in {self._directory} can be read ("
             + "; ".join(f"step {step}: {fault}" for step, fault in faults.items())
-            + "); expected whole copies: copy them again, or train into another --workdir"
+            + "), expected complete checkpoints; copy them again, or use another --workdir"
         )
 
     def set_aside(self, step: int) -> None:
-        """Moves checkpoints that cannot be read to `damaged_checkpoints/`, so that new ones can take their place.
+        """Move damaged checkpoints to `damaged_checkpoints/`, so that new ones of the same steps can be saved.
 
-        Those are the ones newer than `step`, which `restore` has passed over, and older ones whose score is damaged.
-        All processes of a run call it together, before the first save.
+        These are the checkpoints newer than `step`, which `restore` has skipped, and older ones whose score cannot be
+        read. All processes of a run must call this together, before the first save.
+
+        Args:
+          step: the restored step.
 
         Raises:
-          UserError: they cannot be moved.
+          UserError: a checkpoint cannot be moved.
         """
         if jax.process_index() == 0:
             for found in self.steps:
@@ -250,7 +261,7 @@ class Checkpoints:
         return ocp.CheckpointManager(self._directory, options=options)
 
     def _read(self, step: int, target: TrainState) -> TrainState:
-        """Reads this process's part of a checkpoint. Nothing here waits for another process, so that each may fail."""
+        """Read this process's part of a checkpoint, without waiting for other processes, since any of them can fail."""
         folder = self._directory / str(step)
         meta = ocp.JsonCheckpointHandler().restore(folder / "meta")
         self._check(step, meta)
@@ -259,7 +270,7 @@ class Checkpoints:
         return TrainState(**ocp.StandardCheckpointHandler().restore(folder / "state", args=args))
 
     def _stored_score(self, step: int) -> float | None:
-        """The score that a checkpoint was saved with; None if it has none. Raises one of `_UNREADABLE` otherwise."""
+        """Return the score of a checkpoint; None if it has none. Raise one of `_UNREADABLE` if it is damaged."""
         folder = self._directory / str(step) / "metrics"
         if not folder.exists():
             return None
@@ -267,7 +278,7 @@ class Checkpoints:
 
     def _check(self, step: int, meta: Mapping[str, Any]) -> None:
         changes = config_changes(meta["config"], self.identity["config"])
-        if step >= self.identity["config"]["train"]["steps"]:  # nothing more is learnt, so the schedule is over
+        if step >= self.identity["config"]["train"]["steps"]:  # training is finished, so the schedule does not matter
             changes = [change for change in changes if not change.startswith("optimizer.horizon:")]
         if changes:
             raise UserError(
@@ -276,16 +287,16 @@ class Checkpoints:
             )
         if meta["frozen_digest"] != self.identity["frozen_digest"]:
             raise UserError(
-                f"{self._directory} was trained beside other frozen weights "
+                f"{self._directory} was trained with other frozen weights "
                 f"({_frozen_changes(meta['frozen'], self.identity['frozen'])}); "
-                "point train.init_from and style.weights at the files it started from"
+                "set train.init_from and style.weights to the files of that run"
             )
 
     def write_error(self, what: str, error: Exception) -> UserError:
-        """What to tell of a file of the run that could not be written: the training so far is not lost."""
+        """Return the error for a file of the run that could not be written; it names the last complete checkpoint."""
         return UserError(
             f"{what} could not be written to {self._directory.parent} ({_first_line(error)}); the last complete "
-            f"checkpoint is step {next(iter(self.steps), None)}: make room and run the same command to continue from it"
+            f"checkpoint is step {next(iter(self.steps), None)}; make room and run the same command to continue from it"
         )
 
 
@@ -299,14 +310,14 @@ def _first_line(error: Exception) -> str:
 
 
 def _frozen_changes(stored: Mapping[str, str], current: Mapping[str, str]) -> str:
-    """The tensors that differ, as `name: digest -> digest`; of many, the first."""
+    """Return the first three tensors that differ, as `name: digest -> digest`, and the number of the others."""
     names = [name for name in sorted(stored.keys() | current.keys()) if stored.get(name) != current.get(name)]
     shown = [f"{name}: {stored.get(name, 'absent')[:12]} -> {current.get(name, 'absent')[:12]}" for name in names[:3]]
     return "; ".join(shown) + (f"; and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def config_changes(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """Differences of two configurations that a resumed run must not have, as `key: stored -> current`."""
+    """Return the differences that a resumed run must not have, as `key: stored -> current`."""
     old, new = _flatten(stored), _flatten(current)
     differ = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in differ if not key.startswith(_FREE)]

@@ -1,8 +1,8 @@
-"""`model.safetensors`: the file of a run that inference needs, and the only one it reads.
+"""`model.safetensors`: the only file of a run that inference reads.
 
-It holds the parameters that evaluation uses and what they are: classes, colours, window, bands, ground sampling
-distance. Training writes it beside every checkpoint that the run's selection (`evaluate.select`) would choose. A run
-of an older version has none; it is then made from the run's checkpoint, once.
+It holds the parameters that evaluation uses, with their description: classes, colours, window, bands, ground
+resolution. Training writes it together with every checkpoint that the selection (`evaluate.select`) would choose. For a
+run without this file, from an older version, it is written once from the checkpoint.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from crossearth_jax.weights.native import MODEL_FILE, Description, read_descript
 
 
 def export_model(workdir: Path, config: Config, params: Params, step: int) -> None:
-    """Writes the run's file; all processes of a run call it together and the first one writes.
+    """Write `model.safetensors` of a run; all processes must call this together, and process 0 writes.
 
     Args:
       workdir: the run's folder.
       config: the run's configuration.
       params: all parameters as evaluation uses them. Those of the style network are left out, and those of the
         reconstruction head where there is a segmentation head.
-      step: optimizer steps they have had.
+      step: number of optimizer steps so far.
 
     Raises:
       UserError: the file cannot be written.
@@ -46,7 +46,7 @@ def export_model(workdir: Path, config: Config, params: Params, step: int) -> No
 
 
 def describe_run(config: Config, step: int) -> Description:
-    """Describes a run's parameters; a run without labels has no classes to name."""
+    """Return the description of a run's parameters; for a run without labels it has no classes."""
     domains = source_domains(config.data.source, config.data.data_dir)
     bands, gsd = {domain.bands for domain in domains}, {domain.gsd for domain in domains}
     return Description(
@@ -66,28 +66,28 @@ def describe_run(config: Config, step: int) -> Description:
 
 
 def ensure_exported(workdir: Path, selection: str | None = None) -> Path:
-    """Returns the path of a run's file, after making it from the run's checkpoint if need be.
+    """Return the path of a run's `model.safetensors`; if needed, write it from a checkpoint first.
 
-    That is needed for a run of a version that did not write it, and where another selection is asked for than the
-    file was chosen by.
+    This is needed for a run of an older version, which has no such file, and if the file was written for another
+    `selection`.
 
     Args:
       workdir: the run's folder.
-      selection: "last" or "best_on_source"; None takes the file as it is.
+      selection: "last" or "best_on_source"; None: use the file as it is.
 
     Raises:
-      UserError: the folder is not of a run, or the checkpoint that is needed cannot be read.
+      UserError: the folder is not that of a run, or the checkpoint cannot be read.
     """
     path = workdir / MODEL_FILE
     if path.is_file() and selection in (None, read_description(path).selection):
         return path
     if not path.is_file() and not (workdir / "config.json").is_file():
         raise UserError(f"{workdir} holds neither {MODEL_FILE} nor config.json; expected the folder of a run")
-    logging.info("writing %s from the run's checkpoints, as inference reads nothing else", path)
+    logging.info("writing %s from the run's checkpoints", path)
     config = read_run_config(workdir)
     if selection is not None:
         config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, select=selection))
-    # One device holds what inference holds; the mesh of training need not exist here.
+    # One device has room for the parameters of inference. The mesh of the training may not exist on this machine.
     mesh = parallel.make_mesh(MeshConfig(data=1), jax.local_devices()[:1])
     run = restore(config, workdir, mesh=mesh)
     export_model(workdir, config, run.params, int(run.state.step))
@@ -95,10 +95,10 @@ def ensure_exported(workdir: Path, selection: str | None = None) -> Path:
 
 
 def read_run_config(workdir: Path) -> Config:
-    """Reads the configuration in a run's folder.
+    """Read the configuration in a run's folder.
 
     Raises:
-      UserError: there is none, or it is damaged.
+      UserError: there is no `config.json`, or it is damaged.
     """
     path = workdir / "config.json"
     try:

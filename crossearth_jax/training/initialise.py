@@ -1,4 +1,4 @@
-"""What a run starts from: drawn parameters, weights files over them, and the frozen style network beside them."""
+"""Initial parameters of a run: random values, replaced by those of weights files, and the frozen style network."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from crossearth_jax.weights.style_statistics import load_statistics
 
 
 def initial_params(program: Program) -> tuple[Params, Params]:
-    """Returns (trainable, frozen), sharded; a pure function of the config's seed and files.
+    """Return (trainable, frozen), sharded; they depend only on the config's seed and files.
 
     Raises:
-      UserError: a weights file is missing, broken or does not fit the model.
+      UserError: a weights file is missing, damaged or does not fit the model.
     """
     config, model = program.config, program.model
     shardings: Any = program.state_shardings.trainable | program.frozen_shardings
@@ -36,7 +36,7 @@ def initial_params(program: Program) -> tuple[Params, Params]:
         classes = source_domains(config.data.source, config.data.data_dir)[0].classes
         params |= _put(starting_weights(config.train.init_from, config.model, classes), shardings)
     elif any(not name.startswith("style/") for name in program.frozen):
-        logging.warning("frozen parameters are drawn at random: train.init_from names no weights file")
+        logging.warning("the frozen parameters have random values, because train.init_from names no weights file")
     if config.style is not None:
         network = style_network(config)
         style = load_style(network, config.style.weights)
@@ -46,7 +46,7 @@ def initial_params(program: Program) -> tuple[Params, Params]:
 
 
 def run_identity(config: Config, frozen: Params) -> RunIdentity:
-    """What the checkpoints of a run belong to; all processes must ask for it together."""
+    """Return what the checkpoints of a run belong to; all processes must call this together."""
     values = {name: parallel.fetch(value) for name, value in frozen.items()}
     return RunIdentity(config, digest(values), {name: digest({name: value}) for name, value in values.items()})
 

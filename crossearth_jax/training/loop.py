@@ -1,4 +1,4 @@
-"""Training, told from top to bottom.
+"""The training loop.
 
 `python -m crossearth_jax.main --config=… --workdir=… --mode=train`
 """
@@ -30,30 +30,32 @@ from crossearth_jax.training.stop import Stopped, StopSignal
 from crossearth_jax.training.writer import MetricsWriter
 from crossearth_jax.weights.native import MODEL_FILE
 
-COUNTED = ("nonfinite", "replaced_records")  # metrics of which the number matters, not the mean
-SHOWN = ("loss", "validation/miou")  # beside the progress
+COUNTED = ("nonfinite", "replaced_records")  # metrics that are summed instead of averaged
+SHOWN = ("loss", "validation/miou")  # metrics in the lines of progress
 
-Validation = Callable[[Config, Params], float]  # scores all parameters on the source, larger is better
+Validation = Callable[[Config, Params], float]  # (config, all parameters) -> score on the source, larger is better
 
 
 def train(config: Config, workdir: Path, validation: Validation | None = None) -> Run:
-    """Trains to `config.train.steps`, continuing from the newest checkpoint of `workdir` if there is one.
+    """Train up to step `config.train.steps`, continuing from the newest checkpoint of `workdir` if there is one.
 
-    Beside checkpoints it leaves `model.safetensors`, which is all that inference needs.
+    Besides checkpoints it writes `model.safetensors`, the only file that inference needs.
 
     Args:
-      validation: scores the parameters for `evaluate.select = "best_on_source"`.
+      config: the experiment.
+      workdir: the run's folder.
+      validation: scores the parameters; needed for `evaluate.select = "best_on_source"`.
 
     Raises:
       UserError: the input, the configuration or the run directory is wrong, or a step was not finite.
-      Stopped: a signal asked to stop; the state is saved.
+      Stopped: a signal requested the stop; the state is saved.
     """
     config = measured(config)
     mesh = parallel.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         run, checkpoints = start(config, workdir, mesh)
         first = jax.process_index() == 0
-        # Not before the checkpoint is known to be this run's: a refused run must not leave its configuration here.
+        # Written only after the checkpoint was accepted, so that a refused run does not overwrite the configuration.
         if first:
             write_json(workdir / "config.json", checkpoints.identity["config"])
         done = int(run.state.step)
@@ -78,11 +80,11 @@ def train(config: Config, workdir: Path, validation: Validation | None = None) -
 class Validator(NamedTuple):
     """When and how the source is scored during training."""
 
-    every: int
+    every: int  # steps
     score: Callable[[Params], float]
 
     def due(self, done: int, last: bool) -> bool:
-        """Whether to score after `done` steps."""
+        """Return whether to score after `done` steps."""
         return last or done % self.every == 0
 
 
@@ -100,8 +102,8 @@ def _loop(
     start = int(state.step)
     progress = Progress(config.steps, "steps", done=start, images_per_unit=program.config.data.batch_size)
     averages = Averages()
-    # What moves between host and devices is said to (`jax.device_put`, `jax.device_get`): anything else would make
-    # every step wait without a word.
+    # Only explicit transfers between host and devices (`jax.device_put`, `jax.device_get`) are allowed. An implicit one
+    # would make every step wait without a warning.
     with StopSignal() as stop, jax.transfer_guard("disallow"):
         for step in range(start, config.steps):
             batch = parallel.global_batch(next(batches), program.mesh)
@@ -123,8 +125,8 @@ def _loop(
             progress.advance(note=", ".join(f"{name} {values[name]:.3f}" for name in SHOWN if name in values))
             if done % config.checkpoint_every == 0 or last or stopping or score is not None:
                 guard.flush()
-                # The file for inference first: after a kill between the two it is newer than the checkpoint, which
-                # training then reaches again, but never older.
+                # The file for inference is written first: if the process is killed in between, this file is newer than
+                # the last checkpoint, never older. The resumed run reaches the same step again.
                 if validator is None or (score is not None and checkpoints.improves(score)):
                     try:
                         export_model(workdir, program.config, state.evaluated | frozen, done)
@@ -136,12 +138,14 @@ def _loop(
                 raise Stopped(done, stop.number)
     skipped, replaced = (averages.totals[name] for name in COUNTED)
     if skipped or replaced:
-        logging.warning("%d steps were skipped and %d corrupt records replaced since the start", skipped, replaced)
+        logging.warning(
+            "%d steps were skipped and %d corrupt records were replaced since this start", skipped, replaced
+        )
     return state
 
 
 class Averages:
-    """Means (or counts) of the metrics since the last log line, summed on device so that no step waits for the host."""
+    """Means (or sums) of the metrics since the last log line, added up on the device so that no step waits."""
 
     def __init__(self) -> None:
         self.totals = dict.fromkeys(COUNTED, 0)
@@ -151,12 +155,12 @@ class Averages:
         self._add = jax.jit(lambda sums, metrics: jax.tree.map(lambda a, b: a + jnp.sum(b), sums, metrics))
 
     def add(self, metrics: Mapping[str, jax.Array]) -> None:
-        """Adds one step's metrics."""
+        """Add one step's metrics."""
         self._sums = self._total(dict(metrics)) if self._sums is None else self._add(self._sums, dict(metrics))
         self._count += 1
 
     def pop(self) -> dict[str, float]:
-        """Fetches the means and counts, and starts over."""
+        """Return the means and sums, and reset them."""
         sums = jax.device_get(self._sums)
         self.totals = {name: total + int(sums[name]) for name, total in self.totals.items()}
         values = {name: float(value) / (1 if name in COUNTED else self._count) for name, value in sums.items()}

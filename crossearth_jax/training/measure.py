@@ -1,6 +1,6 @@
-"""Numbers that a configuration leaves to the data it trains on.
+"""Measure numbers that a configuration takes from its training data.
 
-They are measured once, when training starts, and stand in the run's `config.json` from then on.
+They are measured when training starts and are written to the run's `config.json`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from crossearth_jax.inputs.sources import PreparedSplit
 from crossearth_jax.runtime.progress import Progress
 from crossearth_jax.weights.starting import pixel_statistics_of
 
-RAREST, COMMONEST = 10.0, 0.1  # largest and smallest weight by inverse frequency
-IMAGES = 256  # of each source, whose colours are measured
+RAREST, COMMONEST = 10.0, 0.1  # largest and smallest class weight by inverse frequency
+IMAGES = 256  # largest number of images of each source for the pixel statistics
 
 
 def measured(config: Config) -> Config:
-    """Puts numbers in the place of `pixel_statistics="source"` and `class_weights="inverse_frequency"`.
+    """Replace `pixel_statistics="source"` and `class_weights="inverse_frequency"` by measured numbers.
 
     Raises:
       UserError: a source is not prepared, or has no labels to count.
@@ -32,9 +32,9 @@ def measured(config: Config) -> Config:
     domains = source_domains(config.data.source, config.data.data_dir)
     if config.model.vit.pixel_statistics == "source":
         start = config.train.init_from
-        # Weights that were trained go on with the statistics that they were trained with.
+        # Weights that were trained with other statistics keep them.
         statistics = (start and pixel_statistics_of(start)) or pixel_statistics(domains, config.data)
-        logging.info("colours of %s: mean %s, deviation %s", config.data.source, *statistics)
+        logging.info("pixel statistics of %s: mean %s, standard deviation %s", config.data.source, *statistics)
         vit = dataclasses.replace(config.model.vit, pixel_statistics=statistics)
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, vit=vit))
     if config.loss is not None and config.loss.class_weights == "inverse_frequency":
@@ -46,9 +46,13 @@ def measured(config: Config) -> Config:
 
 
 def pixel_statistics(domains: Sequence[Domain], data: DataConfig) -> PixelStatistics:
-    """RGB mean and deviation (0..255, at least 1) of the labelled training pixels, of all where there are no labels.
+    """Return RGB mean and standard deviation (0..255, at least 1) of the labelled training pixels.
 
-    At most `IMAGES` images of each domain are read, spread evenly over its train split.
+    In domains without labels all pixels count. At most `IMAGES` images of each domain are read, spread evenly over its
+    train split.
+
+    Raises:
+      UserError: these images have no labelled pixel.
     """
     count, total, squares = 0, np.zeros(3), np.zeros(3)
     for domain in domains:
@@ -58,7 +62,9 @@ def pixel_statistics(domains: Sequence[Domain], data: DataConfig) -> PixelStatis
             pixels = example["image"][(example["label"] != IGNORE) | (not domain.classes)].astype(np.float64)
             count, total, squares = count + len(pixels), total + pixels.sum(0), squares + (pixels**2).sum(0)
     if not count:
-        raise UserError(f"the train split of {data.source} has no labelled pixel in its first images; check its labels")
+        raise UserError(
+            f"no labelled pixel in up to {IMAGES} images of each train split of {data.source}; check the labels"
+        )
     mean = total / count
     deviation = np.sqrt(np.maximum(squares / count - mean**2, 1.0))
     return _rounded(mean), _rounded(deviation)
@@ -70,7 +76,7 @@ def _rounded(values: Float[np.ndarray, 3]) -> tuple[float, float, float]:
 
 
 def class_pixels(domain: Domain, data: DataConfig) -> Int[np.ndarray, " k"]:
-    """Training pixels of each class: as the domain's facts state them, else counted."""
+    """Return the number of training pixels of each class, from the domain's facts or else by counting."""
     if "train" in domain.pixels:
         return np.asarray(domain.pixels["train"])
     split = PreparedSplit(domain.name, "train", data.data_dir)
@@ -82,10 +88,10 @@ def class_pixels(domain: Domain, data: DataConfig) -> Int[np.ndarray, " k"]:
 
 
 def inverse_frequency(pixels: Int[np.ndarray, " k"]) -> tuple[float, ...]:
-    """Weight of each class: N / (K n), where n of all N labelled pixels are of the class and K classes occur.
+    """Return the weight of each class: N / (K n) for n of N labelled pixels, where K classes occur.
 
-    The mean weight of a pixel is then 1. Weights are limited to `COMMONEST` … `RAREST`; a class that does not occur
-    weighs 1.
+    The mean weight over the labelled pixels is then 1. Weights are limited to `COMMONEST` … `RAREST`. A class that does
+    not occur has weight 1.
 
     Raises:
       UserError: there is no labelled pixel.

@@ -1,4 +1,4 @@
-"""AdamW, the recipe's schedules, and weight decay by an exhaustive table."""
+"""AdamW with the learning-rate schedule of the recipe, and weight decay by a table of parameter names."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ from crossearth_jax.runtime import regex_table
 
 
 def schedule(config: OptimizerConfig, horizon: int) -> optax.Schedule:
-    """Learning rate of 0-based step i: linear warm-up, then polynomial decay that reaches 0 at `horizon - 1`.
+    """Return the learning rate as a function of the 0-based step: linear warm-up, then polynomial decay.
 
-    As the reference counts: the last warm-up step already has the full rate, and a run may stop before the horizon
-    (CrossEarth stops at 30,000 of 40,000). `config.horizon` may be None; `Config.horizon` is the number that counts.
-    `optax.polynomial_schedule` forms 1 - i / span, which cancels in float32 near the end, so its rates are others.
+    It counts as the reference does: the last warm-up step already has the full rate, and the rate reaches 0 at step
+    `horizon - 1`. A run may stop earlier (CrossEarth stops at 30,000 of 40,000). `optax.polynomial_schedule` computes
+    1 - i / span, which loses precision in float32 near the end, so its rates differ.
+
+    Args:
+      config: rates, warm-up and power; its `horizon` may be None and is not used.
+      horizon: number of steps, `Config.horizon`.
     """
 
     def rate(step: Any) -> Float[Array, ""]:
@@ -35,10 +39,10 @@ def schedule(config: OptimizerConfig, horizon: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, horizon: int, names: Mapping[str, Any]) -> optax.GradientTransformation:
-    """AdamW over the parameters `names`; the tables of the config decide decay and learning rate of each.
+    """Return AdamW for the parameters `names`; tables of the config give the decay and learning rate of each.
 
     Raises:
-      UserError: a table leaves a parameter over.
+      UserError: a table has no pattern for a parameter.
     """
     decay = regex_table.resolve(config.decay, names, "weight decay")
     rates = regex_table.resolve(config.rates, names, "learning rate")
@@ -53,10 +57,10 @@ def make_optimizer(config: OptimizerConfig, horizon: int, names: Mapping[str, An
 
 
 def average(decay: float | None, step: Any, old: Any, new: Any) -> Any:
-    """Exponential moving average of parameters; None without a decay.
+    """Return the updated exponential moving average of parameters; None without a decay.
 
-    The decay ramps up so that the first steps do not weigh for ever, which `optax.ema` (it corrects the bias instead)
-    does not offer.
+    The decay is smaller in the first steps, min(decay, (1 + step) / (10 + step)), so that the initial values lose their
+    weight quickly. `optax.ema` corrects the bias instead.
     """
     if decay is None:
         return None

@@ -1,4 +1,4 @@
-"""Everything about a run that is known before its first array: model, optimizer, shardings and the jitted step."""
+"""The static part of a run: model, optimizer, shapes, shardings and the jitted step."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from crossearth_jax.training.styles import build_styles
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A run's static part; `step` is compiled at its first call, or ahead of time from the shapes."""
+    """The static part of a run; `step` is compiled at its first call, or ahead of time from the shapes."""
 
     config: Config
     mesh: Mesh
@@ -41,10 +41,10 @@ class Program:
     state_shardings: TrainState
     frozen_shardings: dict[str, NamedSharding]
     step: Any  # jitted (state, frozen, batch) -> (state, metrics)
-    gradients: Any  # jitted (state, frozen, batch) -> (gradients, metrics), for looking into a step
+    gradients: Any  # jitted (state, frozen, batch) -> (gradients, metrics), for the replay of a step
 
     def create_state(self, trainable: Params) -> TrainState:
-        """The state before the first step, made in place on the mesh."""
+        """Return the state before the first step, created with its shardings."""
         return jax.jit(_create(self.config, self.optimizer), out_shardings=self.state_shardings)(trainable)
 
 
@@ -53,11 +53,11 @@ def _create(config: Config, optimizer: optax.GradientTransformation) -> Any:
 
 
 def build_program(config: Config, mesh: Mesh) -> Program:
-    """Decides all that the config decides about training, and builds the jitted step.
+    """Build the static part of a run from its config: model, optimizer, shardings and the jitted step.
 
     Raises:
-      UserError: a table leaves a parameter over, the batch does not divide over the mesh, or the style statistics do
-        not fit (`styles.build_styles`).
+      UserError: a table has no pattern for a parameter, the batch is not divisible over the mesh, or the style
+        statistics do not fit (`styles.build_styles`).
     """
     check_batch(config, mesh)
     styles = build_styles(config, parallel.batch_shards(mesh))
@@ -92,10 +92,10 @@ def build_program(config: Config, mesh: Mesh) -> Program:
 
 
 def check_batch(config: Config, mesh: Mesh) -> None:
-    """Raises a UserError if the global batch cannot be cut evenly."""
+    """Raise a UserError if the global batch cannot be divided evenly over device shards and micro-batches."""
     shards, micro = parallel.batch_shards(mesh), config.optimizer.accumulate
     if config.data.batch_size % (shards * micro):
         raise UserError(
-            f"data.batch_size = {config.data.batch_size} does not divide into {shards} device shards x {micro} "
+            f"data.batch_size = {config.data.batch_size} is not divisible by {shards} device shards x {micro} "
             f"micro-batches; choose a multiple of {shards * micro}"
         )

@@ -1,4 +1,4 @@
-"""A run in memory: started afresh, or restored from one of its checkpoints."""
+"""A run in memory, with initial parameters or restored from one of its checkpoints."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from crossearth_jax.training.state import Params, TrainState
 
 
 class Run(NamedTuple):
-    """A run in memory."""
+    """The program, state and frozen parameters of a run."""
 
     program: Program
     state: TrainState
@@ -31,15 +31,15 @@ class Run(NamedTuple):
 
 
 def restore(config: Config, workdir: Path, mesh: Mesh | None = None) -> Run:
-    """Reads the checkpoint of `workdir` that `evaluate.select` names, or the next one where it is damaged.
+    """Restore the checkpoint of `workdir` that `evaluate.select` names, or the next one if it is damaged.
 
     Args:
       config: the run's configuration.
       workdir: the run's folder.
-      mesh: where the parameters go; None is the mesh of the configuration.
+      mesh: mesh of the parameters; None: that of the configuration.
 
     Raises:
-      UserError: there is none, or it belongs to another configuration.
+      UserError: there is no checkpoint, or it belongs to another configuration.
     """
     mesh = mesh or parallel.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
@@ -53,13 +53,16 @@ def start(
     mesh: Mesh,
     choose: Callable[[Checkpoints], Sequence[int]] = lambda checkpoints: checkpoints.steps,
 ) -> tuple[Run, Checkpoints]:
-    """Builds the program and a state of the run.
+    """Build the program and a state of the run; return them with the run's checkpoints.
 
     Args:
       config: the run's configuration.
       workdir: the run's folder.
-      mesh: where the parameters go.
-      choose: returns the steps whose checkpoints will do, in order of preference; none for a fresh state.
+      mesh: mesh of the parameters.
+      choose: returns the steps of the checkpoints to restore, in order of preference; [] for the initial state.
+
+    Raises:
+      UserError: the configuration, a weights file or the checkpoints cannot be used.
     """
     if config.evaluate.select not in SELECTIONS:
         raise UserError(f"evaluate.select is '{config.evaluate.select}', expected one of {', '.join(SELECTIONS)}")

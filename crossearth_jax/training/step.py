@@ -1,8 +1,8 @@
-"""One training step, from a batch of tiles to the next state, in one function that reads from top to bottom.
+"""One training step as one function, from a batch of images to the next state.
 
-What the config decides is static: `training.program.build_program` binds the first five arguments and compiles the
-rest. All random numbers come from the seed and the number of the step, so that a resumed run sees the same
-augmentations, styles, masks and points as one that was never stopped.
+`training.program.build_program` binds the first five arguments, which depend only on the config, and compiles the
+function. All random numbers are derived from the seed and the step, so that a resumed run has the same augmentations,
+styles, masks and points as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ Batch = dict[str, jax.Array]
 
 
 class AugmentedBatch(NamedTuple):
-    """What the network is shown and what it is compared with."""
+    """Inputs of the network after augmentation, and their labels."""
 
     clean: Float[Array, "b s s 3"]  # normalised
-    shown: Float[Array, "b s s 3"]  # the same with styles injected
+    shown: Float[Array, "b s s 3"]  # the same after Earth-Style Injection
     styled: Bool[Array, " b"]  # which images were restyled
     labels: UInt8[Array, "b s s"]
     inside: Bool[Array, "b s s"]  # which pixels are not padding
@@ -53,18 +53,19 @@ def train_step(
     frozen: Params,
     batch: Batch,
 ) -> tuple[TrainState, Terms, Params]:
-    """Augments and restyles a batch, predicts, compares, and updates the parameters.
+    """Augment and restyle a batch, compute the losses and their gradients, and update the parameters.
 
     Args:
-      config: its tasks are segmentation (`loss`), masked image modelling (`mim`; alone it is pretraining without
-        labels), or both.
+      config: its tasks are segmentation (`loss`), masked image modelling (`mim`; alone: pretraining without labels), or
+        both.
       model: the network without its parameters.
-      optimizer: of the trainable parameters.
+      optimizer: optimizer of the trainable parameters.
       inject: Earth-Style Injection, or `styles.no_injection`.
-      style_groups: equal parts of a (micro-)batch in which `inject` chooses images on its own.
-      state: before the step.
-      frozen: parameters that do not change, those of the style network included.
-      batch: uint8 `image` (b, h, w, 3) and `label` (b, h, w); `size` (b, 2) if not every image fills its tile.
+      style_groups: number of equal parts of a (micro-)batch in which `inject` chooses images independently.
+      state: state before the step.
+      frozen: frozen parameters, including those of the style network.
+      batch: uint8 `image` (b, h, w, 3) and `label` (b, h, w); int32 `size` (b, 2), height and width without padding, if
+        images are padded.
 
     Returns:
       The state after the step, its metrics, and the gradients.
@@ -85,7 +86,7 @@ def train_step(
             whole = views.shown if config.loss is None else views.clean
             token = params["mim/mask_token"]
             inputs.append(content_mask(config.mim, named_key(key, "content"), whole, token, views.inside))
-        # One backbone pass for both tasks. The images of an example lie side by side, so that none changes device.
+        # One backbone pass for both tasks. The two images of a sample are adjacent, so that both stay on one device.
         features = model.features(params, rearrange(inputs, "n b h w c -> (b n) h w c"))
         levels = [rearrange(level, "(b n) h w c -> n b h w c", n=len(inputs)) for level in features.levels]
         levels_of = [tuple(level[n] for level in levels) for n in range(len(inputs))]
@@ -115,9 +116,9 @@ def train_step(
     trainable: Any = optax.apply_updates(state.trainable, updates)
     average = optimizers.average(config.optimizer.ema, state.step, state.average, trainable)
     norm = optax.tree.norm(gradients)
-    # The updates too: a step that overflows only there would spoil the parameters for the next checkpoint.
+    # The updates are checked too: an overflow only there would damage the parameters of the next checkpoint.
     finite = jnp.isfinite(terms["loss"]) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
-    # A step that is not finite leaves the parameters alone, so that training can go on or be looked into.
+    # A step that is not finite changes no parameters, so that training can continue or the step can be replayed.
     new = TrainState(state.step, trainable, opt_state, average)
     new = jax.tree.map(lambda changed, old: jnp.where(finite, changed, old), new, state)
     rate = optimizers.schedule(config.optimizer, config.horizon)(state.step)
@@ -132,20 +133,20 @@ def over_micro_batches(
     batch: Batch,
     key: PRNGKeyArray,
 ) -> tuple[Params, Terms]:
-    """Gradients and loss terms of the whole batch, in the memory of one of its `accumulate` micro-batches.
+    """Return gradients and loss terms of the whole batch, computed in `accumulate` micro-batches to save memory.
 
-    A term is a mean over pixels or masks, of which micro-batches hold unequal numbers: each counts by its share of
-    them. The shares follow from the labels, so all micro-batches are augmented first.
+    A loss term is a mean over pixels or masks. Micro-batches hold different numbers of them, so each micro-batch is
+    weighted by its share. The shares depend on the augmented labels, so all micro-batches are augmented first.
 
     Args:
-      config: of the run.
-      augmented: what the network is shown of a batch.
-      gradient: gradients and loss terms, each kind of term multiplied by the micro-batch's share.
-      batch: of the step.
-      key: of the step.
+      config: configuration of the run.
+      augmented: function that augments a batch.
+      gradient: function that returns gradients and loss terms, with each kind of term multiplied by the given share.
+      batch: batch of the step.
+      key: random key of the step.
     """
     count = config.optimizer.accumulate
-    # The micro-batch index is the fast axis: every micro-batch then holds a share of every device's examples.
+    # The micro-batch index varies fastest, so that every micro-batch holds samples of every device.
     micro = jax.tree.map(lambda x: rearrange(x, "(b n) ... -> n b ...", n=count), batch)
     keys = jax.random.split(key, count)
 
@@ -166,7 +167,7 @@ def over_micro_batches(
 
 
 def normalisers(config: Config, views: AugmentedBatch) -> Terms:
-    """What each kind of loss term (the first part of its name) of a batch is divided by."""
+    """Return the divisor of each kind of loss term of a batch; the kind is the first part of the term's name."""
     found: Terms = {}
     if config.loss is not None:
         found |= segmentation_normalisers(config.loss, config.model, views.labels)

@@ -1,4 +1,4 @@
-"""Requests to stop: Ctrl-C, and the SIGTERM that precedes a pre-emption."""
+"""Handle requests to stop: Ctrl-C, and the SIGTERM before a pre-emption."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from jax.experimental import multihost_utils
 
 
 class Stopped(Exception):
-    """Training was asked to stop and has saved its state."""
+    """Raised after training was requested to stop and has saved its state."""
 
     def __init__(self, step: int, signal_number: int):
-        super().__init__(f"stopped at step {step} and saved; the same command continues from there")
+        super().__init__(f"stopped at step {step} and saved; run the same command again to continue")
         self.exit_code = 128 + signal_number
 
 
 class StopSignal:
-    """Turns the first SIGINT or SIGTERM into a request; the second acts as usual.
+    """Treat the first SIGINT or SIGTERM as a request to stop; a second one has its usual effect.
 
-    In a run of several processes the signal may reach any of them, at any step; JAX's coordination service then
-    agrees on one step at which all of them stop.
+    In a run of several processes any of them can receive the signal. JAX's coordination service then determines one
+    step at which all of them stop.
     """
 
     def __init__(self) -> None:
-        self.number = 0  # of the signal; 0 while nobody has asked
+        self.number = 0  # number of the signal; 0: no request
         self._shared = jax.process_count() > 1
         self._previous: dict[int, Any] = {}
 
     def reached(self, step: int) -> bool:
-        """Whether to stop after `step` steps; every process asks once a step."""
+        """Return whether to stop after `step` steps; every process must call this once per step."""
         if self._shared and multihost_utils.reached_preemption_sync_point(step):
             self.number = self.number or signal.SIGTERM
             return True
         return not self._shared and self.number != 0
 
     def __enter__(self) -> StopSignal:
-        # With several processes SIGTERM belongs to the coordination service, and Ctrl-C is passed on to it.
+        # With several processes the coordination service handles SIGTERM, and Ctrl-C is passed on to it.
         for number in (signal.SIGINT,) if self._shared else (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._request)
         return self
@@ -52,7 +52,7 @@ class StopSignal:
 
     def _request(self, number: int, frame: types.FrameType | None) -> None:
         del frame
-        logging.info("signal %s: finishing this step, saving, then stopping", signal.Signals(number).name)
+        logging.info("signal %s: finishing this step and saving, then stopping", signal.Signals(number).name)
         self.number = number
         self.__exit__()
         if self._shared:

@@ -1,4 +1,4 @@
-"""Earth-Style Injection in a training run: what the config asks for, and the work that only restyled images need."""
+"""Earth-Style Injection in a training run: set it up from the config, and apply functions to restyled images only."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ class Styles(NamedTuple):
     """How a step restyles images."""
 
     inject: Injection
-    groups: int  # equal parts of a (micro-)batch that choose their restyled images on their own
+    groups: int  # number of equal parts of a (micro-)batch that choose their restyled images independently
     shapes: Shapes  # of the style network's parameters (`style/…`)
 
 
 def build_styles(config: Config, shards: int) -> Styles:
-    """Reads the style statistics and checks them against the run.
+    """Read the style statistics, check that they fit the run, and set up Earth-Style Injection.
 
     Args:
-      shards: pieces the batch is cut into.
+      config: the experiment.
+      shards: number of shards of the batch.
 
     Raises:
-      UserError: the statistics are missing, damaged, of another network, or hold a domain the run is scored on; or
-        `style.groups` is no multiple of the shards.
+      UserError: the statistics are missing, damaged or of another network, or contain a target domain of the run that
+        was not allowed; or `style.groups` is not a multiple of the shards.
     """
     if config.style is None:
         return Styles(no_injection, shards, {})
@@ -56,13 +57,13 @@ def no_injection(
     images: Float[Array, "b h w 3"],
     inside: Bool[Array, "b h w"] | None = None,
 ) -> tuple[Float[Array, "b h w 3"], Bool[Array, " b"]]:
-    """Leaves the images as they are."""
+    """Return the images unchanged."""
     del params, key, inside
     return images, jnp.zeros(len(images), bool)
 
 
 def style_targets(config: Config) -> tuple[str, ...]:
-    """Domains the run is scored on whose images its style statistics were made from, as their maker allowed.
+    """Return the target domains of the run that its style statistics contain, with the permission in their file.
 
     Raises:
       UserError: see `build_styles`.
@@ -74,10 +75,10 @@ def style_targets(config: Config) -> tuple[str, ...]:
 
 
 def style_network(config: Config) -> StyleNetwork:
-    """The style network that the config names.
+    """Return the style network that the config names.
 
     Raises:
-      UserError: there is none of that name.
+      UserError: `style.backend` is unknown.
     """
     assert config.style is not None
     if config.style.backend not in get_args(StyleKind):
@@ -92,17 +93,18 @@ def of_styled(
     styled: Bool[Array, " b"],
     levels: Levels,
 ) -> Float[Array, "b s t 3"]:
-    """Applies `function` to the feature levels of the restyled images only; the rest of the result is arbitrary.
+    """Apply `function` to the feature levels of the restyled images only; other images get arbitrary values.
 
-    Every group holds at most `ceil(probability x its images)` restyled ones (`augment.style_injection`), so that many
-    are gathered from each; where no group has any, nothing is computed.
+    Every group has at most `ceil(probability x its images)` restyled images (`augment.style_injection`; with
+    `style.literal` all), so that many are gathered from each group. If no group has any, nothing is computed.
 
     Args:
-      function: of levels with a leading batch axis, each example on its own.
+      function: function of levels with a leading batch axis that treats each sample independently.
       config: None if the run restyles nothing; then the result is zero.
-      groups: equal parts of the batch that chose their images on their own, a multiple of the device shards.
-      styled: which images were restyled.
-      levels: of all images.
+      groups: number of equal parts of the batch that choose their images independently, a multiple of the device
+        shards.
+      styled: which images are restyled.
+      levels: feature levels of all images.
     """
     size = len(styled) // groups
     count = 0 if config is None else size if config.literal else math.ceil(round(config.probability * size, 9))

@@ -1,4 +1,4 @@
-"""Writes a run's metrics twice: `metrics.jsonl` for programs and the report, TensorBoard events for eyes."""
+"""Write a run's metrics to `metrics.jsonl`, which the report reads, and as TensorBoard events."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ FILE_NAME = "metrics.jsonl"
 
 
 class MetricsWriter:
-    """Appends one record per logged step; the context manager closes the files."""
+    """Append one record per logged step; as a context manager it closes the files."""
 
     def __init__(
         self, workdir: str | os.PathLike[str], restored_step: int = 0, *, images_per_step: int = 0, active: bool = True
     ):
-        """Opens the files of `workdir`, continuing after `restored_step`.
+        """Open the files of `workdir`, continuing after `restored_step`.
 
-        Records past that step belong to a stretch that the resumed run repeats; they are dropped, as is a last
-        line cut short by a kill. Step 0 starts afresh.
+        Later records are dropped, because the resumed run repeats these steps, and so is an incomplete last line. With
+        step 0 all records are dropped.
 
         Args:
-          workdir: the run's folder, made if missing.
+          workdir: the run's folder, created if missing.
           restored_step: step of the checkpoint that training continues from.
-          images_per_step: if given, every record but the first also holds `images_per_second` since the one before.
-          active: False makes every call a no-op, for all but the first process of a run.
+          images_per_step: if given, every record but the first also holds `images_per_second` since the previous one.
+          active: False: all calls do nothing, for all but the first process of a run.
         """
         self._active = active
         if not active:
@@ -45,16 +45,16 @@ class MetricsWriter:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         _truncate(self._path, restored_step)
         self._file = self._path.open("a", encoding="utf-8")
-        # Events of the repeated stretch stay in their old file; the purge mark makes TensorBoard hide them.
+        # Events of repeated steps stay in the old file. With `purge_step` TensorBoard hides them.
         self._events = SummaryWriter(str(workdir), purge_step=restored_step + 1)
 
     def write(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
-        """Records scalars of one step.
+        """Record scalars of one step.
 
         Args:
           step: the optimizer step they belong to.
-          values: name -> number (Python, numpy or a fetched device scalar). One that is not finite becomes
-            null in the JSON, which has no word for it.
+          values: name -> number (Python, NumPy or a fetched device scalar). A value that is not finite is written as
+            null, since JSON has no such numbers.
 
         Raises:
           UserError: the file cannot be written (full disk).
@@ -71,24 +71,24 @@ class MetricsWriter:
             self._file.flush()
         except OSError as error:
             raise UserError(
-                f"cannot write {self._path}: {error.strerror}; make room and start the same command again, "
-                "it continues from the last checkpoint"
+                f"cannot write {self._path}: {error.strerror}; make room and run the same command again to "
+                "continue from the last checkpoint"
             ) from None
         for name, number in numbers.items():
             self._events.add_scalar(name, number, step, walltime=now)
 
     def _speed(self, step: int, now: float) -> dict[str, float]:
-        """The first interval has no speed: it would be that of the compiler."""
+        """Return the speed since the last record; {} for the first one, whose interval includes the compilation."""
         previous, self._previous = self._previous, (step, now)
         if previous is None or not self._images_per_step:
             return {}
         return {"images_per_second": self._images_per_step * (step - previous[0]) / max(now - previous[1], 1e-9)}
 
     def close(self) -> None:
-        """Closes both files."""
+        """Close both files."""
         if not self._active:
             return
-        # Every record is flushed when written; what can fail here is a line `write` has already complained about.
+        # Every record is flushed when it is written. Only a line for which `write` has raised an error can fail here.
         with contextlib.suppress(OSError):
             self._file.close()
         self._events.close()
@@ -103,7 +103,7 @@ class MetricsWriter:
 
 
 def _truncate(path: Path, last_step: int) -> None:
-    """Keeps the records up to `last_step` or the first broken line; the file is replaced as a whole or not at all."""
+    """Keep the records up to `last_step` and before the first malformed line; the file is replaced atomically."""
     if not path.exists():
         return
     kept: list[str] = []

@@ -91,8 +91,8 @@ except UserError as error:
     assert done.stdout.splitlines() == [
         "16 1 1 2 {0}",
         "2 2 4 2 {0}",
-        "mesh (data, fsdp, model) = (1, 16, 1) does not fit 2 TPU slices: between slices only gradients are summed, "
-        "so data has to be a multiple of 2",
+        "mesh (data, fsdp, model) = (1, 16, 1) does not fit 2 TPU slices, between which only gradients are summed; "
+        "choose data as a multiple of 2",
     ]
 
 

@@ -73,7 +73,7 @@ def test_products_of_triton_cublas_and_cudnn_are_counted():
 
 def test_calls_whose_work_is_unknown_are_refused():
     program = hlo.parse(STEP.replace("__cublas$lt$matmul", "__cublas$lt$groupedMatmul"))
-    with pytest.raises(UserError, match=r"calls __cublas\$lt\$groupedMatmul, whose operations"):
+    with pytest.raises(UserError, match=r"calls __cublas\$lt\$groupedMatmul; .* cannot count"):
         program.flops()
     # A sort has no products, whoever does it.
     other = hlo.parse(STEP.replace("__cublas$lt$matmul", "__cub$DeviceRadixSort"))
@@ -113,7 +113,7 @@ def test_descriptions_of_gpus_agree_with_their_peaks():
 
 @pytest.mark.parametrize("size", ["0", "2x", "2x8x8", "eight"])
 def test_clusters_of_an_impossible_size_are_refused(size):
-    with pytest.raises(ValueError, match="nodes x GPUs of each"):
+    with pytest.raises(ValueError, match="nodes x GPUs per node"):
         chip_of(f"h100:{size}").compiler.describe("h100", size)
 
 

@@ -55,8 +55,8 @@ def test_dimensions_that_stay_whole_are_named(caplog):
             mesh, {name: jax.ShapeDtypeStruct((3, 6, 15), jnp.float32)}, {name: ("layers", "embed", "mlp")}
         )
     assert [record.getMessage() for record in caplog.records] == [
-        f"{name}: 6 is not divisible by fsdp=4, kept whole",
-        f"{name}: 15 is not divisible by model=2, kept whole",
+        f"{name}: 6 is not divisible by fsdp=4, this dimension is not split",
+        f"{name}: 15 is not divisible by model=2, this dimension is not split",
     ]
 
 
@@ -128,7 +128,7 @@ def test_processes_read_the_rows_that_their_devices_hold(monkeypatch, shape, own
 
 
 def test_processes_with_half_the_same_rows_are_refused():
-    with pytest.raises(UserError, match="gives processes unequal, overlapping parts of the batch"):
+    with pytest.raises(UserError, match="gives processes unequal or overlapping parts of the batch"):
         parallel.input_shard(mesh_over_processes((3, 1, 2), [0, 0, 0, 1, 1, 1]))
 
 

@@ -177,5 +177,5 @@ def test_what_is_no_picture_is_refused(data):
 
 def test_size_is_bounded(monkeypatch):
     monkeypatch.setattr(picture_files, "MAX_PIXELS", 7)
-    with pytest.raises(UserError, match=r"x cannot be decoded \(it has 4 x 2 pixels, at most 7 are decoded\)"):
+    with pytest.raises(UserError, match=r"x cannot be decoded \(it has 4 x 2 pixels, expected at most 7\)"):
         picture_files.read_image(encoded(Image.fromarray(IMAGE)), "x")

@@ -86,7 +86,7 @@ def test_other_configuration_or_backbone_is_refused_with_the_difference(tmp_path
     other = dataclasses.replace(CONFIG, seed=43)
     with pytest.raises(UserError, match="seed: 42 -> 43"):
         Checkpoints(tmp_path, 2, identity(other, a="1", b="2")).restore(shapes, shardings)
-    with pytest.raises(UserError, match=r"other frozen weights \(b: 2 -> 3; c: absent -> 4\); point train\.init_from"):
+    with pytest.raises(UserError, match=r"other frozen weights \(b: 2 -> 3; c: absent -> 4\); set train\.init_from"):
         Checkpoints(tmp_path, 2, identity(a="1", b="3", c="4")).restore(shapes, shardings)
 
 

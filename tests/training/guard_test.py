@@ -36,9 +36,9 @@ def test_faults_are_skipped_and_counted_until_they_do_not_end(tmp_path, monkeypa
         watch.check(step, BATCH, metrics(fault))
     watch.flush()
     assert watch.skipped == 4
-    assert "step 4 was not finite and was skipped (4 so far); look into it with" in caplog.text
+    assert "step 4 was not finite and was skipped (4 so far); find the cause with" in caplog.text
     watch.check(5, BATCH, metrics(True))
-    with pytest.raises(UserError, match=r"step 5 was not finite, nor were the 2 before it, which were skipped"):
+    with pytest.raises(UserError, match=r"step 5 was not finite, and the 2 steps before it were skipped for the same"):
         watch.flush()
 
 

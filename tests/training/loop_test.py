@@ -144,7 +144,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(tiny_config, whole_ru
     with monkeypatch.context() as patch:
         poison(patch, 1)
         run = loop.train(with_train(tiny_config, nonfinite="skip", steps=2), tmp_path)
-    assert "1 steps were skipped and 0 corrupt records replaced since the start" in caplog.text
+    assert "1 steps were skipped and 0 corrupt records were replaced since this start" in caplog.text
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [record["nonfinite"] for record in records] == [0, 1]
     # The skipped step has left the parameters where the first one had them.
