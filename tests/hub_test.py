@@ -172,7 +172,7 @@ def test_a_file_of_weights_is_pushed_without_scores(server, weights_file, caplog
     files = server.repositories["earth/bare"]["main"]
     assert set(files) == {"README.md", "config.json", "model.safetensors"}
     card = files["README.md"].decode()
-    assert 'license: "unknown"' in card and "## Results" not in card and "Not stated" in card
+    assert 'license: "unknown"' in card and "## Results" not in card and "did not state a licence" in card
 
 
 @pytest.mark.parametrize(

@@ -86,4 +86,4 @@ def test_fourteen_trainings_fill_the_table(experiments, tiny_config, data_dir, t
         assert ("object_iou" in result) == (SETTINGS[name].object is not None)
     report = (tmp_path / "table" / "report.md").read_text()
     assert "29 of 29 settings are scored" in report and "not comparable" in report
-    assert report.count("**Mean of ") == 5 and "What is missing" not in report
+    assert report.count("**Mean of ") == 5 and "Settings that are not scored" not in report

@@ -31,11 +31,11 @@ CALLS = {
                      "error: {}/good.tif has no band 'nir'; it has bands 1 (red), 2 (green), 3 (blue); choose"),
     "no reference system": (["{}/plain.tif", "--out={}/out/c.tif"], 0, "wrote {}/out/c.tif"),
     "no reference system, but metres": (["{}/plain.tif", "--gsd=1", "--out={}/out/d.tif"], 2,
-                                        "error: a ground sampling distance in metres needs a scene with a coordinate"),
+                                        "error: a ground resolution in metres needs a scene with a coordinate"),
     "no overlap": (["{}/good.tif", "--bounds=0,0,1,1", "--out={}/out/e.tif"], 2,
                    "error: the bounds 0, 0, 1, 1 do not overlap the scene, which covers 500000, 3999904, 500144, "),
     "wrong class count": (["{}/good.tif", "--classes=land,sea", "--out={}/out/f.tif"], 2,
-                          "error: there are 2 class names for 3 classes; give one for each"),
+                          "error: found 2 class names for 3 classes; give one for each class"),
     "unreadable tile": (["{}/broken.tif", "--out={}/out/g.tif"], 2, "error: cannot read {}/broken.tif, rows "),
     "read-only output": (["{}/good.tif", "--out={}/closed/h.tif"], 2,
                          "error: cannot write {}/closed/h.tif: [Errno 13] Permission denied"),
@@ -115,7 +115,7 @@ def test_ends_with_one_line(folder, finished, name):
 
 
 def test_a_scene_without_reference_system_is_mapped_with_a_warning(finished):
-    assert "plain.tif has no coordinate reference system, nor will its map" in finished["no reference system"][1]
+    assert "plain.tif has no coordinate reference system, so its map will have" in finished["no reference system"][1]
 
 
 def test_good_scenes_among_bad_ones_are_mapped_and_nothing_else_is_left(folder, finished):

@@ -157,7 +157,7 @@ def test_output_paths(tmp_path):
         ([LANDSAT, "--range=9,3", "--out={}/m.tif"], "expected low < high"),
         ([LANDSAT, "--percentiles=2,101", "--out={}/m.tif"], "expected 0 <= low < high <= 100"),
         ([LANDSAT, "--classes=a,b", "--out={}/m.tif"], "2 class names for 3 classes"),
-        ([LANDSAT, "--classes=elves", "--out={}/m.tif"], "taxonomy 'elves' is unknown"),
+        ([LANDSAT, "--classes=elves", "--out={}/m.tif"], "unknown taxonomy 'elves'"),
         ([LANDSAT, "--stride=65", "--out={}/m.tif"], "stride is 65"),
         ([LANDSAT, "--window=40", "--out={}/m.tif"], "multiple of 16"),
         ([LANDSAT, NEON, "--out={}/m.tif"], "is one file, but there are 2 scenes"),
@@ -165,7 +165,7 @@ def test_output_paths(tmp_path):
         ([LANDSAT, "--out={}/folder.tif"], "is a folder with the name of a file"),
         ([LANDSAT, "--out={}/file"], "is a file that does not end in .tif"),
         ([LANDSAT, "--out={}/file/m.tif"], "cannot write .*Not a directory"),
-        ([LANDSAT, f"--out={LANDSAT}"], "would replace data/scenes/landsat7_olinda.tif, which is read"),
+        ([LANDSAT, f"--out={LANDSAT}"], "would replace data/scenes/landsat7_olinda.tif, which is an input"),
     ],
 )
 def test_refusals_leave_nothing_behind(checkpoint, tmp_path, arguments, message):
@@ -253,7 +253,7 @@ def test_no_output_replaces_an_input(tmp_path, name, out, arguments):
     scene = tmp_path / name
     scene.parent.mkdir(exist_ok=True)
     shutil.copy(NEON, scene)
-    with pytest.raises(UserError, match=r"which is read; choose another --out|move it out of there first"):
+    with pytest.raises(UserError, match=r"which is an input; choose another --out|move it elsewhere"):
         predict.main(["--checkpoint=absent.pth", str(scene), f"--out={tmp_path / out}", *arguments])
     assert scene.read_bytes() == Path(NEON).read_bytes()
     if arguments:  # what is not written is not in the way
@@ -269,14 +269,14 @@ def test_no_output_replaces_an_input_by_another_name(tmp_path, link):
     link(tmp_path / "tile.tif", tmp_path / "out" / "other_map.tif")
     shutil.copy(NEON, tmp_path / "other.tif")
     scenes = [str(tmp_path / "other.tif"), str(tmp_path / "mosaic.vrt")]
-    with pytest.raises(UserError, match=r"other_map\.tif would replace .*tile\.tif, which is read"):
+    with pytest.raises(UserError, match=r"other_map\.tif would replace .*tile\.tif, which is an input"):
         predict.main(["--checkpoint=absent.pth", *scenes, f"--out={tmp_path / 'out'}"])
 
 
 def test_no_output_replaces_the_checkpoint(tmp_path):
     shutil.copy(NEON, tmp_path / "x.tif")
     (tmp_path / "map.tif").write_text("weights")
-    with pytest.raises(UserError, match=r"would replace .*map\.tif, which is read"):
+    with pytest.raises(UserError, match=r"would replace .*map\.tif, which is an input"):
         predict.main([f"--checkpoint={tmp_path}/map.tif", f"{tmp_path}/x.tif", f"--out={tmp_path}/map.tif"])
 
 

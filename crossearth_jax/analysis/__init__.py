@@ -1,1 +1,1 @@
-"""Additions to results: baselines, style distances, class features. Each may fail without losing scores."""
+"""Additions to the scores: baselines, style distances, class features. Scores are kept if one of them fails."""

@@ -1,7 +1,6 @@
-"""What is added to the results of an evaluation: examples, baselines, style distances, class features.
+"""Additions to the results of an evaluation: examples, baselines, style distances, class features.
 
-The scores are in `results.json` before any of this begins, and each addition may fail without losing them or the
-other additions.
+The scores are written to `results.json` first. If an addition fails, the scores and all other additions are kept.
 """
 
 from __future__ import annotations
@@ -27,15 +26,15 @@ from crossearth_jax.runtime.atomic import write_json, write_npz
 
 
 def add_to_results(config: Config, workdir: Path, segmentor: Segmentor, found: Mapping[str, DomainResult]) -> None:
-    """Computes every addition to the results in `workdir`; one that fails is left out with a warning.
+    """Compute every addition to the results in `workdir`; an addition that fails is left out with a warning.
 
-    The first process of a run calls it alone.
+    Only the first process of a run calls it.
 
     Args:
-      config: names the source, the style network and where data are prepared.
-      workdir: holds `results.json`, which grows, and `evaluation/`.
+      config: gives the source, the style network and the folder of the prepared data.
+      workdir: folder of the run; fields are added to its `results.json`, and files to its `evaluation/`.
       segmentor: the run's model.
-      found: what was found for each target.
+      found: target domain -> result, as returned by `inference.evaluate.evaluate`.
     """
     source, data_dir = config.data.source, config.data.data_dir
     settings = {setting.name: setting for setting in settings_of(source, config.evaluate.settings, data_dir)}
@@ -75,16 +74,16 @@ def add_to_results(config: Config, workdir: Path, segmentor: Segmentor, found: M
 
 @contextlib.contextmanager
 def _addition(what: str) -> Iterator[None]:
-    """Lets the block fail, whatever the reason, with one line in the log."""
+    """Catch every error of the block and log it in one line."""
     try:
         yield
     except Exception as error:
         reason = " ".join(str(error).split())
-        logging.warning("left out: %s (%s: %s); the scores are complete without", what, type(error).__name__, reason)
+        logging.warning("left out: %s (%s: %s); the scores are complete", what, type(error).__name__, reason)
 
 
 def _extend(workdir: Path, values_of: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Adds values to every row of `results.json`."""
+    """Add fields to every entry of `results.json`."""
     path = workdir / "results.json"
     rows = json.loads(path.read_text(encoding="utf-8"))
     write_json(path, {name: row | values_of({**row, "setting": name}) for name, row in rows.items()})

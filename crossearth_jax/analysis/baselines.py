@@ -1,8 +1,8 @@
-"""What can be had without a network: the reference lines of every report.
+"""Baselines without a network, shown in every report beside the model.
 
-`majority` predicts the most frequent class of the source everywhere. `colour` classifies each pixel by its RGB
-value alone, with gradient-boosted trees fitted on labelled pixels of the source's train split. A model that is not
-above them has learnt nothing about shape or context.
+`majority` predicts the most frequent class of the source for every pixel. `colour` classifies each pixel by its RGB
+value alone, with gradient-boosted trees fitted on labelled pixels of the source's train split. A model that does not
+score higher than both has learnt nothing about shape or context.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from crossearth_jax.benchmark.registry import find_domain, source_domains
 from crossearth_jax.inference import metrics
 from crossearth_jax.inputs.sources import PreparedSplit
 
-# Fitted pixels: practically all of blue_marble/temperate_green. The mean over its unseen climates moves by a point
-# or two with the draw, and by up to seven with 50,000 pixels: colours the source lacks (snow) are decided by few.
+# Largest number of pixels the trees are fitted on; blue_marble/temperate_green has fewer (766,000). The mean over its
+# unseen climates changes by one or two points with the random seed, and by up to seven with 50,000 pixels, because few
+# pixels decide how colours that are rare in the source (snow) are classified.
 PIXELS = 1_000_000
-SAMPLED = 2**26  # pixels of a train split that are held in memory to draw from
+SAMPLED = 2**26  # pixels of the train splits held in memory, from which those of the fit are drawn
 SEED = 0
 
 type Classifier = Callable[[UInt8[np.ndarray, "n 3"]], UInt8[np.ndarray, " n"]]
@@ -32,10 +33,12 @@ type Classifier = Callable[[UInt8[np.ndarray, "n 3"]], UInt8[np.ndarray, " n"]]
 def confusions(
     source: str, targets: Iterable[str], data_dir: str | Path
 ) -> dict[str, dict[str, Int[np.ndarray, "k k"]]]:
-    """Confusion matrices (rows are the truth, ignored pixels left out) of the baselines of `source`.
+    """Fit the baselines on `source` and return their confusion matrices on the targets.
+
+    Rows are true classes, columns predicted ones; ignored pixels are not counted.
 
     Args:
-      source: domain, or domains joined by "+", whose train split the baselines learn from.
+      source: domain, or domains joined by "+", on whose train split the baselines are fitted.
       targets: domains whose evaluation split is scored.
       data_dir: folder of the prepared datasets.
 
@@ -63,7 +66,7 @@ def confusions(
 def labelled_pixels(
     domain: str, split: str, data_dir: str | Path
 ) -> Iterator[tuple[UInt8[np.ndarray, "n 3"], UInt8[np.ndarray, " n"]]]:
-    """RGB values and train ids of the pixels of a split that are not ignored, image after image."""
+    """Yield RGB values and train ids of the labelled pixels of each image of a split; ignored pixels are left out."""
     source = PreparedSplit(domain, split, data_dir)
     for index in range(len(source)):
         example = source[index]
@@ -74,7 +77,10 @@ def labelled_pixels(
 def sampled_pixels(
     domain: str, split: str, data_dir: str | Path, most: int = SAMPLED
 ) -> tuple[UInt8[np.ndarray, "n 3"], UInt8[np.ndarray, " n"]]:
-    """The labelled pixels of a split; of more than `most` in all, an equal share of every image, at random."""
+    """Return the labelled pixels of a split.
+
+    If the split has more than `most` pixels, at most `most` / (number of images) are drawn at random from each image.
+    """
     source = PreparedSplit(domain, split, data_dir)
     height, width = source.size(0)
     share = most // len(source) if len(source) * height * width > most else None
@@ -89,20 +95,20 @@ def sampled_pixels(
 
 
 def fit_majority(labels: UInt8[np.ndarray, " n"]) -> Classifier:
-    """Always the most frequent of `labels` (the lowest id among equals)."""
+    """Return a classifier that always predicts the most frequent of `labels` (the lowest id in a tie)."""
     majority = np.bincount(labels).argmax().astype(np.uint8)
     return lambda pixels: np.full(len(pixels), majority)
 
 
 def fit_colour(pixels: UInt8[np.ndarray, "n 3"], labels: UInt8[np.ndarray, " n"]) -> Classifier:
-    """Gradient-boosted trees on RGB, fitted on `PIXELS` pixels drawn without replacement with a fixed seed."""
+    """Fit gradient-boosted trees on RGB values; they see at most `PIXELS` pixels, drawn with a fixed seed."""
     chosen = np.random.default_rng(SEED).permutation(len(labels))[:PIXELS]
     trees = HistGradientBoostingClassifier(random_state=SEED)
-    # One thread: sklearn's threads spin while they wait, which on a busy machine costs minutes instead of seconds.
+    # One thread: the waiting threads of scikit-learn use CPU time, and on a busy machine the fit then takes minutes.
     with threadpool_limits(limits=1):
         trees.fit(pixels[chosen], labels[chosen])
 
-    # Every colour is classified once, when it first occurs, and then looked up.
+    # Classify each colour only once, when it first occurs; after that its class is looked up.
     table = np.full(1 << 24, IGNORE, np.uint8)
 
     def classify(pixels: UInt8[np.ndarray, "n 3"]) -> UInt8[np.ndarray, " n"]:

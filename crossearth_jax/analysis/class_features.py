@@ -1,7 +1,7 @@
-"""Where the backbone puts each class of each domain: one mean feature vector per image and class.
+"""Class features: the mean feature vector of the backbone for each class in each image, in every target domain.
 
-A class that keeps its place from domain to domain is one the head can still recognise; the report draws them. Only
-a few images of a domain are looked at, so that time and memory stay small however large the domain is.
+The report draws them. If the features of a class are similar in two domains, the head can recognise the class in
+both. At most `IMAGES` images of a domain are used, so time and memory do not grow with the size of the domain.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from crossearth_jax.ops.normalization import normalize
 
 IMAGES = 48  # per domain
 BATCH = 4  # windows that go through the backbone together
-SHARE = 0.02  # of the window, that a class must cover to be counted in an image
+SHARE = 0.02  # smallest share of the window that a class must cover to get a feature vector in an image
 
 
 def pooled(
@@ -38,16 +38,17 @@ def pooled(
     images: UInt8[Array, "b h w 3"],
     labels: UInt8[Array, "b h w"],
 ) -> tuple[Float[Array, "b k c"], Float[Array, "b k"]]:
-    """Mean of the backbone's last feature level (with Reins, if the model has them) over the pixels of each class.
+    """Average the backbone's last feature level over the pixels of each class, separately in each image.
 
-    A patch counts for a class by the share of its pixels that are of it.
+    The features include the corrections of the Rein adapters, if the model has them. A patch has the weight of the
+    share of its pixels that belong to the class.
 
     Returns:
-      Means, zero where a class is absent, and the share of the window that each class covers, in [0, 1].
+      The means, zero for absent classes, and the share of the window that each class covers, in [0, 1].
     """
     features = model.features(params, normalize(images)).levels[-1].astype(jnp.float32)
     size = images.shape[1] // features.shape[1]
-    masks = jax.nn.one_hot(labels, model.config.classes)  # nothing for ignored pixels
+    masks = jax.nn.one_hot(labels, model.config.classes)  # all zero for ignored pixels
     weights = rearrange(masks, "b (y dy) (x dx) k -> b y x k (dy dx)", dy=size, dx=size).mean(-1)
     sums = jnp.einsum("byxk,byxc->bkc", weights, features)
     totals = weights.sum((1, 2))
@@ -55,17 +56,17 @@ def pooled(
 
 
 def class_features(segmentor: Segmentor, source: str, targets: Iterable[str], data_dir: str) -> dict[str, np.ndarray]:
-    """Pools the first `IMAGES` evaluation images of each target, from the middle window of each.
+    """Compute class features from the central window of the first `IMAGES` evaluation images of each target.
 
     Args:
       segmentor: the model.
-      source: what it was trained on, whose classes it has.
-      targets: domains to look at.
+      source: its source domain or domains, which give the class names.
+      targets: domains whose images are used.
       data_dir: folder of the prepared datasets.
 
     Returns:
-      Arrays with one row per image and class: `features` (n, c) float16, `classes` (n,) and `domains` (n,), the last
-      two as positions in `class_names` and `domain_names`.
+      Arrays with one row per image and class: `features` (n, c) float16, `classes` (n,) and `domains` (n,). The last
+      two are indices into `class_names` and `domain_names`, which are also returned.
     """
     pool = jax.jit(functools.partial(pooled, segmentor.model))
     features, classes, origins = [], [], []
@@ -89,7 +90,7 @@ def class_features(segmentor: Segmentor, source: str, targets: Iterable[str], da
 def _batches(
     domain: str, data_dir: str, side: int
 ) -> Iterator[tuple[UInt8[np.ndarray, "_ _ _ 3"], UInt8[np.ndarray, "_ _ _"]]]:
-    """Middle windows in batches of one size; the last batch is filled up with windows without labels."""
+    """Yield the central windows in batches of one size; the last batch is padded with windows that have no labels."""
     facts = find_domain(domain, data_dir)
     split = PreparedSplit(domain, facts.eval_split, data_dir)
     for group in itertools.batched(range(min(IMAGES, len(split))), BATCH):
@@ -102,7 +103,7 @@ def _batches(
 
 
 def _resized(record: Record, resize: Resize | None) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
-    """Image and label at the size at which the image is scored."""
+    """Resize image and label to the size at which the image is scored."""
     image, label = Image.fromarray(record["image"]), Image.fromarray(record["label"])
     height, width = fitted_size(record["label"].shape, resize)
     image = image.resize((width, height), Image.Resampling.BILINEAR)

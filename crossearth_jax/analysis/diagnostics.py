@@ -1,4 +1,4 @@
-"""What style injection did and what it was up against: restyled training images, and distances in style space."""
+"""Diagnostics of Earth-Style Injection: restyled training images, and distances between the styles of domains."""
 
 from __future__ import annotations
 
@@ -28,20 +28,21 @@ from crossearth_jax.training.styles import style_network
 from crossearth_jax.weights.style_files import load_style
 from crossearth_jax.weights.style_statistics import load_statistics
 
-DISTANCE_IMAGES = 48  # per domain: the distance grows with fewer images, so all domains are read equally far
+# Images per distance. The estimated distance is larger for fewer images, so all domains are limited to this number.
+DISTANCE_IMAGES = 48
 EXAMPLES = 4
 
 
 def style_distances(config: Config, targets: Iterable[str]) -> dict[str, float]:
-    """Fréchet distances between the style codes of the source and of each target.
+    """Return the Fréchet distance between the style codes of the source and of each target; 0 for the source itself.
 
-    Codes of the first `DISTANCE_IMAGES` training images of a domain (of its scored images if it has no others) make
-    one Gaussian; several sources share that number. This only describes the domains; nothing of a target reaches
-    training.
+    A Gaussian is fitted to the style codes of the first `DISTANCE_IMAGES` images of the train split of a domain, or of
+    its evaluation split if it has no train split. With several source domains, each contributes an equal part of these
+    images. The distances only describe the domains; training does not use them.
 
     Args:
-      config: names the source and the style network.
-      targets: domains.
+      config: gives the source and the style network.
+      targets: names of domains.
     """
     network, params = _network(config)
 
@@ -67,16 +68,18 @@ def _first_images(domain: str, config: Config, count: int) -> Iterator[UInt8[np.
     return (split[index]["image"] for index in range(min(count, len(split))))
 
 
-# The network is a fixed argument: one compilation serves every style and seed.
+# The network is a static argument, so one compilation serves all styles and seeds.
 _encode = jax.jit(StyleNetwork.encode, static_argnums=0)
 _stylize = jax.jit(StyleNetwork.stylize, static_argnums=0)
 
 
 def redrawn(images: UInt8[np.ndarray, "n h w 3"], style: StyleConfig, seed: int = 0) -> UInt8[np.ndarray, "n h w 3"]:
-    """RGB images as Earth-Style Injection with these settings shows them to the backbone, every one restyled.
+    """Return RGB images as the backbone sees them after Earth-Style Injection with these settings.
+
+    Every image is restyled, whatever `style.probability` is.
 
     Raises:
-      UserError: the style network or its statistics cannot be read.
+      UserError: the weights of the style network or the style statistics cannot be read.
     """
     network = StyleNetwork(cast(StyleKind, style.backend))
     params, statistics = load_style(network, style.weights), load_statistics(style.statistics, network.kind).sampler
@@ -91,13 +94,16 @@ def redrawn(images: UInt8[np.ndarray, "n h w 3"], style: StyleConfig, seed: int 
 def style_examples(
     config: Config,
 ) -> tuple[UInt8[np.ndarray, "n s s 3"], UInt8[np.ndarray, "n s s 3"]]:
-    """A few augmented training images, as they are and restyled as in training (but each of them)."""
+    """Return a few augmented training images, and the same images restyled.
+
+    The restyling is that of training, except that every image is restyled and `style.literal` is off.
+    """
     assert config.style is not None
     splits = [PreparedSplit(name, "train", config.data.data_dir) for name in config.data.source.split("+")]
     in_turn = (split[i] for i in range(EXAMPLES) for split in splits if i < len(split))
     chosen = list(itertools.islice(in_turn, EXAMPLES))
     height, width = np.min([example["label"].shape for example in chosen], axis=0).tolist()
-    # The middle of each, at the size that all of them have.
+    # The central part of each image, at the largest size that fits into all of them.
     pairs = [window(example["image"], example["label"], (height, width), (0.5, 0.5)) for example in chosen]
     images, labels = (np.stack(column) for column in zip(*pairs, strict=True))
     style = dataclasses.replace(config.style, probability=1.0, literal=False)
@@ -119,7 +125,7 @@ def _to_uint8(images: jax.Array) -> UInt8[np.ndarray, "n s s 3"]:
 
 
 def _network(config: Config) -> tuple[StyleNetwork, dict[str, jax.Array]]:
-    """The style network that the config names and its parameters."""
+    """Return the style network of the configuration and its parameters."""
     assert config.style is not None
     network = style_network(config)
     return network, {name: jnp.asarray(value) for name, value in load_style(network, config.style.weights).items()}

@@ -1,4 +1,4 @@
-"""Style codes of many images, summed up as a Gaussian."""
+"""Mean and covariance of the style codes of many images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 from crossearth_jax.models.style_network import StyleNetwork
 from crossearth_jax.ops.moments import Moments
 
-SIDE = 256  # pixels that every image is resized to before its style is read, as the reference does
+SIDE = 256  # every image is resized to this side in pixels before its style code is computed, as in the reference
 
 
 def code_moments(
@@ -23,10 +23,10 @@ def code_moments(
     images: Iterable[UInt8[np.ndarray, "h w 3"]],
     batch_size: int = 16,
 ) -> Iterator[Moments]:
-    """Reads the style of every image, whatever its size, and adds the codes up.
+    """Compute the style codes of images of any sizes and accumulate their moments.
 
     Yields:
-      The same accumulator after every batch, so that the caller can report progress; the last one is complete.
+      The same accumulator after every batch, so that the caller can report progress. It is complete after the last.
     """
 
     @jax.jit
@@ -35,7 +35,7 @@ def code_moments(
 
     moments: Moments | None = None
     for batch in itertools.batched(map(_resized, images), batch_size):
-        # The last batch is filled up with copies of one image: another shape would be compiled anew.
+        # Pad the last batch with copies of one image, since another shape would need another compilation.
         filled = np.stack(batch + batch[:1] * (batch_size - len(batch)))
         codes = np.asarray(encode(params, filled))[: len(batch)]
         moments = moments or Moments(codes.shape[1])
@@ -44,7 +44,7 @@ def code_moments(
 
 
 def _resized(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "256 256 3"]:
-    """Bilinear, over the whole footprint of a target pixel when that shrinks the image."""
+    """Resize bilinearly, with anti-aliasing where the image shrinks."""
     if image.shape[:2] == (SIDE, SIDE):
         return image
     return np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BILINEAR))

@@ -1,1 +1,1 @@
-"""A trained model at work: loading, sliding windows, evaluation, the benchmark's table."""
+"""Use of a trained model: loading, sliding-window prediction, evaluation, the benchmark's results table."""

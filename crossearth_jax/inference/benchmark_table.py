@@ -1,12 +1,13 @@
-"""The table of the benchmark: every setting, by whatever checkpoints and prepared datasets exist.
+"""The results table of the benchmark: all settings, scored with the checkpoints and prepared datasets that exist.
 
 ```
 python -m crossearth_jax.main --config=configs/crossearth.py:all --mode=evaluate --checkpoints=DIR --workdir=OUT
 ```
 
-Each cell (a checkpoint on a target) is one file in `OUT/cells`, written when it is finished; `results.json`,
-`report.md` and `report.html` are made anew from them after every cell. The same command goes on where it was stopped,
-and scores again only what has changed: the checkpoint, the prepared target or the protocol.
+The result of each cell (a checkpoint scored on a setting) is one file in `OUT/cells`, written when the cell is
+finished. `results.json`, `report.md` and `report.html` are written again after every cell. After an interruption the
+same command continues. It scores a cell again only if the checkpoint, the prepared target, the target's resizing rule
+or the format of the cell has changed.
 """
 
 from __future__ import annotations
@@ -36,41 +37,41 @@ from crossearth_jax.reporting import overview
 from crossearth_jax.reporting.overview import Row
 from crossearth_jax.runtime.atomic import replacing, write_json
 
-VERSION = 1  # of what a cell holds; another one scores every cell again
+VERSION = 1  # format of a cell's file; after a change of it every cell is scored again
 
 
 @dataclasses.dataclass
 class Cell:
-    """A checkpoint on a target, with its result or the reasons why there is none.
+    """A checkpoint on a setting, with its result or the reasons why it has none.
 
-    A setting without a checkpoint or without prepared data has one cell, without a checkpoint.
+    A setting that lacks a checkpoint or prepared data has a single cell whose `candidate` is None.
     """
 
     setting: Setting
     candidate: Candidate | None = None
-    path: Path = Path()  # of its file, if it has a checkpoint
-    identity: dict[str, Any] = dataclasses.field(default_factory=dict)  # what its result is computed from
-    result: dict[str, Any] | None = None  # an entry of results.json, and the confusion matrix
-    missing: tuple[str, ...] = ("not scored yet",)  # why there is no result
+    path: Path = Path()  # its file, if it has a checkpoint
+    identity: dict[str, Any] = dataclasses.field(default_factory=dict)  # everything on which its result depends
+    result: dict[str, Any] | None = None  # an entry of results.json, plus the confusion matrix
+    missing: tuple[str, ...] = ("not scored yet",)  # the reasons while there is no result
 
 
 def fill_table(config: Config, workdir: Path, checkpoints: Path) -> Path:
-    """Scores every cell that can be scored and is not up to date; returns the report's path.
+    """Score every cell that can be scored and has no up-to-date result; return the path of the HTML report.
 
     Args:
-      config: names the settings (`evaluate.settings`, else those of `data.source`) and where data is prepared.
-      workdir: folder of the table.
-      checkpoints: folder of runs, published and converted files.
+      config: gives the settings (`evaluate.settings`, else all of `data.source`) and the folder of the prepared data.
+      workdir: folder for the table.
+      checkpoints: folder that holds runs, published files and converted files.
 
     Raises:
-      UserError: there is nothing to score with; the report says what is missing.
+      UserError: a setting is unknown, or no cell could be scored; the report then lists what each setting lacks.
     """
     names = config.evaluate.settings
     of_source = settings_from(config.data.source, config.data.data_dir)
     known = benchmark.SETTINGS | {setting.name: setting for setting in of_source}
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise UserError(f"unknown settings: {', '.join(unknown)}; known: {', '.join(known)}")
+        raise UserError(f"unknown settings: {', '.join(unknown)}; known settings: {', '.join(known)}")
     settings = [known[name] for name in names] or of_source
     cells = find_cells(settings, config.data.data_dir, workdir, checkpoints)
     pending: dict[Candidate, list[Cell]] = {}
@@ -81,10 +82,10 @@ def fill_table(config: Config, workdir: Path, checkpoints: Path) -> Path:
         elif cell.result is None:
             pending.setdefault(cell.candidate, []).append(cell)
     done, left = sum(cell.result is not None for cell in cells), sum(map(len, pending.values()))
-    logging.info("%d cells: %d to score, %d scored before", done + left, left, done)
+    logging.info("%d cells: %d to score, %d already scored", done + left, left, done)
     report = write_table(cells, config.data.data_dir, workdir, checkpoints)
     for candidate, own in pending.items():
-        try:  # models of one shape share their compiled program
+        try:  # models of the same architecture share one compiled program
             windows = candidate.load().sliding_windows(batch_size=config.evaluate.batch_size)
         except UserError as error:
             logging.error("%s is not scored: %s", candidate.path, error)
@@ -102,20 +103,20 @@ def fill_table(config: Config, workdir: Path, checkpoints: Path) -> Path:
                 write_json(cell.path, {"identity": cell.identity, "result": cell.result})
             report = write_table(cells, config.data.data_dir, workdir, checkpoints)
             logging.info("%s by %s: done, see %s", cell.setting.name, candidate.label, report)
-        del windows  # the memory is needed for the next one
+        del windows  # frees the parameters before the next model is loaded
     report = write_table(cells, config.data.data_dir, workdir, checkpoints)
     if all(cell.result is None for cell in cells):
-        raise UserError(f"not one of {len(settings)} settings can be scored; {report} says what each of them lacks")
+        raise UserError(f"none of the {len(settings)} settings could be scored; {report} lists what each of them lacks")
     return report
 
 
 def find_cells(settings: Sequence[Setting], data_dir: str, workdir: Path, checkpoints: Path) -> list[Cell]:
-    """Pairs settings with checkpoints and prepared targets, and reads the results that are up to date.
+    """Pair the settings with checkpoints and prepared targets, and read the results that are up to date.
 
     Every process of a run calls it before any cell is scored, so that all of them find the same results.
 
     Raises:
-      UserError: `checkpoints` is no folder.
+      UserError: `checkpoints` is not a folder.
     """
     candidates = find_candidates(checkpoints)
     cells: list[Cell] = []
@@ -145,28 +146,33 @@ def find_cells(settings: Sequence[Setting], data_dir: str, workdir: Path, checkp
 
 
 def lacking_checkpoint(setting: Setting, checkpoints: Path) -> str:
-    """How to get a checkpoint for a setting that has none."""
+    """Return the reason why a setting has no checkpoint, and how to get one."""
     training = benchmark.training_of(setting.name)
     if training is None:
-        return f"{checkpoints} holds no run trained on {setting.source}; train one into a folder there"
+        return (
+            f"no run trained on {setting.source} in {checkpoints}; train one there: python -m crossearth_jax.main "
+            f"with the configuration of that source and --workdir={checkpoints / 'NAME'}"
+        )
     train = (
         f"train one: python -m crossearth_jax.main --config=configs/crossearth.py:{training.name}"
         f" --workdir={checkpoints / training.name}"
     )
     if training.weights is None:
         return f"no checkpoint of {training.name} in {checkpoints}, and none was published; {train}"
-    download = f"download {training.weights} from {benchmark.WEIGHTS_HOME}"
+    download = f"download {training.weights} from {benchmark.WEIGHTS_HOME} into this folder"
     other = [name for name in benchmark.OTHER_WEIGHTS if (checkpoints / name).exists() and setting.name in name]
     unread = "".join(f" ({name} is not read: {benchmark.OTHER_WEIGHTS[name]})" for name in other)
     return f"no checkpoint of {training.name} in {checkpoints}: {download}, or {train}{unread}"
 
 
 def lacking_data(target: str, data_dir: str) -> str | None:
-    """How to prepare a target that is not prepared; None if it is."""
+    """Return the reason why a target cannot be scored, and how to prepare it; None if its data are prepared."""
     domain = find_domain(target, data_dir)
     split = domain.eval_split
     prepare = f"python -m crossearth_jax.prepare {target} --data_dir={data_dir}"
-    if domain.dataset != "blue_marble":
+    if target not in benchmark.DOMAINS:
+        prepare = f"python -m crossearth_jax.prepare domains.toml --data_dir={data_dir} (the file that describes it)"
+    elif domain.dataset != "blue_marble":
         prepare += f" --manual_dir=FOLDER (data/{domain.dataset}/README.md says where to get its archives)"
     try:
         present = prepared_splits(target, data_dir)
@@ -174,11 +180,12 @@ def lacking_data(target: str, data_dir: str) -> str | None:
         return f"{target} is not prepared in {data_dir}: {prepare}"
     if split in present:
         return None
-    return f"{target} is prepared in {data_dir} without its split {split}: delete the folder, then {prepare}"
+    folder = dataset_directory(target, data_dir)
+    return f"{target} is prepared in {data_dir} without its split {split}: delete {folder}, then {prepare}"
 
 
 def score_cell(windows: SlidingWindows, setting: Setting, candidate: Candidate, data_dir: str) -> dict[str, Any]:
-    """The result of a cell."""
+    """Score a checkpoint on a setting and return the result of the cell."""
     domain = find_domain(setting.target, data_dir)
     found = score_domain(windows, domain, domain.eval_split, data_dir)
     return row(setting, domain.classes, found.confusion, candidate.step) | {
@@ -191,7 +198,7 @@ def score_cell(windows: SlidingWindows, setting: Setting, candidate: Candidate, 
 
 
 def write_table(cells: Sequence[Cell], data_dir: str, workdir: Path, checkpoints: Path) -> Path:
-    """Writes `results.json`, `report.md` and `report.html` of the cells that are finished; returns the page's path."""
+    """Write `results.json`, `report.md` and `report.html` with the cells scored so far; return the path of the page."""
     rows, results = [], {}
     for setting, group in itertools.groupby(cells, key=lambda cell: cell.setting):
         own, target = list(group), find_domain(setting.target, data_dir)

@@ -1,4 +1,4 @@
-"""The checkpoints that a folder holds for each training: folders of runs, published files, converted files."""
+"""Find the checkpoints of each training in a folder: folders of runs, published files and converted files."""
 
 from __future__ import annotations
 
@@ -20,44 +20,44 @@ class Candidate:
     """One checkpoint of one training."""
 
     path: Path
-    source: str  # what it was trained on
+    source: str  # domain, or domains joined by "+", on which it was trained
     kind: str  # "run", "published" or "converted"
-    step: int | None  # of a run's newest checkpoint
+    step: int | None  # optimizer steps of a run's exported model
 
     @property
     def label(self) -> str:
-        """How the table calls it."""
+        """Its name in the table: that of the file or of the run's folder."""
         return self.path.resolve().name
 
     def fingerprint(self) -> str:
-        """Changes when the checkpoint does, without reading gigabytes."""
+        """Return size and modification time of the weights file, which change with it, without reading gigabytes."""
         state = (self.path / MODEL_FILE if self.kind == "run" else self.path).stat()
         return f"{state.st_size} bytes of {state.st_mtime_ns}"
 
     def load(self) -> Segmentor:
-        """The model.
+        """Load the model.
 
         Raises:
-          UserError: it cannot be read, or does not have the classes of its source.
+          UserError: the file cannot be read, or does not have the classes of the source domain.
         """
         if self.kind == "run":
             return load(self.path)
-        domain = DOMAINS[self.source]  # published files are the benchmark's
+        domain = DOMAINS[self.source]  # only sources of the benchmark have files that are found by name
         return load(self.path, num_classes=len(domain.classes), class_names=domain.classes, palette=domain.palette)
 
 
 def find_candidates(folder: Path) -> dict[str, list[Candidate]]:
-    """Source domain -> its checkpoints in `folder`; published files first, then converted ones, then runs.
+    """Return the checkpoints in `folder` by source domain: single files first, then runs.
 
-    Files are known by name: the published one, the same with `.safetensors`, or the training's name with either
-    ending. A converted copy of a published file takes its place.
+    A file is recognised by its name: the published name or the name of the training, ending in `.pth` or
+    `.safetensors`. A `.pth` file is ignored if the `.safetensors` file of the same name exists.
 
     Raises:
-      UserError: there is no such folder.
+      UserError: the folder does not exist.
     """
     if not folder.is_dir():
         raise UserError(
-            f"--checkpoints={folder} is no folder; expected one that holds runs, .safetensors or .pth files"
+            f"--checkpoints={folder} is not a folder; give a folder that holds runs, .safetensors files or .pth files"
         )
     found: dict[str, list[Candidate]] = {}
     for training in TRAININGS.values():
@@ -79,13 +79,13 @@ def _files(folder: Path, training: Training) -> Iterator[Path]:
 
 
 def _runs(folder: Path) -> Iterator[Candidate]:
-    """Runs in `folder`, or `folder` itself; those that have left no model yet are left out."""
+    """Yield the runs in `folder`, or `folder` itself if it is a run; a run without a readable model is skipped."""
     for path in sorted({folder, *(entry for entry in folder.iterdir() if entry.is_dir())}):
         if not (path / MODEL_FILE).is_file() and not (path / "config.json").is_file():
             continue
         try:
             described = read_description(ensure_exported(path))
         except UserError as error:
-            logging.warning("the run %s is left out: %s", path, error)
+            logging.warning("the run %s is skipped: %s", path, error)
             continue
         yield Candidate(path=path, source=described.trained_on, kind="run", step=described.step)

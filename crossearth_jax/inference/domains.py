@@ -1,4 +1,4 @@
-"""One domain of a benchmark through a model: its confusion matrix, and a few examples to look at."""
+"""Scoring of one domain: the confusion matrix of a model on all its images, and a few examples for the report."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from crossearth_jax.inputs.transforms import check_labels
 from crossearth_jax.runtime import parallel
 from crossearth_jax.runtime.progress import Progress
 
-# What an image looks like, of the image and its record number; None leaves it as it is.
+# A function of an image and its record number that returns the image with changed appearance; None changes nothing.
 Appearance = Callable[[UInt8[np.ndarray, "h w 3"], int], UInt8[np.ndarray, "h w 3"]] | None
 
-EXAMPLE_SIDE = 512  # pixels, of the images a report shows
+EXAMPLE_SIDE = 512  # longest side in pixels of the example images that are kept for the report
 
 
 @dataclasses.dataclass(frozen=True)
 class DomainResult:
-    """What evaluation keeps of one domain."""
+    """The result of scoring one domain."""
 
-    confusion: Int[np.ndarray, "k k"]  # int64, rows are the truth
-    images: UInt8[np.ndarray, "n h w 3"]  # examples
+    confusion: Int[np.ndarray, "k k"]  # int64; rows are true classes, columns predicted ones
+    images: UInt8[np.ndarray, "n h w 3"]  # examples, with their labels and predictions
     labels: UInt8[np.ndarray, "n h w"]
     predictions: UInt8[np.ndarray, "n h w"]
 
@@ -42,20 +42,22 @@ def score_domain(
     examples: int = 0,
     appearance: Appearance = None,
 ) -> DomainResult:
-    """Scores every image of one split of one domain; all processes of a run call it together.
+    """Score every image of one split of a domain; all processes of a run call it together.
 
-    Each process scores its share of the images on its own devices; the confusion matrices are summed at the end.
+    Each process scores its share of the images on its own devices. At the end the confusion matrices of all processes
+    are summed; the examples stay those of the process.
 
     Args:
       windows: applies the model.
-      domain: its facts.
+      domain: the domain to score.
       split: name of the split.
       data_dir: folder of the prepared datasets.
-      examples: images to keep, as they were before `appearance`.
-      appearance: changes images before anything else is done with them.
+      examples: number of images to keep; they are kept without the change of `appearance`.
+      appearance: is applied to every image before resizing and scoring.
 
     Raises:
-      UserError: the domain is not prepared, or a record is corrupt: a score over a part of the images is no score.
+      UserError: the domain is not prepared, or a record is corrupt. Corrupt records are not skipped, since a score
+        over part of the images is not comparable.
     """
     classes = len(domain.classes)
     source = PreparedSplit(domain.name, split, data_dir)
@@ -74,9 +76,9 @@ def score_domain(
 def _predictions(
     windows: SlidingWindows, source: Source, numbers: range, domain: Domain, split: str, appearance: Appearance
 ) -> Iterator[tuple[Record, UInt8[np.ndarray, "_ _"]]]:
-    """Every record with its predicted classes, as the benchmark scores it.
+    """Yield every record with its predicted classes, computed by the protocol of the benchmark.
 
-    The image is resized, windows are slid over it, and the scores are resized back: labels keep their size.
+    The image is resized and scored with the sliding window, then the scores are resized to the size of the label.
     """
     classes, largest = len(domain.classes), domain.sizes[split]
     waiting: dict[int, Record] = {}
@@ -104,21 +106,21 @@ def _predictions(
 
 
 class Examples:
-    """The first images of a domain, all of one size, thinned to a side of at most `EXAMPLE_SIDE` pixels."""
+    """Collects the first images of a domain, all of one size, subsampled to at most `EXAMPLE_SIDE` pixels a side."""
 
     def __init__(self, count: int):
         self._count = count
         self._kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
     def add(self, record: Record, predicted: UInt8[np.ndarray, "h w"]) -> None:
-        """Keeps an image if it is still wanted and has the size of those before it."""
+        """Keep an image unless enough are kept or its size differs from those kept before."""
         step = -(-max(predicted.shape) // EXAMPLE_SIDE)
         row = (record["image"][::step, ::step], record["label"][::step, ::step], predicted[::step, ::step])
         if len(self._kept) < self._count and (not self._kept or self._kept[0][1].shape == row[1].shape):
             self._kept.append(row)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Images, labels and predictions; without any, arrays of length 0."""
+        """Return images, labels and predictions as arrays; they have length 0 if no image was kept."""
         if not self._kept:
             return np.zeros((0, 1, 1, 3), np.uint8), np.zeros((0, 1, 1), np.uint8), np.zeros((0, 1, 1), np.uint8)
         images, labels, predictions = (np.stack(column) for column in zip(*self._kept, strict=True))

@@ -1,4 +1,4 @@
-"""Evaluation: a source model on every target of its settings, one confusion matrix per domain.
+"""Evaluation: score a trained model on the target domain of every setting, with one confusion matrix per domain.
 
 `python -m crossearth_jax.main --config=… --workdir=… --mode=evaluate`
 """
@@ -27,25 +27,26 @@ from crossearth_jax.runtime import parallel
 from crossearth_jax.runtime.atomic import write_json
 from crossearth_jax.weights.native import Description
 
-PROTOCOL = "last checkpoint; nothing was chosen on a target"
-HOLDOUTS = ("validation", "val")  # names of splits that a source's checkpoints may be chosen on
+PROTOCOL = "last checkpoint; no target domain was used for model selection"
+HOLDOUTS = ("validation", "val")  # names of the splits of a source domain that may be used for model selection
 
 
 def evaluate(config: Config, workdir: Path, segmentor: Segmentor) -> dict[str, DomainResult]:
-    """Scores the config's settings and writes `results.json`.
+    """Score all settings of the configuration and write `results.json`.
 
-    All processes of a run call it together; the first one writes.
+    All processes of a run call it together; the first process writes the file.
 
     Args:
-      config: names the settings, where data are prepared and how windows are batched.
-      workdir: where the results go.
+      config: gives the settings, the folder of the prepared data and the batch size of the windows.
+      workdir: folder for the results.
       segmentor: the run's model.
 
     Returns:
-      What was found for each target, the same on every process.
+      Target domain -> its result. The confusion matrix is that of all processes; the examples are images that this
+      process scored.
 
     Raises:
-      UserError: the model was trained on another domain than the configuration's source, or a target is not prepared.
+      UserError: the model was not trained on the source of the configuration, or a target is not prepared.
     """
     source, data_dir, described = config.data.source, config.data.data_dir, segmentor.description
     check_source(segmentor, source, workdir)
@@ -62,7 +63,7 @@ def evaluate(config: Config, workdir: Path, segmentor: Segmentor) -> dict[str, D
             protocol = protocol_text(config, setting, described.style_targets)
             names, confusion = targets[setting.target].classes, found[setting.target].confusion
             rows[setting.name] = row(setting, names, confusion, described.step) | {"protocol": protocol}
-        for earlier in (workdir / "evaluation").glob("*.npz"):  # additions to scores that are replaced now
+        for earlier in (workdir / "evaluation").glob("*.npz"):  # they belong to the scores that are replaced here
             earlier.unlink()
         write_json(workdir / "results.json", rows)
         for setting in settings:
@@ -71,17 +72,20 @@ def evaluate(config: Config, workdir: Path, segmentor: Segmentor) -> dict[str, D
 
 
 def check_source(segmentor: Segmentor, source: str, workdir: Path) -> None:
-    """Raises a UserError if the run's model was not trained on the configuration's source."""
+    """Raise a UserError if the run's model was not trained on the configuration's source."""
     trained_on = segmentor.description.trained_on
     if trained_on != source:
         raise UserError(
             f"the model in {workdir} was trained on {trained_on or 'an unknown domain'}, the configuration's "
-            f"source is {source}; use another --workdir, or the configuration that the run was started with"
+            f"source is {source}; use another --workdir, or the configuration with which the run was started"
         )
 
 
 def is_evaluated(config: Config, workdir: Path, segmentor: Segmentor) -> bool:
-    """Whether `results.json` holds the scores of this checkpoint on all the config's settings; all processes ask."""
+    """Return whether `results.json` holds scores of this checkpoint for every setting of the configuration.
+
+    All processes of a run call it together. The answer is yes only if every process finds the scores.
+    """
     try:
         rows = json.loads((workdir / "results.json").read_text(encoding="utf-8"))
         settings = settings_of(config.data.source, config.evaluate.settings, config.data.data_dir)
@@ -95,16 +99,16 @@ def is_evaluated(config: Config, workdir: Path, segmentor: Segmentor) -> bool:
 def evaluate_model(
     segmentor: Segmentor, setting: Setting, data_dir: str, batch_size: int = 16
 ) -> tuple[dict[str, Any], DomainResult]:
-    """Scores a loaded model on one setting, on all local devices.
+    """Score a loaded model on one setting, on all local devices.
 
     Args:
-      segmentor: of any origin, with the classes of the target.
-      setting: its target must be prepared.
+      segmentor: a model of any origin that has the classes of the target.
+      setting: a setting whose target is prepared.
       data_dir: folder of the prepared datasets.
       batch_size: windows scored together.
 
     Returns:
-      mIoU and IoU by class as in `results.json`, and what they were computed from.
+      mIoU and class IoU as in `results.json`, and the confusion matrix they are computed from, with four examples.
 
     Raises:
       UserError: the target is not prepared, or the model has another number of classes.
@@ -121,15 +125,16 @@ def evaluate_model(
 
 
 def validate(config: Config, params: Mapping[str, jax.Array]) -> float:
-    """Scores parameters in training on the validation split of the source; all processes call it together.
+    """Score the current parameters during training on the validation split of the source.
 
-    The confusion matrices of several sources are added up.
+    All processes of a run call it together. With several source domains, their confusion matrices are summed.
 
     Returns:
-      mIoU in percent, over the classes of the source's in-domain settings if it has any, else over all.
+      mIoU in percent over the classes of the source's in-domain settings, or over all classes if it has no such
+      setting; 0 if no class has a defined IoU.
 
     Raises:
-      UserError: the source has no such split.
+      UserError: a source domain has no validation split.
     """
     source, data_dir = config.data.source, config.data.data_dir
     domains = source_domains(source, data_dir)
@@ -143,35 +148,35 @@ def validate(config: Config, params: Mapping[str, jax.Array]) -> float:
 
 
 def scored_classes(source: str, data_dir: str) -> tuple[str, ...]:
-    """The classes that count in the source's own domains: those of its in-domain settings, or all if it has none."""
+    """Return the classes scored in the source domain: those of its in-domain settings, or all if it has none."""
     own = [setting.classes for setting in settings_from(source, data_dir) if not setting.cross_domain]
     names = source_domains(source, data_dir)[0].classes
     return tuple(name for name in names if not own or any(name in classes for classes in own))
 
 
 def holdout(domain: Domain) -> str:
-    """The split of a source domain that its checkpoints may be chosen on.
+    """Return the name of the split of a source domain that may be used to select its checkpoint.
 
     Raises:
-      UserError: it has none.
+      UserError: the domain has no such split.
     """
     splits = domain.counts
     found = [split for split in HOLDOUTS if split in splits]
     if not found:
         raise UserError(
-            f"{domain.name} has the splits {', '.join(splits)}, but none to choose a checkpoint on; "
-            "score the last one (evaluate.select=last)"
+            f"{domain.name} has the splits {', '.join(splits)}, expected one of {', '.join(HOLDOUTS)} to select a "
+            "checkpoint on; use the last checkpoint instead (--config.evaluate.select=last)"
         )
     return found[0]
 
 
 def protocol_text(config: Config, setting: Setting, style_targets: Sequence[str]) -> str:
-    """How the scored checkpoint was chosen, in words for the report.
+    """Describe for the report how the scored checkpoint was selected.
 
     Args:
-      config: of the run.
-      setting: the row.
-      style_targets: targets that the run's styles were estimated from (by request only).
+      config: configuration of the run.
+      setting: the setting whose score is described.
+      style_targets: target domains from which the run's style statistics were estimated (only on request).
     """
     text = PROTOCOL
     if config.evaluate.select != "last":
@@ -180,8 +185,8 @@ def protocol_text(config: Config, setting: Setting, style_targets: Sequence[str]
         chosen = " and ".join(f"the {split} split of the source {name}" for name, split in splits.items())
         seen = any(setting.target == domain.name and domain.eval_split == splits[domain.name] for domain in domains)
         text = f"best checkpoint on {chosen}" + (
-            ", which this row scores too" if seen else "; nothing was chosen on a target"
+            ", which this setting also scores" if seen else "; no target domain was used for model selection"
         )
     if style_targets:
-        text += f"; not blind to {', '.join(style_targets)}, whose styles are in the style statistics"
+        text += f"; the style statistics were estimated with images of {', '.join(style_targets)}"
     return text

@@ -1,7 +1,8 @@
 """Segmentation metrics from confusion matrices.
 
-A confusion matrix is an integer array (k, k), rows the truth and columns the prediction; matrices of batches, images
-or domains add. All metrics are float64 fractions, per class NaN where undefined.
+A confusion matrix is an integer array (k, k) whose rows are true classes and whose columns are predicted classes.
+Matrices of batches, images or domains can be added. All metrics are float64 fractions in [0, 1]; a metric of a class
+is NaN where it is undefined.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ Metric = Callable[[np.ndarray], np.ndarray]
 def confusion(
     labels: UInt8[np.ndarray, "*b"], predictions: UInt8[np.ndarray, "*b"], classes: int
 ) -> Int[np.ndarray, "k k"]:
-    """Counts the pixels of each (true, predicted) pair of classes.
+    """Count the pixels of each (true class, predicted class) pair.
 
     Args:
-      labels: true classes. Pixels with another value than 0 … classes - 1 (255: ignored) are left out.
+      labels: true classes. Pixels whose label is not in 0 … classes - 1 (such as 255, ignored) are not counted.
       predictions: predicted classes, below `classes`.
-      classes: how many there are.
+      classes: number of classes.
     """
     kept = labels < classes
     pairs = labels[kept].astype(np.int64) * classes + predictions[kept]
@@ -30,45 +31,50 @@ def confusion(
 
 
 def accuracy(matrix: Int[np.ndarray, "k k"]) -> float:
-    """Share of all pixels that are right (aAcc); NaN for an empty matrix."""
+    """Return the share of all pixels that are predicted correctly (aAcc); NaN for an empty matrix."""
     return float(_divide(np.trace(matrix), matrix.sum()))
 
 
 def iou(matrix: Int[np.ndarray, "k k"]) -> Float[np.ndarray, " k"]:
-    """Intersection over union of each class; NaN for a class neither labelled nor predicted."""
+    """Return the intersection over union of each class; NaN for a class neither labelled nor predicted."""
     hits = np.diagonal(matrix)
     return _divide(hits, matrix.sum(0) + matrix.sum(1) - hits)
 
 
 def precision(matrix: Int[np.ndarray, "k k"]) -> Float[np.ndarray, " k"]:
-    """Share of each class's predicted pixels that are right; NaN for a class never predicted."""
+    """Return the share of the pixels predicted as each class that are correct; NaN for a class never predicted."""
     return _divide(np.diagonal(matrix), matrix.sum(0))
 
 
 def recall(matrix: Int[np.ndarray, "k k"]) -> Float[np.ndarray, " k"]:
-    """Share of each class's true pixels that are found (class accuracy); NaN for a class without any."""
+    """Return the share of the true pixels of each class that are predicted as it; NaN for a class without pixels.
+
+    It is also called class accuracy.
+    """
     return _divide(np.diagonal(matrix), matrix.sum(1))
 
 
 def f_score(matrix: Int[np.ndarray, "k k"], beta: float = 1.0) -> Float[np.ndarray, " k"]:
-    """Weighted harmonic mean of precision and recall of each class; with beta 1 the Dice coefficient.
+    """Return the weighted harmonic mean of precision and recall of each class; with beta = 1 the Dice coefficient.
 
-    Defined by counts, so that a class without a hit scores 0 where the formula from precision and recall has 0 / 0;
-    NaN only for a class neither labelled nor predicted.
+    It is computed from pixel counts. A class without a correct pixel therefore scores 0, where the formula from
+    precision and recall gives 0 / 0. The value is NaN only for a class neither labelled nor predicted.
     """
     hits, weight = np.diagonal(matrix), beta**2
     return _divide((1 + weight) * hits, weight * matrix.sum(1) + matrix.sum(0))
 
 
 def dice(matrix: Int[np.ndarray, "k k"]) -> Float[np.ndarray, " k"]:
-    """Dice coefficient of each class; NaN for a class neither labelled nor predicted."""
+    """Return the Dice coefficient of each class; NaN for a class neither labelled nor predicted."""
     return f_score(matrix)
 
 
 def mean(values: Float[np.ndarray, " k"], scored: Sequence[int] | None = None) -> float:
-    """Mean over the classes with a value (mIoU, mAcc, …), of all classes or of those with the `scored` numbers.
+    """Return the mean over classes (mIoU, mAcc, …), without those that are NaN; NaN if all are.
 
-    NaN if none has a value.
+    Args:
+      values: a metric of each class.
+      scored: ids of the classes to average; None means all.
     """
     values = values if scored is None else values[list(scored)]
     values = values[~np.isnan(values)]
@@ -76,9 +82,9 @@ def mean(values: Float[np.ndarray, " k"], scored: Sequence[int] | None = None) -
 
 
 def grouped_mean(matrices: Mapping[str, Int[np.ndarray, "k k"]], metric: Metric = iou) -> float:
-    """Mean over groups (domains) of each group's class mean: every group counts the same, whatever its size.
+    """Return the unweighted mean over groups (domains) of each group's class mean, whatever the size of the groups.
 
-    CrossEarth's grouped metric averages values already rounded to 0.01 %; this one does not round.
+    CrossEarth's grouped metric averages group values that are rounded to 0.01 %; here nothing is rounded.
     """
     return mean(np.array([mean(metric(matrix)) for matrix in matrices.values()]))
 

@@ -1,6 +1,6 @@
-"""How the benchmark resizes: images before windows are slid over them, scores back to the size of the labels.
+"""Resizing by the rules of the benchmark: images before the sliding window, scores to the size of the labels after it.
 
-Sizes are static under `jax.jit`, so there is one small program per size of image.
+Sizes are static under `jax.jit`, so one small program is compiled per image size.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from crossearth_jax.benchmark import Resize
 from crossearth_jax.ops import opencv_resize
 from crossearth_jax.ops.resize import apply_matrices, interpolation_matrix
 
-STRIP = 256  # rows of full-size scores that exist at a time: those of a whole photograph would fill gigabytes
+STRIP = 256  # rows of full-size scores in memory at a time; those of a whole aerial photograph would fill gigabytes
 
 
 def fitted_size(size: Sequence[int], resize: Resize | None) -> tuple[int, int]:
-    """The (height, width) that an image of (height, width) gets: the largest that fits into the box, rounded half up.
+    """Return the (height, width) to which an image of (height, width) `size` is resized.
 
-    The box is turned to the image's orientation, as in mmcv; an image smaller than the box grows.
+    With `keep_ratio` it is the largest size of the same aspect ratio that fits into the box, rounded half up. The long
+    side of the box then applies to the long side of the image, as in mmcv. Images smaller than the box are enlarged.
     """
     height, width = size
     if resize is None:
@@ -36,7 +37,7 @@ def fitted_size(size: Sequence[int], resize: Resize | None) -> tuple[int, int]:
 
 
 def resized_image(image: UInt8[np.ndarray, "h w 3"], resize: Resize | None) -> UInt8[np.ndarray, "n m 3"]:
-    """Resizes bilinearly in OpenCV's arithmetic, as the reference does, without smoothing when it shrinks."""
+    """Resize an image bilinearly with OpenCV's arithmetic, as the reference does: no anti-aliasing when shrinking."""
     size = fitted_size(image.shape[:2], resize)
     return image if image.shape[:2] == size else np.asarray(_resized(image, size))
 
@@ -51,9 +52,9 @@ def _resized(image: UInt8[Array, "h w 3"], size: tuple[int, int]) -> UInt8[Array
 
 
 def best_classes(scores: Float[np.ndarray, "n m k"], size: Sequence[int]) -> UInt8[np.ndarray, "h w"]:
-    """The class with the highest score, after resizing the scores bilinearly to (height, width).
+    """Resize the scores bilinearly to (height, width) `size` and return the class with the highest score per pixel.
 
-    Computed in strips of rows.
+    The result is computed in strips of `STRIP` rows, which bounds memory.
     """
     if scores.shape[:2] == tuple(size):
         return scores.argmax(-1).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""What a confusion matrix becomes: one setting's entry of `results.json`, as `docs/results.md` describes it."""
+"""Entries of `results.json`, computed from confusion matrices; `docs/results.md` describes the fields."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from crossearth_jax.reporting.run import SCHEMA_VERSION
 
 
 def score(setting: Setting, names: Sequence[str], confusion: Int[np.ndarray, "k k"]) -> dict[str, Any]:
-    """mIoU over the setting's scored classes and IoU per class, in percent; predictions of any class count.
+    """Return mIoU over the setting's scored classes, and the IoU of each of them, in percent.
 
-    A two-class setting also has `object` and `object_iou`, its headline; its mIoU is the two-class mean.
+    A pixel predicted as a class that is not scored still counts as an error of its true class. A two-class setting
+    also has `object` and `object_iou`, its main score; its `miou` is the mean over both classes.
 
     Args:
-      setting: says which classes are scored.
-      names: of the target's classes, in the order of the matrix.
-      confusion: rows are the truth.
+      setting: gives the scored classes.
+      names: class names of the target, in the order of the matrix.
+      confusion: rows are true classes, columns predicted ones.
     """
     iou = metrics.iou(confusion) * 100
     scored = [iou[names.index(name)] for name in setting.classes]
@@ -37,13 +38,13 @@ def score(setting: Setting, names: Sequence[str], confusion: Int[np.ndarray, "k 
 
 
 def row(setting: Setting, names: Sequence[str], confusion: Int[np.ndarray, "k k"], step: int | None) -> dict[str, Any]:
-    """What every entry of `results.json` holds.
+    """Return the fields that every entry of `results.json` has.
 
     Args:
-      setting: source, target and the classes that are scored.
-      names: of the target's classes, in the order of the matrix.
-      confusion: rows are the truth.
-      step: of the checkpoint, where one is known.
+      setting: gives source, target and scored classes.
+      names: class names of the target, in the order of the matrix.
+      confusion: rows are true classes, columns predicted ones.
+      step: optimizer steps of the checkpoint; None if unknown.
     """
     return {
         "schema_version": SCHEMA_VERSION,

@@ -1,4 +1,4 @@
-"""Robustness to appearance shifts: a run's model on its source's own test images, changed in every way of `SHIFTS`.
+"""Robustness to appearance shifts: score a run's model on the test images of its source domain under every shift.
 
 `python -m crossearth_jax.main --config=… --workdir=… --mode=evaluate --shifts`
 """
@@ -31,27 +31,28 @@ from crossearth_jax.runtime.atomic import write_json
 from crossearth_jax.runtime.progress import Progress
 from crossearth_jax.weights.native import digest
 
-SEED = 0  # of what is random in a shift: every model sees the same shadows
+SEED = 0  # for the random part of a shift, so that every model is scored with the same shadows
 
 _shifted = jax.jit(shifted, static_argnums=(0, 2))
 
 
 def score_shifts(config: Config, workdir: Path, segmentor: Segmentor) -> Path:
-    """Scores the evaluation split of the source, clean and under every shift and strength; writes `shifts.json`.
+    """Score the evaluation split of the source, unchanged and under every shift and strength, and write `shifts.json`.
 
-    The file is written after every cell, and a later call goes on from there if model, data and shifts are the same.
-    The confusion matrices of several sources are added up. All processes of a run call it together.
+    The file is written after every cell (one shift at one strength). A later call continues from it if model, data
+    and shifts are the same. With several source domains, their confusion matrices are summed. All processes of a run
+    call it together.
 
     Args:
-      config: names the source, where data are prepared and how windows are batched.
-      workdir: where the file goes.
+      config: gives the source, the folder of the prepared data and the batch size of the windows.
+      workdir: folder for the file.
       segmentor: the run's model.
 
     Returns:
-      The file's path.
+      The path of the file.
 
     Raises:
-      UserError: the model was trained on another domain, or the source has no split that it was not trained on.
+      UserError: the model was trained on another domain, or a source domain has no split besides its train split.
     """
     source, data_dir = config.data.source, config.data.data_dir
     check_source(segmentor, source, workdir)
@@ -59,7 +60,8 @@ def score_shifts(config: Config, workdir: Path, segmentor: Segmentor) -> Path:
     for domain in domains:
         if domain.eval_split in ("", "train"):
             raise UserError(
-                f"{domain.name} has no split but train; --shifts needs images with labels that were not trained on"
+                f"{domain.name} has only a train split; --shifts needs a split with labels that was not trained on: "
+                "prepare the domain with a test split, or leave --shifts out"
             )
     path, identity = workdir / "shifts.json", _identity(domains, segmentor, data_dir)
     setting = _setting(source, data_dir)
@@ -78,7 +80,7 @@ def score_shifts(config: Config, workdir: Path, segmentor: Segmentor) -> Path:
 
 
 def _setting(source: str, data_dir: str) -> Setting:
-    """The source in its own domain, with the classes and the object of its in-domain setting if it has one."""
+    """Return a setting that scores the source domain, with the classes and object of its in-domain setting, if any."""
     own = [setting for setting in settings_from(source, data_dir) if not setting.cross_domain]
     objects = {setting.object for setting in own}
     return Setting(
@@ -100,13 +102,13 @@ def _confusion(
 
 
 def _changed(name: str, strength: int, image: UInt8[np.ndarray, "h w 3"], record: int) -> UInt8[np.ndarray, "h w 3"]:
-    """One image under a shift; what is random in it depends on the image's record alone."""
+    """Return one image under a shift; its random part depends only on `SEED` and the record number."""
     key = jax.random.fold_in(jax.random.key(SEED), record)
     return np.asarray(_shifted(name, image[None], strength, key)[0])
 
 
 def _identity(domains: tuple[Domain, ...], segmentor: Segmentor, data_dir: str) -> dict[str, Any]:
-    """Everything the scores depend on."""
+    """Return everything on which the scores depend."""
     prepared = [prepared_directory(domain.name, data_dir) for domain in domains]
     infos = [(directory / "dataset_info.json").read_bytes() for directory in prepared if directory is not None]
     return {
@@ -119,7 +121,7 @@ def _identity(domains: tuple[Domain, ...], segmentor: Segmentor, data_dir: str) 
 
 
 def _stored(path: Path, identity: Mapping[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
-    """Scores of an earlier call with the same identity, by shift and strength."""
+    """Return the scores of an earlier call with the same identity, by shift and strength; empty if there are none."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if stored["schema_version"] != SHIFTS_VERSION or stored["identity"] != identity:
@@ -140,7 +142,7 @@ def _content(
     setting: Setting,
     found: Mapping[tuple[str, int], dict[str, Any]],
 ) -> dict[str, Any]:
-    """The file, as `docs/results.md` describes it."""
+    """Return the content of `shifts.json`, as described in `docs/results.md`."""
     return {
         "schema_version": SHIFTS_VERSION,
         "source": setting.source,

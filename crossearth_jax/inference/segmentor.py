@@ -1,4 +1,4 @@
-"""A trained model as one object: `load` it from a file or a run's folder, ask it for scores or class maps."""
+"""A trained model as one object: `load` reads it from a file or a run's folder, a `Segmentor` applies it to images."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from crossearth_jax.runtime import parallel
 from crossearth_jax.training.export import ensure_exported
 from crossearth_jax.weights import hub
 from crossearth_jax.weights.load import Weights, load_weights
-from crossearth_jax.weights.native import Description, Palette
+from crossearth_jax.weights.native import MODEL_FILE, Description, Palette
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Segmentor:
-    """A model with its parameters, its classes and the way it is applied to images."""
+    """A network with its parameters, its classes, and the window and stride with which it is applied to images."""
 
     model: SegmentationModel
     params: Params
-    description: Description  # complete in window, stride and palette
+    description: Description  # `window`, `stride` and `palette` are always set
 
     @property
     def classes(self) -> int:
@@ -43,15 +43,15 @@ class Segmentor:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names in the order of the scores.
+        """Class names in the order of the score channels.
 
         Raises:
-          UserError: neither the file nor the caller of `load` named them.
+          UserError: neither the weights file nor the caller of `load` gave class names.
         """
         if not self.description.class_names:
             raise UserError(
-                f"the file does not name its {self.classes} classes; give class_names=[…] or the name of a taxonomy "
-                f"({', '.join(benchmark.TAXONOMIES)})"
+                f"the weights file does not name its {self.classes} classes; give class_names=[…] or class_names= with "
+                f"the name of a taxonomy ({', '.join(benchmark.TAXONOMIES)})"
             )
         return self.description.class_names
 
@@ -68,36 +68,39 @@ class Segmentor:
 
     @property
     def stride(self) -> int:
-        """Distance of windows, in pixels."""
+        """Distance between the starts of neighbouring windows, in pixels."""
         assert self.description.stride is not None
         return self.description.stride
 
     @property
     def multiple(self) -> int:
-        """The sides of an image given to `scores` must be multiples of this."""
+        """Patch size in pixels: height and width of an image given to `scores` must be multiples of it."""
         return self.model.config.vit.patch_size
 
     def scores(self, images: Float[Array, "b h w 3"] | Float[np.ndarray, "b h w 3"]) -> Float[Array, "b h w k"]:
-        """Scores every pixel of normalised RGB images, each seen as one window.
+        """Return the class scores of every pixel of normalised RGB images; each image is one window.
 
-        The sum over queries of class probability times mask: in [0, queries], neither a probability nor a logit.
+        With the Mask2Former head a score is the class probability times the mask probability, summed over queries. It
+        lies in [0, number of queries] and is neither a probability nor a logit. With the head "fcn" scores are
+        probabilities.
 
         Raises:
-          UserError: a side is no multiple of the patch size; the reference fails there too.
+          UserError: height or width is not a multiple of the patch size. The reference fails for such images too.
         """
         return _scores(self.model, self.params, jnp.asarray(images, jnp.float32))
 
     def predict(
         self, images: UInt8[Array, "b h w 3"] | UInt8[np.ndarray, "b h w 3"], batch_size: int = 4
     ) -> UInt8[np.ndarray, "b h w"]:
-        """Finds the class of every pixel of 8-bit RGB images of any size by sliding window.
+        """Return the class of every pixel of 8-bit RGB images of any size, found with a sliding window.
 
-        As the reference does, except where it fails: an axis that is shorter than the window and no multiple of the
-        patch size is filled up on the right or at the bottom with the mean colour, as training fills its crops.
+        The result is that of the reference. The reference fails where an axis is shorter than the window and not a
+        multiple of the patch size. Here such an axis is padded with the mean colour, on the right or at the bottom, as
+        in training.
 
         Args:
-          images: all of one size.
-          batch_size: windows that go through the network together; rounded up to a multiple of the local devices.
+          images: all of the same size.
+          batch_size: windows per call of the network; rounded up to a multiple of the number of local devices.
         """
         labels = np.empty(images.shape[:3], np.uint8)
         for position, found in self.sliding_windows(batch_size=batch_size).labels(np.asarray(images)):
@@ -112,16 +115,16 @@ class Segmentor:
         flips: bool = False,
         batch_size: int = 4,
     ) -> SlidingWindows:
-        """Builds the engine that applies this model to images and scenes of any size, on all local devices.
+        """Return a `SlidingWindows` that applies this model to images and scenes of any size, on all local devices.
 
         Args:
-          stride: distance of windows in pixels; None is the model's own.
+          stride: distance between windows in pixels; None means the stride of the model.
           blend: how overlapping windows are combined; see `inference.windows`.
-          flips: average the scores over the mirror images of every window, which takes four times the work.
-          batch_size: windows that go through the network together; rounded up to a multiple of the local devices.
+          flips: average the scores of every window and its three mirror images, at four times the cost.
+          batch_size: windows per call of the network; rounded up to a multiple of the number of local devices.
 
         Raises:
-          UserError: the window does not fit the patch size, or the stride would leave gaps.
+          UserError: the window is not a valid multiple of the patch size, or the stride leaves gaps between windows.
         """
         mesh, params = self._on_devices
         return SlidingWindows(
@@ -136,13 +139,13 @@ class Segmentor:
 
     @functools.cached_property
     def _on_devices(self) -> tuple[Mesh, Params]:
-        """A mesh of all local devices, and the parameters whole on each of them, copied once for all calls."""
+        """A mesh of all local devices, and the parameters replicated on it; the copy is made once for all calls."""
         mesh = parallel.make_mesh(MeshConfig(), jax.local_devices())
         return mesh, parallel.copy_to(mesh, {name: self.params[name] for name in self.model.shapes()})
 
 
 def default_stride(window: int) -> int:
-    """Two thirds of the window, the published setting (341 of 512, 683 of 1024)."""
+    """Return two thirds of the window, as in the published settings (341 for 512 pixels, 683 for 1024)."""
     return round(window * 2 / 3)
 
 
@@ -152,13 +155,15 @@ def _scores(model: SegmentationModel, params: Params, images: Float[Array, "b h 
 
 
 def score_on_devices(model: SegmentationModel, params: Params, mesh: Mesh, *, flips: bool = False) -> ScoreWindows:
-    """Builds the function that scores batches of windows, whose number is a multiple of the devices, over a mesh.
+    """Return a function that scores batches of windows on all devices of a mesh.
+
+    The batch size must be a multiple of the number of devices.
 
     Args:
       model: the network.
-      params: its parameters, whole on every device.
-      mesh: of devices of this process; each gets its share of every batch.
-      flips: average over the mirror images.
+      params: its parameters, replicated on every device.
+      mesh: devices of this process; each scores an equal share of every batch.
+      flips: average the scores over the mirror images of each window.
     """
     step = jit_window_scores(model, mesh, flips)
     batch = parallel.batch_sharding(mesh)
@@ -170,9 +175,9 @@ def score_on_devices(model: SegmentationModel, params: Params, mesh: Mesh, *, fl
     return score
 
 
-@functools.lru_cache(maxsize=32)  # one compilation serves all models of one shape
+@functools.lru_cache(maxsize=32)  # models of the same architecture share one compiled function
 def jit_window_scores(model: SegmentationModel, mesh: Mesh, flips: bool = False) -> Any:
-    """`window_scores` of (params, images, valid), jitted with the windows split over the mesh."""
+    """Return `window_scores` as a jitted function of (params, images, valid) that shards the windows over the mesh."""
     batch, whole = parallel.batch_sharding(mesh), parallel.replicated(mesh)
     scores = functools.partial(window_scores, with_flips(model.scores) if flips else model.scores)
     return jax.jit(scores, in_shardings=(whole, batch, batch), out_shardings=batch)
@@ -184,14 +189,14 @@ def window_scores(
     images: UInt8[Array, "n h w 3"],
     valid: Bool[Array, "n h w"],
 ) -> Float[Array, "n h w k"]:
-    """Scores of 8-bit windows; pixels that are not valid have the mean colour, which is zero after normalisation."""
+    """Return the scores of 8-bit windows; invalid pixels get the mean colour, which is zero after normalisation."""
     return scores(params, jnp.where(valid[..., None], normalize(images), 0.0)).astype(jnp.float32)
 
 
 def with_flips(
     scores: Callable[[Params, Float[Array, "n h w 3"]], Float[Array, "n h w k"]],
 ) -> Callable[[Params, Float[Array, "n h w 3"]], Float[Array, "n h w k"]]:
-    """Averages the scores of a window and of its three mirror images, a cheap test-time augmentation."""
+    """Return a function that averages the scores of a window and its three mirror images (test-time augmentation)."""
 
     def averaged(params: Params, images: Float[Array, "n h w 3"]) -> Float[Array, "n h w k"]:
         total = scores(params, images)
@@ -214,24 +219,27 @@ def load(
     stride: int | None = None,
     ignore: str | None = None,
 ) -> Segmentor:
-    """Loads a trained model.
+    """Load a trained model.
 
     Args:
-      path: a CrossEarth `.pth`, a `.safetensors` that training or `crossearth_jax.convert` wrote, the folder of a run
-        (of which only `model.safetensors` is read), or `hf://organisation/name[@revision]` for a repository on a hub
-        (extra `hub`), of which only the safetensors are fetched.
-      num_classes: what the caller expects; the number itself is read from the file.
-      class_names: names in the order of the scores, or the name of a taxonomy of `benchmark.TAXONOMIES`; None takes
-        what the file says.
-      palette: RGB of each class; None takes what the file or the taxonomy says, else colours around the circle.
-      config: the model, where shapes do not tell it (sizes that were never released).
-      backbone: file with the frozen DINOv2, for checkpoints that hold only Reins and head.
-      window: side of the sliding window of `predict`; None is the size the model was trained for.
-      stride: distance of windows; None is two thirds of the window, the published setting.
-      ignore: regular expression of names in the file to leave out.
+      path: one of: a CrossEarth `.pth`; a `.safetensors` file written by training or by `crossearth_jax.convert`; the
+        folder of a run, of which only `model.safetensors` is read; or `hf://organisation/name[@revision]`, a
+        repository on a hub, of which only the safetensors file is downloaded (needs the extra `hub`).
+      num_classes: the number of classes that the caller expects. It is only checked: the file determines the number.
+      class_names: names in the order of the score channels, or the name of a taxonomy in `benchmark.TAXONOMIES`; None
+        takes the names in the file.
+      palette: RGB of each class; None takes the colours of the taxonomy or the file, else evenly spaced hues.
+      config: configuration of the network, for architectures that cannot be derived from the shapes in the file
+        (sizes that were never released).
+      backbone: file with the frozen DINOv2 weights, for checkpoints that hold only Rein adapters and head.
+      window: side of the sliding window in pixels; None means the value in the file, else the image size of the
+        model's configuration.
+      stride: distance between windows in pixels; None means the value in the file if the window is that of the file,
+        else two thirds of the window, as in the published settings.
+      ignore: regular expression; parameters in the file whose names match are not loaded.
 
     Raises:
-      UserError: the file cannot be read or is incomplete, or does not fit what is asked of it.
+      UserError: the file cannot be read, is incomplete, or contradicts an argument.
     """
     weights = read(path, config=config, backbone=backbone, ignore=ignore)
     described = weights.description
@@ -239,7 +247,8 @@ def load(
     _check_complete(weights, model, Path(path).name)
     if num_classes not in (None, described.model.classes):
         raise UserError(
-            f"{Path(path).name} has {described.model.classes} classes, expected {num_classes}; leave num_classes out"
+            f"{Path(path).name} has {described.model.classes} classes, but num_classes={num_classes} was expected; "
+            "leave num_classes out to accept the file"
         )
     names, colours = _classes(described, class_names, palette)
     params = {name: jnp.asarray(weights.params[name]) for name in model.shapes()}
@@ -258,11 +267,11 @@ def load(
 
 
 def read(path: str | os.PathLike[str], **options: Any) -> Weights:
-    """Reads the weights of a file, of a hub's repository, or of a run's folder.
+    """Read the weights from a file, a repository on a hub, or the folder of a run.
 
     Args:
       path: as in `load`.
-      options: of `load_weights`.
+      options: passed to `load_weights`; not allowed for the folder of a run.
 
     Raises:
       UserError: see `load_weights` and `training.export.ensure_exported`.
@@ -273,7 +282,9 @@ def read(path: str | os.PathLike[str], **options: Any) -> Weights:
         return load_weights(path, **options)
     given = [name for name, value in options.items() if value is not None]
     if given:
-        raise UserError(f"{os.fspath(path)} is the folder of a run, whose file is complete; leave out {given[0]}")
+        raise UserError(
+            f"{os.fspath(path)} is the folder of a run, and its {MODEL_FILE} is complete; leave out {given[0]}"
+        )
     return load_weights(ensure_exported(Path(path)))
 
 
@@ -281,8 +292,8 @@ def _check_complete(weights: Weights, model: SegmentationModel, name: str) -> No
     missing = {key.split("/")[0] for key in model.shapes()} - set(weights.parts())
     if missing == {"backbone"}:
         raise UserError(
-            f"{name} holds what was trained (Reins and head) but not the frozen backbone; name its file too "
-            "(backbone=, --backbone), e.g. dinov2_vitl14_pretrain.pth"
+            f"{name} holds the trained parameters (Rein adapters and head) but not the frozen backbone; give the "
+            "backbone's file too (backbone=, --backbone), e.g. dinov2_vitl14_pretrain.pth"
         )
     if missing or model.config.head is None:
         absent = " and no ".join(sorted(missing or {"head"}))
@@ -292,20 +303,23 @@ def _check_complete(weights: Weights, model: SegmentationModel, name: str) -> No
 def _classes(
     described: Description, class_names: str | Sequence[str] | None, palette: Palette | None
 ) -> tuple[tuple[str, ...], Palette]:
-    """Names and colours of the classes, from the caller, else the file, else (colours only) made up."""
+    """Return class names and colours: those of the caller, else those of the file; missing colours are generated."""
     classes = described.model.classes
     names, colours = described.class_names, described.palette
     if isinstance(class_names, str):
         if class_names not in benchmark.TAXONOMIES:
-            raise UserError(f"taxonomy {class_names!r} is unknown; known are {', '.join(benchmark.TAXONOMIES)}")
+            raise UserError(
+                f"unknown taxonomy {class_names!r}; expected one of {', '.join(benchmark.TAXONOMIES)}, or a list of "
+                "class names"
+            )
         names, colours = benchmark.TAXONOMIES[class_names].classes, benchmark.TAXONOMIES[class_names].palette
     elif class_names is not None:
         names = tuple(class_names)
     colours = tuple(palette or colours)
-    if not colours:  # hues around the circle
+    if not colours:  # evenly spaced hues
         rgb = (colorsys.hsv_to_rgb(i / classes, 0.6, 0.9) for i in range(classes))
         colours = tuple((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in rgb)
     for what, found in (("class names", names or colours), ("colours", colours)):
         if len(found) != classes:
-            raise UserError(f"there are {len(found)} {what} for {classes} classes; give one for each")
+            raise UserError(f"found {len(found)} {what} for {classes} classes; give one for each class")
     return names, colours

@@ -1,12 +1,12 @@
-"""Sliding windows: how a network of a fixed input size scores images and scenes of any size.
+"""Sliding-window inference: apply a network with a fixed input size to images and scenes of any size.
 
-Evaluation, `Segmentor.predict`, the benchmark's table and maps all go through `SlidingWindows`, so a map with the
-default blending holds exactly the classes that evaluation scores.
+Evaluation, `Segmentor.predict`, the benchmark's table and maps all use `SlidingWindows`, so a map with the default
+blending holds exactly the classes that evaluation scores.
 
-Windows are cut row by row in a reading thread, batched in one static shape, scored on all local devices, and their
-scores are added up on the host. Along each axis a window has a weight per pixel; a pixel's score is the weighted sum
-over its windows divided by the sum of their weights. Only one row of windows is held at a time, and a scene too wide
-for that is processed in vertical panels, so memory does not grow with the scene.
+A reading thread cuts the windows row by row. They are batched in one static shape and scored on all local devices,
+and their scores are summed on the host. A window has a weight for each of its pixels. The score of a pixel is the
+weighted sum over all windows that contain it, divided by the sum of their weights. The running sum covers one row of
+windows only, and a very wide scene is processed in vertical panels, so memory does not grow with the scene.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from jaxtyping import Bool, Float, Shaped, UInt8
 
 from crossearth_jax.config import UserError
 
-AREA_ROWS = 128  # rows of finished scores handed on at a time, which bounds what later stages hold
+AREA_ROWS = 128  # rows of finished scores yielded at a time, which bounds the memory of the code that uses them
 
 Image = UInt8[np.ndarray, "_ _ 3"]  # RGB, of any size
 
-# "mean" is the published protocol: all windows over a pixel count the same. "taper" lets a window's weight fall
-# towards its border, where the network sees least context, which hides the seams of a map.
+# "mean" is the published protocol: all windows that contain a pixel have the same weight. With "taper" the weight of
+# a window falls towards its border, where the network sees the least context; this hides the seams in a map.
 Blend = Literal["mean", "taper"]
 
-# Scores (n, h, w, k) of 8-bit windows (n, h, w, 3) and of which pixels are valid (n, h, w); numpy, or JAX arrays that
-# are still being computed.
+# A function of 8-bit windows (n, h, w, 3) and their valid pixels (n, h, w) that returns scores (n, h, w, k): NumPy
+# arrays, or JAX arrays whose computation may still be running.
 ScoreWindows = Callable[[UInt8[np.ndarray, "n h w 3"], Bool[np.ndarray, "n h w"]], Any]
 
 
 @runtime_checkable
 class Raster(Protocol):
-    """Pixels that windows are cut from: an image in memory, or a scene on disk."""
+    """A source of pixels from which windows are cut: an image in memory or a scene on disk."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -50,13 +50,13 @@ class Raster(Protocol):
     def read(
         self, top: int, left: int, height: int, width: int
     ) -> tuple[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]]:
-        """Pixels of a rectangle and which of them are valid; nothing beyond the last row and column is."""
+        """Return the pixels of a rectangle and the mask of valid pixels; outside the raster no pixel is valid."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageRaster:
-    """An 8-bit RGB image in memory, valid everywhere."""
+    """An 8-bit RGB image in memory, all of whose pixels are valid."""
 
     image: UInt8[np.ndarray, "h w 3"]
 
@@ -68,34 +68,35 @@ class ImageRaster:
     def read(
         self, top: int, left: int, height: int, width: int
     ) -> tuple[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]]:
-        """Pixels of a rectangle; beyond the image they are not valid."""
+        """Return the pixels of a rectangle and the mask of valid pixels; outside the image no pixel is valid."""
         part = self.image[top : top + height, left : left + width]
         beyond = (0, height - part.shape[0]), (0, width - part.shape[1])
         return np.pad(part, (*beyond, (0, 0))), np.pad(np.ones(part.shape[:2], bool), beyond)
 
 
 class ScoredArea(NamedTuple):
-    """A rectangle of finished scores."""
+    """A rectangle of a raster whose scores are complete."""
 
     top: int
     left: int
-    scores: Float[np.ndarray, "h w k"]  # where valid; a view that is overwritten when the next area is asked for
-    valid: Bool[np.ndarray, "h w"]
+    scores: Float[np.ndarray, "h w k"]  # meaningful only where `valid`
+    valid: Bool[np.ndarray, "h w"]  # a view that is overwritten when the next area is computed
 
 
 def window_starts(size: int, window: int, stride: int) -> list[int]:
-    """First pixels of the windows along one axis; the last window is shifted back to end at the border.
+    """Return the first pixel of every window along one axis; the last window is shifted back to end at the border.
 
-    An axis shorter than the window has the single start 0 (its window is the whole axis).
+    An axis that is shorter than the window has one window, which starts at 0.
     """
     count = max(size - window + stride - 1, 0) // stride + 1
     return [max(min(i * stride, size - window), 0) for i in range(count)]
 
 
 def window_weights(length: int, blend: Blend) -> Float[np.ndarray, " w"]:
-    """Weight of each pixel along one axis of a window.
+    """Return the weight of each pixel along one axis of a window.
 
-    "taper" falls linearly from the window's centre to half a pixel outside its border.
+    With "taper" the weight falls linearly from the centre of the window; it would reach zero at the window's edge,
+    half a pixel beyond the centre of the outermost pixel.
     """
     if blend == "mean":
         return np.ones(length, np.float32)
@@ -105,33 +106,33 @@ def window_weights(length: int, blend: Blend) -> Float[np.ndarray, " w"]:
 
 @dataclasses.dataclass(frozen=True)
 class WindowPlan:
-    """The windows over a raster."""
+    """The layout of all windows over a raster."""
 
-    size: tuple[int, int]  # of the raster
+    size: tuple[int, int]  # height and width of the raster
     extent: tuple[int, int]  # height and width of every window
     stride: int
     blend: Blend
-    panel: int  # columns of pixels per panel
+    panel: int  # width of a panel in pixels
 
     @functools.cached_property
     def tops(self) -> list[int]:
-        """First pixel row of every row of windows."""
+        """The first pixel row of every row of windows."""
         return window_starts(self.size[0], self.extent[0], self.stride)
 
     @functools.cached_property
     def lefts(self) -> list[int]:
-        """First pixel column of every column of windows."""
+        """The first pixel column of every column of windows."""
         return window_starts(self.size[1], self.extent[1], self.stride)
 
     @functools.cached_property
     def weights(self) -> Float[np.ndarray, "h w 1"]:
-        """Weights of the pixels of a window."""
+        """The weight of every pixel of a window."""
         rows, columns = (window_weights(length, self.blend) for length in self.extent)
         return np.outer(rows, columns)[..., None]
 
     @functools.cached_property
     def weight_sums(self) -> tuple[Float[np.ndarray, " H"], Float[np.ndarray, " W"]]:
-        """Sums over all windows for every row and every column of pixels; a pixel's sum is the product of both."""
+        """Sums of the window weights per pixel row and per pixel column; their product is a pixel's weight sum."""
         axes: list[Float[np.ndarray, " n"]] = []
         for starts, length in zip((self.tops, self.lefts), self.extent, strict=True):
             weights, sums = window_weights(length, self.blend), np.zeros(starts[-1] + length, np.float32)
@@ -143,40 +144,41 @@ class WindowPlan:
 
     @functools.cached_property
     def panels(self) -> int:
-        """Number of panels."""
+        """The number of panels."""
         return -(-self.size[1] // self.panel)
 
     def span(self, panel: int) -> tuple[int, int]:
-        """First and past-the-last column of pixels of a panel."""
+        """Return the first pixel column of a panel and the one after its last."""
         return panel * self.panel, min((panel + 1) * self.panel, self.size[1])
 
     def columns(self, panel: int) -> list[int]:
-        """Indices of the columns of windows that reach into a panel; those across a seam belong to two panels."""
+        """Return the indices of the window columns that overlap a panel; a column across a seam is in two panels."""
         first, last = self.span(panel)
         return [i for i, left in enumerate(self.lefts) if left < last and left + self.extent[1] > first]
 
     def __len__(self) -> int:
-        """Number of windows to score, those across seams counted twice."""
+        """Return the number of windows to score; windows across a seam between panels count twice."""
         return sum(len(self.columns(panel)) for panel in range(self.panels)) * len(self.tops)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SlidingWindows:
-    """Scores rasters of any size by overlapping windows.
+    """Score rasters of any size with overlapping windows.
 
     Raises:
-      UserError: the window is no multiple of `multiple` or shorter than twice that, or the stride would leave gaps.
+      UserError: the window is not a multiple of `multiple` or is shorter than twice `multiple`, or the stride leaves
+        gaps between windows.
     """
 
     score: ScoreWindows
-    classes: int  # channels of the scores
-    window: int  # side of the windows in pixels; an axis of a raster that is shorter has windows of its own length,
-    # rounded up to a multiple of `multiple` and to twice that at least
-    stride: int  # distance of windows in pixels
-    multiple: int = 1  # of which the network wants the sides of its input
+    classes: int  # number of score channels
+    window: int  # side of the windows in pixels; along a shorter axis of the raster, windows have the length of that
+    # axis, rounded up to a multiple of `multiple`, and at least 2 x `multiple`
+    stride: int  # distance between windows in pixels
+    multiple: int = 1  # height and width of the network's input must be multiples of this
     blend: Blend = "mean"
     batch_size: int = 4  # windows scored together
-    sum_bytes: int = 64 * 2**20  # memory for the running sum; 512-pixel windows and 6 classes: 5,400 columns
+    sum_bytes: int = 64 * 2**20  # memory for the running sum; enough for 5,400 columns at window 512 and 6 classes
 
     def __post_init__(self) -> None:
         if self.window < self.least or self.window % self.multiple:
@@ -185,32 +187,32 @@ class SlidingWindows:
             )
         if not 0 < self.stride <= self.window:
             raise UserError(
-                f"the stride is {self.stride} pixels, expected 1 to the window's {self.window}: windows must not "
-                "leave gaps"
+                f"the stride is {self.stride} pixels, expected 1 to {self.window} (the window): a larger stride leaves "
+                "gaps between windows"
             )
 
     @property
     def least(self) -> int:
-        """Least side of a window: the network's coarsest features have half the resolution of its patches."""
+        """Smallest side of a window, 2 x `multiple`: the coarsest feature map has half the patches' resolution."""
         return 2 * self.multiple
 
     def plan(self, size: tuple[int, int]) -> WindowPlan:
-        """Lays windows over a raster of (height, width) `size`."""
+        """Return the layout of the windows over a raster of (height, width) `size`."""
         height, width = (min(self.window, max(-(-side // self.multiple) * self.multiple, self.least)) for side in size)
         widest = max(self.sum_bytes // (height * self.classes * 4), 2 * width)
         panels = -(-size[1] // widest)
         return WindowPlan(size, (height, width), self.stride, self.blend, panel=-(-size[1] // panels))
 
     def areas(self, raster: Raster, progress: Callable[[int], None] = lambda count: None) -> Generator[ScoredArea]:
-        """Scores one raster.
+        """Score one raster.
 
         Args:
-          raster: of any size.
-          progress: called with the number of windows done since its last call; windows without a valid pixel, which
-            are not scored, count as done.
+          raster: may have any size.
+          progress: called with the number of windows finished since the previous call. Windows without a valid pixel
+            are not scored and count as finished.
 
         Yields:
-          Disjoint areas that together hold every valid pixel; a raster without a valid pixel has none.
+          Disjoint areas that together contain every valid pixel; none if the raster has no valid pixel.
         """
         done = 0
         for crop, areas in self._scored([raster]):
@@ -220,18 +222,18 @@ class SlidingWindows:
         progress(len(self.plan(raster.size)) - done)
 
     def labels(self, images: Iterable[Image]) -> Iterator[tuple[int, UInt8[np.ndarray, "_ _"]]]:
-        """Finds the class with the highest score at every pixel of images of any sizes.
+        """Predict the class of every pixel (the one with the highest score) of images of any sizes.
 
         Yields:
-          (position in `images`, classes). Images of one size come in order.
+          (position in `images`, class ids). Images of the same size are yielded in order; others may overtake them.
         """
         return self._assembled(images, lambda scores: scores.argmax(-1).astype(np.uint8))
 
     def scores(self, images: Iterable[Image]) -> Iterator[tuple[int, Float[np.ndarray, "_ _ k"]]]:
-        """Scores every pixel of images of any sizes.
+        """Score every pixel of images of any sizes.
 
         Yields:
-          (position in `images`, scores). Images of one size come in order.
+          (position in `images`, scores). Images of the same size are yielded in order; others may overtake them.
         """
         return self._assembled(images, lambda scores: scores)
 
@@ -240,7 +242,7 @@ class SlidingWindows:
         images: Iterable[Image],
         values_of: Callable[[Float[np.ndarray, "_ _ k"]], Shaped[np.ndarray, "_ _ *c"]],
     ) -> Iterator[tuple[int, Any]]:
-        """Puts the areas of each image together."""
+        """Assemble the finished areas of each image."""
         unfinished: dict[int, np.ndarray] = {}
         for crop, areas in self._scored(map(ImageRaster, images)):
             for area in areas:
@@ -253,9 +255,9 @@ class SlidingWindows:
                 yield crop.raster, unfinished.pop(crop.raster)
 
     def _scored(self, rasters: Iterable[Raster]) -> Iterator[tuple[_Crop, Iterator[ScoredArea]]]:
-        """Every window that was scored, with the areas that are finished by it."""
+        """Yield every scored window with the areas whose scores it completes."""
         sums: dict[int, _Sum] = {}
-        # The reading thread must have ended, whatever ends this, before the caller closes a raster.
+        # Close the reading thread on every exit, also after an error, before the caller closes the raster.
         with contextlib.closing(_ahead(self._rows(rasters))) as rows:
             for crop, scores in self._batches(itertools.chain.from_iterable(rows)):
                 if crop.raster not in sums:
@@ -265,7 +267,7 @@ class SlidingWindows:
                     del sums[crop.raster]
 
     def _rows(self, rasters: Iterable[Raster]) -> Iterator[list[_Crop]]:
-        """The windows of every raster, one row of a panel at a time; those without a valid pixel are left out."""
+        """Yield the windows of every raster, one row of a panel at a time, without those that have no valid pixel."""
         for position, raster in enumerate(rasters):
             plan, number, previous = self.plan(raster.size), 0, list[_Crop]()
             for panel, row in itertools.product(range(plan.panels), range(len(plan.tops))):
@@ -286,13 +288,13 @@ class SlidingWindows:
                 yield [*previous[:-1], previous[-1]._replace(last=True)]
 
     def _batches(self, crops: Iterable[_Crop]) -> Iterator[tuple[_Crop, Float[np.ndarray, "h w k"]]]:
-        """Scores windows in batches of one static size per extent of windows.
+        """Score the windows in batches of `batch_size`; all windows of a batch have the same height and width.
 
         The next batch is started before the previous one is fetched, so that the device does not wait for the host.
         """
         running: list[tuple[list[_Crop], Any]] = []
         for group in _grouped(crops, self.batch_size):
-            # The last batch is filled up so that nothing is compiled for it.
+            # Pad the last batch to the static size, so that it needs no compilation of its own.
             filling = [(0, self.batch_size - len(group)), (0, 0), (0, 0)]
             images = np.pad(np.stack([crop.image for crop in group]), [*filling, (0, 0)])
             running.append((group, self.score(images, np.pad(np.stack([crop.valid for crop in group]), filling))))
@@ -304,27 +306,27 @@ class SlidingWindows:
     def _fetched(self, group: list[_Crop], scores: Any) -> Iterator[tuple[_Crop, Float[np.ndarray, "h w k"]]]:
         if scores.shape[-1] != self.classes:
             raise UserError(
-                f"the model scores {scores.shape[-1]} classes but {self.classes} are named; name every class"
+                f"the model scores {scores.shape[-1]} classes but {self.classes} are named; give a name for every class"
             )
-        yield from zip(group, jax.device_get(scores), strict=False)  # what filled the batch up is dropped
+        yield from zip(group, jax.device_get(scores), strict=False)  # drops the padding of the batch
 
 
 class _Crop(NamedTuple):
     """A window cut from a raster."""
 
-    raster: int  # position among the rasters
+    raster: int  # index of the raster
     plan: WindowPlan
     panel: int
     row: int  # index of the row of windows
     column: int  # index of the column of windows, counted over the whole raster
-    number: int  # position in the order of the plan
+    number: int  # index of the window in the order of the plan: panel by panel, row by row
     image: UInt8[np.ndarray, "h w 3"]
     valid: Bool[np.ndarray, "h w"]
-    last: bool = False  # of its raster
+    last: bool = False  # whether it is the last scored window of its raster
 
 
 class _Sum:
-    """Running sum over one row of windows of a panel; its first row is that of the windows."""
+    """Running sum of the scores over one row of windows of a panel; row 0 is the first pixel row of these windows."""
 
     def __init__(self, plan: WindowPlan, classes: int):
         self.plan = plan
@@ -333,7 +335,7 @@ class _Sum:
         self.panel = self.row = 0
 
     def add(self, crop: _Crop, scores: Float[np.ndarray, "h w k"]) -> Iterator[ScoredArea]:
-        """Adds a window, in the order of the plan, and yields what is finished by then."""
+        """Add a window, in the order of the plan, and yield the areas that are then complete."""
         if crop.panel != self.panel:
             yield from self._advance(len(self.plan.tops))
             self.panel, self.row = crop.panel, 0
@@ -348,7 +350,10 @@ class _Sum:
             yield from self._advance(len(self.plan.tops))
 
     def _advance(self, row: int) -> Iterator[ScoredArea]:
-        """Yields what no window from `row` on touches, and moves there; past the last row yields everything."""
+        """Yield the pixel rows that lie above window row `row`, then move the sum to that row.
+
+        With the number of window rows as `row`, yield all remaining pixel rows.
+        """
         if row == self.row:
             return
         top, size = self.plan.tops[self.row], self.plan.size[0]
@@ -368,7 +373,7 @@ class _Sum:
 
 
 def _grouped(crops: Iterable[_Crop], size: int) -> Iterator[list[_Crop]]:
-    """Groups of `size` windows of one extent, in order; what is left of each extent comes last."""
+    """Yield groups of `size` windows of the same height and width, in order; incomplete groups come last."""
     waiting: dict[tuple[int, ...], list[_Crop]] = {}
     for crop in crops:
         group = waiting.setdefault(crop.plan.extent, [])
@@ -379,7 +384,7 @@ def _grouped(crops: Iterable[_Crop], size: int) -> Iterator[list[_Crop]]:
 
 
 def _ahead[T](items: Iterator[T]) -> Generator[T]:
-    """Makes the next item in a thread while the caller works on this one."""
+    """Yield the items; a thread computes the next item while the caller processes the current one."""
 
     def take() -> list[T]:
         return list(itertools.islice(items, 1))

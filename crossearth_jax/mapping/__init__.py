@@ -1,7 +1,8 @@
-"""From a georeferenced scene of any size to a class map on the same grid, in bounded memory.
+"""Map a georeferenced scene of any size to a class map, in bounded memory.
 
-In the order data flows: `scene` reads windows (`bands` and `radiometry` decide which numbers become 8-bit RGB),
-`scoring` sends them through a model in batches, `mosaic` blends the overlapping scores, `product` writes Cloud
-Optimized GeoTIFFs, `polygons` and `preview` are made from the finished map. This package and the dataset
-builders read rasters, nothing else does.
+`mapper` does the whole task. In the order in which data flow: `scene` reads windows of a raster as 8-bit RGB (`bands`
+selects the bands, `validity` finds the valid pixels, `radiometry` converts values to 8 bit, and `grid` and
+`resampling` change the ground resolution); `inference.windows` scores the windows and blends overlapping scores;
+`map_layers` computes the values to write; `rasters` writes them as Cloud Optimized GeoTIFFs; `polygons` and `preview`
+use the finished map.
 """

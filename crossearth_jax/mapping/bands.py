@@ -1,4 +1,4 @@
-"""Which three bands of a scene the model sees as red, green and blue."""
+"""Selection of the three bands of a scene that the model receives as red, green and blue."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ RGB = ("red", "green", "blue")
 
 
 def band_names(dataset: DatasetReader) -> tuple[str, ...]:
-    """A name for every band: its description, else its colour, else ""."""
+    """Return a name for every band: its description, else its colour interpretation, else ""."""
     unnamed = (ColorInterp.undefined, ColorInterp.gray)
     colours = ("" if colour in unnamed else colour.name for colour in dataset.colorinterp)
     return tuple((name or colour).strip() for name, colour in zip(dataset.descriptions, colours, strict=True))
 
 
 def select_bands(dataset: DatasetReader, request: str | None) -> tuple[int, int, int]:
-    """Numbers (from 1) of the bands used as red, green and blue.
+    """Return the numbers (from 1) of the bands used as red, green and blue.
 
     Args:
       dataset: an open raster.
-      request: three names or numbers separated by commas ("nir,red,green", "3,2,1"), one to use it three times;
-        None takes the bands named red, green and blue, a single band three times, or the first three with a
-        warning if there is a choice.
+      request: three names or numbers separated by commas ("nir,red,green", "3,2,1"), or one band to use three times.
+        None takes the bands named red, green and blue. If there are none, a single band is used three times; of three
+        or more bands the first three are used, with a warning if there are more than three. Alpha bands are not
+        counted.
 
     Raises:
-      UserError: a band does not exist.
+      UserError: a band does not exist, `request` names neither one nor three bands, or it is None and the raster has
+        two bands.
     """
     names = band_names(dataset)
     if request is not None:
@@ -37,7 +39,7 @@ def select_bands(dataset: DatasetReader, request: str | None) -> tuple[int, int,
     else:
         chosen = _default(dataset, names)
     if len(chosen) != 3:
-        raise UserError(f"{dataset.name}: --bands={request} names {len(chosen)} bands, expected three (or one)")
+        raise UserError(f"{dataset.name}: --bands={request} names {len(chosen)} bands, expected three or one")
     return chosen[0], chosen[1], chosen[2]
 
 
@@ -60,10 +62,10 @@ def _default(dataset: DatasetReader, names: tuple[str, ...]) -> list[int]:
     if len(data) == 1:
         return data * 3
     if len(data) == 2:
-        raise UserError(f"{dataset.name} has {_listing(names)}; say which to use with --bands, e.g. --bands=1")
+        raise UserError(f"{dataset.name} has {_listing(names)}; choose which to use with --bands, e.g. --bands=1")
     if len(data) > 3:
         logging.warning(
-            "%s has %s; bands 1, 2, 3 are taken as red, green, blue, choose others with --bands",
+            "%s has %s; bands 1, 2, 3 are used as red, green, blue; choose others with --bands",
             dataset.name,
             _listing(names),
         )

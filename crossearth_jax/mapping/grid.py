@@ -1,4 +1,4 @@
-"""Pixel grids on the ground: their resolution in metres, resampled copies, parts of them."""
+"""Georeferenced pixel grids: their ground resolution in metres, resampled grids, and parts of a grid."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ from rasterio.transform import Affine
 
 from crossearth_jax.config import UserError
 
-GEOCENTRIC = CRS.from_epsg(4978)  # metres from the middle of the Earth (WGS 84)
-SURVEY = 0.005  # relative error of coordinates that still counts as metres: that of national and UTM grids is less
+GEOCENTRIC = CRS.from_epsg(4978)  # metres from the centre of the Earth (WGS 84)
+# Largest relative difference between a length in coordinates and on the ground for which the coordinates are taken as
+# metres on the ground. In national and UTM grids the difference is smaller.
+SURVEY = 0.005
 
-Bounds = tuple[float, float, float, float]  # left, bottom, right, top in the coordinates of a grid
+Bounds = tuple[float, float, float, float]  # left, bottom, right, top in the coordinates of the grid
 
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """Where the pixels of a raster lie on the ground."""
+    """Size, CRS and geotransform of a raster."""
 
     crs: CRS | None
-    transform: Affine  # (column, row) to coordinates; may rotate and shear
+    transform: Affine  # from (column, row) to coordinates; may rotate and shear
     height: int
     width: int
 
     def nominal_size(self) -> tuple[float, float] | None:
-        """Width and height of a pixel in the unit of projected coordinates, as metres; None without such a unit."""
+        """Return width and height of a pixel in projected coordinates, converted to metres; None if not projected."""
         try:
             unit = self.crs.linear_units_factor[1] if self.crs else None
         except CRSError:
@@ -40,10 +42,10 @@ class Grid:
         return math.hypot(t.a, t.d) * unit, math.hypot(t.b, t.e) * unit
 
     def ground_size(self) -> tuple[float, float] | None:
-        """Width and height on the ground, in metres, of the pixel in the middle; None where no place is known."""
+        """Return width and height on the ground, in metres, of the central pixel; None without a place on Earth."""
         if self.crs is None or self.transform.is_identity:
             return None
-        # Over some pixels, since projections are computed to a millimetre or so.
+        # Measured over several pixels, since projections are accurate to about a millimetre only.
         steps = min(8, self.width), min(8, self.height)
         middle = self.width / 2, self.height / 2
         ends = [(-steps[0] / 2, 0), (steps[0] / 2, 0), (0, -steps[1] / 2), (0, steps[1] / 2)]
@@ -56,10 +58,10 @@ class Grid:
         return (width, height) if 0 < width < math.inf and 0 < height < math.inf else None
 
     def pixel_size(self) -> tuple[float, float] | None:
-        """Width and height of a pixel in metres: on the ground, in the middle of the grid.
+        """Return width and height of a pixel in metres on the ground, measured in the middle of the grid.
 
-        Where the unit of the coordinates comes close, it is taken, so that a grid of whole metres stays one.
-        None where the place on Earth is unknown.
+        If the size in projected coordinates differs from it by less than `SURVEY`, that size is returned, so that
+        pixels of, for example, exactly 10 m in UTM coordinates have 10 m. None without a place on Earth.
         """
         ground, nominal = self.ground_size(), self.nominal_size()
         if ground and nominal and np.allclose(nominal, ground, rtol=SURVEY):
@@ -67,12 +69,12 @@ class Grid:
         return ground
 
     def resampled(self, gsd: float) -> Grid:
-        """The same ground, orientation and first corner in pixels of `gsd` by `gsd` metres.
+        """Return a grid of the same area, orientation and origin with pixels of `gsd` by `gsd` metres.
 
-        The sides are rounded to whole pixels, so that the centre of every pixel lies on the original grid.
+        Height and width are rounded to whole pixels, so the centre of every new pixel lies on the original grid.
 
         Raises:
-          UserError: it is unknown how large the pixels are.
+          UserError: the size of the pixels in metres is unknown.
         """
         size = self.pixel_size()
         if size is None:
@@ -83,20 +85,21 @@ class Grid:
             else:
                 found = f"this one has {self.crs.to_wkt().split(',')[0]}]"
             raise UserError(
-                "a ground sampling distance in metres needs a scene with a coordinate reference system and a place on "
-                f"Earth; {found}; assign them (gdal_edit -a_srs … -a_ullr …) or leave --gsd out"
+                "a ground resolution in metres needs a scene with a coordinate reference system of the Earth and a "
+                f"geotransform; {found}; assign them (gdal_edit -a_srs … -a_ullr …) or leave --gsd out"
             )
         across, down = gsd / size[0], gsd / size[1]
         transform = self.transform @ Affine.scale(across, down)
         return Grid(self.crs, transform, max(1, round(self.height / down)), max(1, round(self.width / across)))
 
     def part(self, bounds: Bounds) -> tuple[int, int, int, int]:
-        """(top, left, height, width) of the smallest window that holds the pixels within `bounds`.
+        """Return (top, left, height, width) of the smallest window that contains all pixels which `bounds` overlap.
 
-        Longitudes may be those of the grid plus or minus 360 degrees; where both overlap, the larger part counts.
+        Longitudes in `bounds` may differ from those of the grid by 360 degrees. If the box overlaps the grid both with
+        and without this difference, the larger window is returned.
 
         Raises:
-          UserError: `bounds` is not a box or lies outside.
+          UserError: `bounds` is not a valid box, or does not overlap the grid.
         """
         left, bottom, right, top = bounds
         if not (left < right and bottom < top):
@@ -107,7 +110,7 @@ class Grid:
         return best
 
     def _window(self, bounds: Bounds) -> tuple[int, int, int, int]:
-        """The same for one box; height and width may be negative."""
+        """Return the window of one box, without turns of 360 degrees; negative sizes mean that nothing overlaps."""
         left, bottom, right, top = bounds
         corners = [~self.transform @ corner for corner in ((left, bottom), (left, top), (right, bottom), (right, top))]
         (first_column, last_column), (first_row, last_row) = (
@@ -117,13 +120,13 @@ class Grid:
         return first_row, first_column, last_row - first_row, last_column - first_column
 
     def _turned(self, bounds: Bounds) -> list[Bounds]:
-        """The box under every name that its place may have: longitudes repeat after 360 degrees."""
+        """Return the box and, for geographic coordinates, the same box with longitudes changed by 360 degrees."""
         left, bottom, right, top = bounds
         turns = (0.0, 360.0, -360.0) if self.crs is not None and self.crs.is_geographic else (0.0,)
         return [(left + turn, bottom, right + turn, top) for turn in turns]
 
     def leaves_out(self, bounds: Bounds) -> bool:
-        """Whether `bounds` reach beyond the grid by more than a pixel."""
+        """Return whether `bounds` extend beyond the grid by more than a pixel."""
         left, bottom, right, top = self.bounds()
         t = self.transform
         pixel = max(abs(t.a) + abs(t.b), abs(t.d) + abs(t.e))
@@ -131,16 +134,16 @@ class Grid:
         return min(beyond) > pixel
 
     def bounds(self) -> Bounds:
-        """The smallest box around the grid."""
+        """Return the smallest box around the grid."""
         corners = [(0, 0), (self.width, 0), (0, self.height), (self.width, self.height)]
         x, y = zip(*(self.transform @ corner for corner in corners), strict=True)
         return min(x), min(y), max(x), max(y)
 
     def shifted(self, top: int, left: int, height: int, width: int) -> Grid:
-        """The grid of a window."""
+        """Return the grid of a window that starts at pixel (top, left)."""
         return Grid(self.crs, self.transform @ Affine.translation(left, top), height, width)
 
 
 def text(bounds: Bounds) -> str:
-    """A box as in --bounds."""
+    """Format a box as in --bounds."""
     return ", ".join(f"{value:.10g}" for value in bounds)

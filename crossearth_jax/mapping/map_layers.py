@@ -1,4 +1,4 @@
-"""What can be written of blended scores: classes, the scores themselves, how sure the model is."""
+"""Raster layers computed from blended scores: classes, the scores themselves, and the confidence of the model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from crossearth_jax.benchmark import IGNORE
 from crossearth_jax.config import UserError
 from crossearth_jax.inference.windows import ScoredArea
 
-NODATA = IGNORE  # of class maps
+NODATA = IGNORE  # nodata value of class maps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Legend:
     """Names and RGB colours of the classes.
 
     Raises:
-      UserError: there are more classes than a map of bytes holds, or not one colour for each.
+      UserError: there are no classes, more than an 8-bit map can hold, or not one colour per class.
     """
 
     names: tuple[str, ...]
@@ -28,52 +28,52 @@ class Legend:
 
     def __post_init__(self):
         if not 0 < len(self.names) <= NODATA:
-            raise UserError(f"the model has {len(self.names)} classes, a map holds 1 to {NODATA}")
+            raise UserError(f"the model has {len(self.names)} classes, expected 1 to {NODATA} for a class map")
         if len(self.palette) != len(self.names):
             raise UserError(f"found {len(self.palette)} colours for {len(self.names)} classes, expected one for each")
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One raster made of the scores."""
+    """One output raster computed from the scores."""
 
-    suffix: str  # added to the map's file name
+    suffix: str  # appended to the stem of the map's file name
     bands: tuple[str, ...]
     dtype: str
     nodata: int | float
     values: Callable[[ScoredArea], Num[np.ndarray, "bands h w"]]
-    categorical: bool = False  # class ids, with colours and names
+    categorical: bool = False  # whether values are class ids, which get colours and names
 
 
 def class_layer() -> Layer:
-    """Ids of the classes with the highest score."""
+    """Return the layer of class ids: at every pixel the class with the highest score."""
     return Layer("", ("class",), "uint8", NODATA, lambda area: classes(area)[None], categorical=True)
 
 
 def score_layer(legend: Legend) -> Layer:
-    """The blended scores, one band per class."""
+    """Return the layer of blended scores, one band per class."""
     return Layer("_scores", legend.names, "float32", np.nan, lambda area: _blank(area, np.moveaxis(area.scores, -1, 0)))
 
 
 def confidence_layer() -> Layer:
-    """Margin and entropy."""
+    """Return the layer with the bands margin and entropy; see `confidence`."""
     return Layer(
         "_confidence", ("margin", "entropy"), "float32", np.nan, lambda area: _blank(area, confidence(area.scores))
     )
 
 
 def classes(area: ScoredArea) -> UInt8[np.ndarray, "h w"]:
-    """The best class of every pixel (the first of equals), `NODATA` where the area is not valid."""
+    """Return the class with the highest score at every pixel (the lowest id in a tie), `NODATA` at invalid pixels."""
     return np.where(area.valid, area.scores.argmax(-1), NODATA).astype(np.uint8)
 
 
 def confidence(scores: Float[np.ndarray, "h w k"]) -> Float[np.ndarray, "2 h w"]:
-    """How sure the model is, from scores divided by their sum.
+    """Return margin and entropy of the shares of the classes; a share is a score divided by the sum of all scores.
 
     Returns:
-      Margin: the best share minus the second best, 0 (a tie) to 1; entropy of the shares divided by that of an
-      even split, 0 (one class alone) to 1. A pixel without any score has margin 0 and entropy 1; a model with a
-      single class has margin 1 and entropy 0.
+      Margin: the largest share minus the second largest, from 0 (a tie) to 1. Entropy: that of the shares divided by
+      that of equal shares, from 0 (all in one class) to 1. Where all scores are 0, the margin is 0 and the entropy 1.
+      A model with a single class has margin 1 and entropy 0.
     """
     count = scores.shape[-1]
     if count == 1:

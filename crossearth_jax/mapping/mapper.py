@@ -1,4 +1,4 @@
-"""One scene from file to finished map."""
+"""Map one scene: from a raster file to the finished class map and its other products."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from crossearth_jax.runtime.progress import Progress
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MapOptions:
-    """What is written beside the class map."""
+    """Which files are written besides the class map."""
 
-    scores: bool = False  # the scores
-    confidence: bool = False  # margin and entropy
-    polygons: bool = False  # the map as polygons
-    preview: bool = False  # a picture
+    scores: bool = False  # the blended scores, one band per class
+    confidence: bool = False  # margin and entropy, see `map_layers.confidence`
+    polygons: bool = False  # the class map as polygons
+    preview: bool = False  # a PNG of scene, map and legend
 
 
 def map_scene(
@@ -41,20 +41,21 @@ def map_scene(
     options: MapOptions = MapOptions(),  # frozen
     tags: Mapping[str, str] | None = None,
 ) -> None:
-    """Maps the classes of one scene.
+    """Write the class map of one scene, and the other products that `options` asks for.
 
     Args:
       windows: applies the model.
       legend: names and colours of the model's classes.
-      path: a raster GDAL reads.
-      out: the class map to write (.tif); other products are named after it (`<stem>_scores.tif`,
-        `<stem>_confidence.tif`, `<stem>.gpkg`, `<stem>.png`). All appear when all are whole, the class map last.
+      path: a raster that GDAL can read.
+      out: path of the class map (.tif). The other products are named after it: `<stem>_scores.tif`,
+        `<stem>_confidence.tif`, `<stem>.gpkg`, `<stem>.png`. The files are moved to their places only when all are
+        complete, the class map last.
       scene_options: how the scene is read.
-      options: what is written.
-      tags: recorded in the class map's metadata besides bands, stretch and windows.
+      options: which products are written.
+      tags: added to the metadata of the output rasters, besides bands, stretch and windows.
 
     Raises:
-      UserError: the scene cannot be read, has no valid pixel, or the output cannot be written.
+      UserError: the scene cannot be read or has no valid pixel, or an output cannot be written.
     """
     with open_scene(path, scene_options) as scene:
         plan = windows.plan(scene.size)
@@ -83,7 +84,7 @@ def map_scene(
 
 
 def products(out: Path, options: MapOptions) -> list[Path]:
-    """Every file that `map_scene` may put beside `out`, with what GDAL writes beside rasters."""
+    """Return the paths of all files that `map_scene` may write, including the `.aux.xml` files of GDAL."""
     suffixes = ["", *(["_scores"] if options.scores else []), *(["_confidence"] if options.confidence else [])]
     rasters = [_raster(out, suffix) for suffix in suffixes]
     sidecars = [raster.with_name(f"{raster.name}.aux.xml") for raster in rasters]
@@ -92,15 +93,17 @@ def products(out: Path, options: MapOptions) -> list[Path]:
 
 
 def check_outputs(outs: Iterable[Path], inputs: Iterable[str], options: MapOptions) -> None:
-    """Makes sure that no file of a map is one that is read, whatever name it goes by, nor one of another map.
+    """Check that no output would replace an input file or an output of another map.
+
+    Links are followed, so a different path to the same input file is recognised.
 
     Args:
-      outs: class maps to write.
-      inputs: files that are read (`scene_files` of every scene); what is no file is ignored.
-      options: what else is written.
+      outs: paths of the class maps to write.
+      inputs: files that are read (`scene_files` of every scene); names that are not files are ignored.
+      options: which other products are written.
 
     Raises:
-      UserError: one is.
+      UserError: an output would replace an input or another output, or an input lies in the folder for temporary files.
     """
     read: dict[tuple[int, int] | None, str]
     read = {identity: name for name in inputs if (identity := _identity(name))}
@@ -108,13 +111,15 @@ def check_outputs(outs: Iterable[Path], inputs: Iterable[str], options: MapOptio
     for out in outs:
         for product in products(out, options):
             if name := read.get(_identity(product)):
-                raise UserError(f"{product} would replace {name}, which is read; choose another --out")
+                raise UserError(f"{product} would replace {name}, which is an input; choose another --out")
             owner = owners.setdefault(product.resolve(), out)
             if owner != out:
-                raise UserError(f"{product} would belong to both {owner} and {out}; choose another --out for one")
+                raise UserError(f"{product} would be written for both {owner} and {out}; choose another --out for one")
         for name in read.values():
             if Path(name).resolve().is_relative_to(_work_folder(out).resolve()):
-                raise UserError(f"{name} lies in the folder for temporary files of {out}; move it out of there first")
+                raise UserError(
+                    f"{name} is in {_work_folder(out)}, the folder for temporary files of {out}; move it elsewhere"
+                )
 
 
 def _raster(out: Path, suffix: str) -> Path:
@@ -126,7 +131,7 @@ def _work_folder(out: Path) -> Path:
 
 
 def _identity(name: str | Path) -> tuple[int, int] | None:
-    """What a file's names, links included, have in common; None if there is none."""
+    """Return device and inode of a file, which are the same for all links to it; None if it does not exist."""
     try:
         found = os.stat(name)
     except OSError:
@@ -153,23 +158,28 @@ def _write_areas(
         progress = Progress(len(windows.plan(scene.size)), "windows")
         areas: Generator[ScoredArea] = windows.areas(scene, progress.advance)
         empty = True
-        # The thread that reads ahead must have ended, whatever ends this, before the scene is closed.
+        # Close the reading thread on every exit, also after an error, before the scene is closed.
         for area in stack.enter_context(contextlib.closing(areas)):
             empty = False
             for writer in writers:
                 writer.write(area)
         if empty:
-            raise UserError(f"{scene.path} has no valid pixel to map: all is nodata, masked or transparent")
+            raise UserError(
+                f"{scene.path} has no valid pixel: all pixels to map are nodata, masked or transparent; check its "
+                "nodata value and masks, or choose other --bounds"
+            )
     return writers
 
 
 @contextlib.contextmanager
 def staged(out: Path) -> Iterator[tuple[Path, Path]]:
-    """Lets several files appear beside `out` together, or none.
+    """Write several files atomically: after an error in the block, none of them is moved to the folder of `out`.
+
+    Leftovers of a killed run are removed by the next run with the same `out`.
 
     Yields:
-      A folder for intermediate files and one for finished files. At the end the finished files are moved beside
-      `out`, `out` itself last. What a killed run left behind is removed by the next one for the same `out`.
+      A folder for intermediate files and a folder for finished files. At the end the finished files are moved to the
+      folder of `out`, `out` itself last.
 
     Raises:
       UserError: the files cannot be written.

@@ -19,15 +19,15 @@ from rasterio.windows import Window
 
 from crossearth_jax.mapping.map_layers import NODATA, Legend
 
-PART = 4096  # side, in pixels, of the parts a map is traced in
+PART = 4096  # side in pixels of the parts in which a map is traced
 BATCH = 50_000  # polygons written together
 
 
 def write_polygons(class_map: Path, target: Path, legend: Legend) -> None:
-    """Traces connected pixels (by their sides) of one class as one polygon along the pixels' borders.
+    """Write the class map as polygons: each connected region of one class becomes one polygon along pixel borders.
 
-    Maps of more than `PART` pixels a side are traced in parts, which keeps memory bounded and cuts polygons at the
-    seams. Fields: `class` (id), `name`, `colour` ("#rrggbb").
+    Pixels are connected if they share a side. Maps with a side of more than `PART` pixels are traced in parts, which
+    bounds memory and cuts polygons at the borders of the parts. Fields: `class` (id), `name`, `colour` ("#rrggbb").
 
     Raises:
       OSError: the file cannot be written.
@@ -35,7 +35,7 @@ def write_polygons(class_map: Path, target: Path, legend: Legend) -> None:
     names = np.array(legend.names, object)
     colours = np.array(["#{:02x}{:02x}{:02x}".format(*colour) for colour in legend.palette], object)
     with rasterio.open(class_map) as dataset, warnings.catch_warnings():
-        # A map of a plain image has no coordinate reference system; that was said when it was read.
+        # The map of a plain image has no CRS; `scene.open_scene` has already warned about it.
         warnings.filterwarnings("ignore", "'crs' was not provided", UserWarning)
         for number, (geometry, ids) in enumerate(_parts(dataset)):
             try:
@@ -55,7 +55,7 @@ def write_polygons(class_map: Path, target: Path, legend: Legend) -> None:
 
 
 def _parts(dataset: DatasetReader) -> Iterator[tuple[Shaped[np.ndarray, " n"], Int[np.ndarray, " n"]]]:
-    """Well-known binary of the polygons, and their class ids, batch by batch."""
+    """Yield batches of polygons as well-known binary, with their class ids."""
     for top, left in itertools.product(range(0, dataset.height, PART), range(0, dataset.width, PART)):
         rows, columns = (top, min(top + PART, dataset.height)), (left, min(left + PART, dataset.width))
         window = Window.from_slices(rows, columns)

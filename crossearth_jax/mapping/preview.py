@@ -1,4 +1,4 @@
-"""A picture of a scene beside its map."""
+"""A PNG that shows a scene beside its class map."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from PIL import Image, ImageDraw, ImageFont
 from crossearth_jax.mapping.map_layers import NODATA, Legend
 from crossearth_jax.mapping.scene import Scene
 
-LONGEST = 1024  # pixels of the scene's longer side
-GAP = 8
-LINE = 20  # height of one line of the legend
+LONGEST = 1024  # longest side of the scene in the picture, in pixels
+GAP = 8  # pixels between scene, map and legend
+LINE = 20  # height in pixels of one line of the legend
 WHITE = (255, 255, 255)
 
 
 def write_preview(scene: Scene, class_map: Path, target: Path, legend: Legend) -> None:
-    """Writes the scene as the model saw it, its map and the legend as PNG; pixels without data are white."""
+    """Write a PNG with the scene as 8-bit RGB, as the model receives it, its class map and the legend.
+
+    Pixels without data are white.
+    """
     image, valid = scene.thumbnail(LONGEST)
     with rasterio.open(class_map) as dataset:
         ids = dataset.read(1, out_shape=valid.shape)
@@ -40,7 +43,7 @@ def write_preview(scene: Scene, class_map: Path, target: Path, legend: Legend) -
 
 
 def _lines(legend: Legend, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[tuple[int, int]]:
-    """Line and first column of every entry of the legend."""
+    """Return line number and first pixel column of every entry of the legend."""
     places, line, left = [], 0, 0
     for name in legend.names:
         needed = 18 + round(font.getlength(name)) + 16

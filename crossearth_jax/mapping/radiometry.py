@@ -1,4 +1,4 @@
-"""From the numbers in a scene's file to 8-bit RGB: one linear stretch per band, fixed for the whole scene."""
+"""Conversion of a scene's values to 8-bit RGB: one linear stretch per band, the same for the whole scene."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from jaxtyping import Num, UInt8
 from crossearth_jax.config import UserError
 
 PERCENTILES = (2.0, 98.0)
-ROWS = 64  # stretched at a time: the intermediate numbers are four times as large as the result
-SAMPLE = 2**20  # of a scene's valid pixels are enough for its percentiles
+ROWS = 64  # rows stretched at a time, since the intermediate numbers need at least four times the memory of the result
+SAMPLE = 2**20  # number of valid pixels that is enough to estimate the percentiles of a scene
 
 
 @dataclasses.dataclass(frozen=True)
 class Stretch:
-    """Maps each band's range (low, high) to 0..255 and clips beyond."""
+    """A linear map from each band's range (low, high) to 0..255; values outside the range are clipped."""
 
     ranges: tuple[tuple[float, float], ...]
-    origin: str  # where they come from, for people
+    origin: str  # how the ranges were chosen, for log and metadata
 
     def __call__(self, values: Num[np.ndarray, "3 h w"]) -> UInt8[np.ndarray, "3 h w"]:
-        """Rounds to the nearest of the 256 steps; NaN, and everything in a band of one value, becomes 0."""
+        """Return the values as 8 bit, rounded to the nearest; NaN becomes 0, as does a band whose range is empty."""
         if values.dtype == np.uint8 and set(self.ranges) == {(0, 255)}:
             return values
-        kind = np.result_type(values.dtype, np.float32)  # 32-bit integers need the digits of a double
+        kind = np.result_type(values.dtype, np.float32)  # float64 for 32-bit integers, which float32 would round
         low, high = np.array(self.ranges, kind).T[..., None, None]
         gain = np.divide(255, high - low, where=high > low, out=np.zeros_like(low))
         stretched = np.empty(values.shape, np.uint8)
@@ -43,7 +43,7 @@ AS_IS = Stretch(((0.0, 255.0),) * 3, "8 bit, as they are")
 
 
 def fixed(low: float, high: float) -> Stretch:
-    """The same range for all bands.
+    """Return the stretch with the same range for all bands.
 
     Raises:
       UserError: the range is empty.
@@ -54,10 +54,10 @@ def fixed(low: float, high: float) -> Stretch:
 
 
 def percentile(values: Num[np.ndarray, "3 n"], percentiles: tuple[float, float] = PERCENTILES) -> Stretch:
-    """The range between two percentiles of each band's valid values; without any it is 0..1.
+    """Return the stretch between two percentiles of each band's valid values; 0..1 if there are no valid values.
 
     Raises:
-      UserError: they are no percentiles in ascending order.
+      UserError: the percentiles are not in ascending order between 0 and 100.
     """
     if not 0 <= percentiles[0] < percentiles[1] <= 100:
         raise UserError("the percentiles are {:g} and {:g}, expected 0 <= low < high <= 100".format(*percentiles))

@@ -1,12 +1,13 @@
-"""Writing layers as Cloud Optimized GeoTIFFs that carry their classes' names and colours.
+"""Write layers as Cloud Optimized GeoTIFFs; class maps contain the names and colours of the classes.
 
-ScoredAreas arrive in any shape, so they first go to an uncompressed tiled file; GDAL's COG driver then makes overviews
-and the final file from it. rasterio writes no category names or attribute tables, but GDAL copies them from a
-virtual raster, whose XML we can extend: GDAL stores the table inside the GeoTIFF (since 3.11) and the category
-names in a `.aux.xml` beside it.
+A `ScoredArea` can have any shape, so areas are first written to an uncompressed tiled GeoTIFF. GDAL's COG driver then
+creates the overviews and the final file from it. rasterio cannot write category names and attribute tables, but GDAL
+copies them from a virtual raster (VRT), to whose XML they are added here. GDAL stores the table inside the GeoTIFF
+(since version 3.11) and the category names in an `.aux.xml` file beside it.
 
-GDAL writes late, and rasterio only logs what goes wrong then (a full disk leaves holes). So pixels are counted on
-the way in and again in the finished file; the counts are part of the attribute table.
+GDAL may write pixels only when a file is closed, and rasterio only logs errors that occur then, so a full disk leaves
+holes in the file. Therefore pixels are counted when they are written and again in the finished file. The attribute
+table of a class map contains the counts.
 """
 
 from __future__ import annotations
@@ -31,20 +32,20 @@ from crossearth_jax.mapping.map_layers import NODATA, Layer, Legend
 
 TILE = 512  # side of the tiles of every file
 
-# Columns of the attribute table: name, GDAL's field type (0 integer, 1 real, 2 string) and usage (5 the pixel value,
-# 2 its name, 6..8 red, green, blue, 1 the number of pixels, which may not fit GDAL's integers).
+# Columns of the attribute table: name, GDAL field type (0 integer, 1 real, 2 string) and usage (5 pixel value, 2 name,
+# 6..8 red, green, blue, 1 pixel count). The count is a real number because it may exceed GDAL's 32-bit integers.
 _TABLE = (("Value", 0, 5), ("Class", 2, 2), ("Red", 0, 6), ("Green", 0, 7), ("Blue", 0, 8), ("Count", 1, 1))
 
 
 class LayerWriter:
-    """Collects the areas of one layer in an intermediate file; `layer_writer` makes one."""
+    """Writes the areas of one layer to an intermediate file; created by `layer_writer`."""
 
     def __init__(self, path: Path, layer: Layer, dataset: DatasetWriter):
         self.path, self.layer, self._dataset = path, layer, dataset
-        self.counts = np.zeros(NODATA if layer.categorical else 1, np.int64)  # values written: per class, or all
+        self.counts = np.zeros(NODATA if layer.categorical else 1, np.int64)  # values written: per class, or in total
 
     def write(self, area: ScoredArea) -> None:
-        """Writes the layer's values of an area; what is never written is nodata."""
+        """Write the layer's values of an area; pixels that are never written are nodata."""
         values = self.layer.values(area)
         self.counts += _counts(self.layer, values)
         height, width = values.shape[1:]
@@ -62,7 +63,7 @@ def _counts(layer: Layer, values: Num[np.ndarray, "bands h w"]) -> Int[np.ndarra
 def layer_writer(
     path: Path, layer: Layer, legend: Legend, grid: Grid, tags: Mapping[str, str]
 ) -> Iterator[LayerWriter]:
-    """Opens the intermediate, uncompressed file of a layer."""
+    """Open the intermediate, uncompressed file of a layer for writing."""
     with (
         _may_lack_reference(),
         rasterio.open(
@@ -94,10 +95,10 @@ def layer_writer(
 
 
 def write_cog(written: LayerWriter, target: Path, legend: Legend) -> None:
-    """Turns a closed intermediate file into a Cloud Optimized GeoTIFF with overviews.
+    """Convert a closed intermediate file to a Cloud Optimized GeoTIFF with overviews.
 
     Raises:
-      OSError: not every pixel arrived in the file.
+      OSError: the file cannot be written, or does not contain every pixel.
     """
     layer, bridge = written.layer, written.path.with_suffix(".vrt")
     with _may_lack_reference(), _as_os_error():
@@ -121,7 +122,8 @@ def write_cog(written: LayerWriter, target: Path, legend: Legend) -> None:
             found = sum((_counts(layer, values) for values in parts), np.zeros_like(written.counts))
     if not np.array_equal(found, written.counts):
         raise OSError(
-            f"only {found.sum()} of {written.counts.sum()} values arrived in {target.name}; is the disk full?"
+            f"{target.name} contains {found.sum()} of the {written.counts.sum()} values written; free disk space and "
+            "try again"
         )
 
 
@@ -155,5 +157,5 @@ def _name_classes(virtual: Path, legend: Legend, counts: Int[np.ndarray, " n"]) 
 @contextlib.contextmanager
 def _may_lack_reference() -> Iterator[None]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # the map of a plain image is a plain image
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # the map of a plain image has no CRS either
         yield

@@ -1,7 +1,7 @@
-"""Values and validity on a coarser or finer grid of the same origin and orientation, from the valid pixels alone.
+"""Resample values and validity to a coarser or finer grid of the same origin and orientation.
 
-Such a grid is resampled along each axis on its own: to coarser pixels by the mean over their area, to finer ones
-linearly between centres. What is not valid takes no part in either.
+Each axis is resampled separately: to coarser pixels by the mean over their area, to finer pixels by linear
+interpolation between pixel centres. Only valid pixels are used.
 """
 
 from __future__ import annotations
@@ -13,24 +13,27 @@ import numpy as np
 import scipy.sparse
 from jaxtyping import Bool, Float, Num
 
-SHARE = 0.5  # of a pixel's area that must hold data
-ROUNDING = 1e-6  # of a share: a border between pixels, computed in floating point, counts for both sides
+SHARE = 0.5  # smallest share of a new pixel's area that must be valid for the pixel to be valid
+ROUNDING = 1e-6  # tolerance of that share for floating-point rounding
 
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """An axis of `size` pixels, covered by pixels that are `scale` of them long and begin at the same end."""
+    """An axis of `size` original pixels, and new pixels of length `scale` (in original pixels) with the same origin."""
 
     size: int
     scale: float
 
     def support(self, start: int, stop: int) -> tuple[int, int]:
-        """First and past-the-last pixel of the axis on which the new pixels `start` to `stop` depend."""
+        """Return the range of original pixels (first, past the last) on which new pixels `start` to `stop` depend."""
         first, last = start * self.scale - 0.5, stop * self.scale + 0.5
         return max(0, math.floor(first)), min(self.size, math.ceil(last))
 
     def areas(self, start: int, stop: int) -> scipy.sparse.csr_array:
-        """Share of each supporting pixel in the part of each new pixel that lies on the axis; rows add up to one."""
+        """Return a matrix (new pixels, supporting pixels) with the share of each new pixel that each pixel covers.
+
+        The part of a new pixel beyond the end of the axis is ignored, so every row adds up to one.
+        """
         edges = np.clip(np.arange(start, stop + 1) * self.scale, 0, self.size)
         first = np.floor(edges[:-1]).astype(int)
         pixels = first[:, None] + np.arange(math.ceil(self.scale) + 1)
@@ -38,7 +41,10 @@ class Axis:
         return self._matrix(start, stop, pixels, overlap.clip(0) / np.diff(edges)[:, None])
 
     def weights(self, start: int, stop: int) -> scipy.sparse.csr_array:
-        """Weight of each supporting pixel in the value of each new pixel; rows add up to one."""
+        """Return a matrix (new pixels, supporting pixels) of the weights that give the new values; rows add up to one.
+
+        The weights are areas for coarser pixels and those of linear interpolation for finer ones.
+        """
         if self.scale > 1:
             return self.areas(start, stop)
         centres = (np.arange(start, stop) + 0.5) * self.scale - 0.5
@@ -61,16 +67,18 @@ def resample(
     rows: tuple[Axis, int, int],
     columns: tuple[Axis, int, int],
 ) -> tuple[Float[np.ndarray, "c h2 w2"], Bool[np.ndarray, "h2 w2"]]:
-    """Resamples a window.
+    """Resample a window.
 
     Args:
-      values: of the pixels that support the new ones; what is not valid may be anything.
-      valid: which of them hold data.
-      rows: (axis, start, stop) of the new pixels.
-      columns: the same across.
+      values: values of the original pixels on which the new pixels depend (`Axis.support`); those of invalid pixels
+        are not used.
+      valid: which of these pixels are valid.
+      rows: (axis, start, stop) of the new pixels along the rows.
+      columns: (axis, start, stop) of the new pixels along the columns.
 
     Returns:
-      Means over the valid pixels (0 where there are none), and the new pixels of which data covers at least `SHARE`.
+      The new values: weighted means over the valid pixels, 0 where there are none. And which new pixels are valid:
+      those whose area is covered by valid pixels to at least `SHARE`.
     """
     shares = _apply(rows[0].areas(*rows[1:]), columns[0].areas(*columns[1:]), valid.astype(np.float64))
     down, across = rows[0].weights(*rows[1:]), columns[0].weights(*columns[1:])

@@ -1,4 +1,4 @@
-"""Reading a scene as 8-bit RGB windows and a mask of valid pixels, on the grid the model works on."""
+"""Read a scene as 8-bit RGB windows with masks of valid pixels, on the grid on which it is mapped."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from crossearth_jax.mapping.radiometry import Stretch
 from crossearth_jax.mapping.resampling import Axis, resample
 from crossearth_jax.ops.normalization import MEAN
 
-FILL = np.rint(MEAN).astype(np.uint8)  # colour of missing pixels: nearly the zero with which training pads images
-CACHE_BYTES = 256 * 2**20  # of decoded blocks that GDAL keeps; its own default grows with the machine
-PART = (512, 8192)  # rows and columns of the file read together where the whole file or much of it is needed
-# What bands of colour models other than red, green and blue are called; converted to that they would be an image.
+FILL = np.rint(MEAN).astype(np.uint8)  # colour of invalid pixels: the mean colour, about 0 after normalisation
+CACHE_BYTES = 256 * 2**20  # GDAL's cache of decoded blocks; by default it grows with the machine's memory
+PART = (512, 8192)  # rows and columns of the file that are read together when large parts of it are needed
+# Bands of other colour models than RGB. They are refused, since the scene must be converted to RGB first.
 NO_MEASUREMENTS = (
     *(ColorInterp.hue, ColorInterp.saturation, ColorInterp.lightness),
     *(ColorInterp.cyan, ColorInterp.magenta, ColorInterp.yellow, ColorInterp.black),
@@ -44,17 +44,18 @@ Mask = Bool[np.ndarray, "h w"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SceneOptions:
-    """How scenes are read."""
+    """How a scene is read."""
 
     bands: str | None = None  # see `bands.select_bands`
-    value_range: tuple[float, float] | None = None  # values that become 0 and 255; None: by percentiles
-    percentiles: tuple[float, float] | None = None  # None: 8 bit as it is, anything else by `radiometry.PERCENTILES`
-    gsd: float | None = None  # ground sampling distance in metres that the scene is resampled to; None keeps its own
-    bounds: Bounds | None = None  # part of the scene to map; None is all of it
+    value_range: tuple[float, float] | None = None  # values that become 0 and 255; None: see `percentiles`
+    # Percentiles that become 0 and 255; None leaves 8-bit scenes unchanged and uses `radiometry.PERCENTILES` otherwise.
+    percentiles: tuple[float, float] | None = None
+    gsd: float | None = None  # ground resolution in metres to which the scene is resampled; None does not resample
+    bounds: Bounds | None = None  # part of the scene to map; None maps all of it
 
 
 class Scene:
-    """An open scene; `open_scene` makes one."""
+    """An open scene, read as 8-bit RGB; created by `open_scene`."""
 
     def __init__(self, path: str, dataset: DatasetReader, bands: tuple[int, int, int], options: SceneOptions):
         self.path = path
@@ -68,15 +69,15 @@ class Scene:
         self.grid = whole.shifted(*window)
         names = band_names(dataset)
         self.band_names = tuple(names[band - 1] or str(band) for band in bands)
-        self.kinds = {dataset.dtypes[band - 1] for band in bands}  # of numbers in the chosen bands
+        self.kinds = {dataset.dtypes[band - 1] for band in bands}  # data types of the chosen bands
         self.pixel_is_point = dataset.tags().get("AREA_OR_POINT") == "Point"
 
     @functools.cached_property
     def stretch(self) -> Stretch:
-        """From values to 8 bit: one for the whole scene, whatever part of it is mapped on whatever grid.
+        """The stretch from values to 8 bit: one for the whole file, whatever part is mapped and at any resolution.
 
         Raises:
-          UserError: the options for it make no sense, or the file cannot be read.
+          UserError: the value range or the percentiles are not ascending, or the file cannot be read.
         """
         options = self._options
         if options.value_range is not None:
@@ -87,8 +88,8 @@ class Scene:
         flat = {name: low for name, (low, high) in zip(self.band_names, stretch.ranges, strict=True) if low == high}
         if flat:
             logging.warning(
-                "%s: the percentiles of band %s are the same value, so the model sees that band black; give the values "
-                "that become 0 and 255 with --range, or mark the background as nodata",
+                "%s: both percentiles of band %s have the same value, so the band is black for the model; give the "
+                "values that become 0 and 255 with --range, or mark the background as nodata",
                 self.path,
                 ", ".join(f"{name} ({value:g})" for name, value in flat.items()),
             )
@@ -100,11 +101,11 @@ class Scene:
         return self.grid.height, self.grid.width
 
     def read(self, top: int, left: int, height: int, width: int) -> tuple[Image, Mask]:
-        """Reads a window of the grid; it may reach beyond the last row and column, where nothing is valid.
+        """Read a window of the grid; it may extend beyond the last row and column, where no pixel is valid.
 
         Returns:
-          The image, with `FILL` where it is not valid, and which pixels are valid: see `validity`, and `resampling`
-          where the grid is not that of the file.
+          The image, with the colour `FILL` at invalid pixels, and the mask of valid pixels. `validity` defines which
+          pixels are valid, and `resampling` which pixels of a resampled grid are.
 
         Raises:
           UserError: the file cannot be read there.
@@ -115,7 +116,7 @@ class Scene:
         return image, valid
 
     def thumbnail(self, longest: int) -> tuple[Image, Mask]:
-        """The whole grid thinned to at most `longest` pixels a side."""
+        """Return image and mask of the whole grid, subsampled to at most `longest` pixels a side."""
         step = max(1.0, max(self.grid.height, self.grid.width) / longest)
         rows, columns = (
             ((np.arange(math.ceil(size / step)) + 0.5) * size / math.ceil(size / step)).astype(int)
@@ -151,9 +152,10 @@ class Scene:
         return validity.read(self.path, self._dataset, self._bands, Window.from_slices(rows, columns))
 
     def _valid_values(self) -> Shaped[np.ndarray, "3 n"]:
-        """Values of the file's valid pixels: of all, or of `radiometry.SAMPLE` or more drawn at random.
+        """Return the values of the file's valid pixels, or of a random sample of at least about `radiometry.SAMPLE`.
 
-        At random, since every n-th pixel may show one phase of a pattern; from a fixed seed, so that maps repeat.
+        The sample is random, since every n-th pixel could hit the same part of a periodic pattern. Its seed is fixed,
+        so that maps are reproducible.
         """
         random, share, kept = np.random.default_rng(0), 1.0, []
         for top, left in itertools.product(
@@ -169,10 +171,12 @@ class Scene:
 
 
 def check_scene(path: str, options: SceneOptions) -> None:
-    """Makes sure that a scene can be opened with these options, without reading pixels.
+    """Check that a scene can be opened with these options, without reading pixels.
+
+    The value range and the percentiles are checked later, when the stretch is computed.
 
     Raises:
-      UserError: it cannot.
+      UserError: the scene cannot be opened, or the options do not fit it.
     """
     with _selected(path, options) as (dataset, bands):
         Scene(path, dataset, bands, options)
@@ -180,15 +184,16 @@ def check_scene(path: str, options: SceneOptions) -> None:
 
 @contextlib.contextmanager
 def open_scene(path: str, options: SceneOptions, *, quiet: bool = False) -> Iterator[Scene]:
-    """Opens a raster of any kind GDAL reads.
+    """Open a raster in any format that GDAL can read.
 
     Args:
-      path: of the raster.
+      path: the raster.
       options: how it is read.
-      quiet: leaves out the warnings about a missing place and odd pixels.
+      quiet: suppress the warnings about a missing CRS, about pixel sizes that differ between coordinates and ground,
+        and about bounds that the scene does not cover.
 
     Raises:
-      UserError: it is no raster, or the options do not fit it.
+      UserError: the file is not a raster, or the options do not fit it.
     """
     with _selected(path, options) as (dataset, bands):
         scene = Scene(path, dataset, bands, options)
@@ -198,9 +203,9 @@ def open_scene(path: str, options: SceneOptions, *, quiet: bool = False) -> Iter
 
 
 def scene_files(path: str) -> set[str]:
-    """Names of the files that a scene is read from, those that virtual rasters refer to included.
+    """Return the names of all files from which a scene is read, including those to which virtual rasters refer.
 
-    A scene that cannot be opened is its own name only.
+    For a scene that cannot be opened this is `path` only.
     """
     found, waiting = set(), [path]
     while waiting:
@@ -216,12 +221,12 @@ def scene_files(path: str) -> set[str]:
 
 def _say_what_is_unexpected(scene: Scene, source: Grid, options: SceneOptions) -> None:
     if source.crs is None:
-        logging.warning("%s has no coordinate reference system, nor will its map", scene.path)
+        logging.warning("%s has no coordinate reference system, so its map will have none either", scene.path)
     nominal, ground = source.nominal_size(), source.ground_size()
     if options.gsd is not None and nominal and ground and not np.allclose(nominal, ground, rtol=0.02):
         logging.warning(
-            "%s: a pixel is %.4g x %.4g m in its coordinates but %.4g x %.4g m on the ground; --gsd=%g is understood "
-            "as metres on the ground",
+            "%s: a pixel is %.4g x %.4g m in its coordinates but %.4g x %.4g m on the ground; --gsd=%g means metres on "
+            "the ground",
             *(scene.path, *nominal, *ground, options.gsd),
         )
     if options.bounds is not None and scene.grid.leaves_out(options.bounds):
@@ -233,7 +238,7 @@ def _say_what_is_unexpected(scene: Scene, source: Grid, options: SceneOptions) -
 
 @contextlib.contextmanager
 def _selected(path: str, options: SceneOptions) -> Iterator[tuple[DatasetReader, tuple[int, int, int]]]:
-    """The open dataset and the bands chosen of it."""
+    """Yield the open dataset and the numbers of its chosen bands."""
     with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), _open(path) as dataset:
         bands = select_bands(dataset, options.bands)
         _check_values(path, dataset, bands, options)
@@ -243,7 +248,7 @@ def _selected(path: str, options: SceneOptions) -> Iterator[tuple[DatasetReader,
 @contextlib.contextmanager
 def _unplaced_allowed() -> Iterator[None]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # we say it in our own words
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # `open_scene` gives its own warning
         yield
 
 
@@ -254,12 +259,13 @@ def _open(path: str) -> DatasetReader:
         except RasterioError as error:
             reason = str(error).rstrip(".")
             raise UserError(
-                f"cannot open {path} as a raster: {reason}; if other programs read it, convert it to GeoTIFF with them"
+                f"cannot open {path} as a raster: {reason}; if another program can open it, convert it to GeoTIFF there"
             ) from None
     if dataset.count == 0:
-        inner = f"; name one of its parts, e.g. {dataset.subdatasets[0]}" if dataset.subdatasets else ""
+        inner = dataset.subdatasets
         dataset.close()
-        raise UserError(f"{path} holds no bands{inner}")
+        remedy = f"give one of its subdatasets, e.g. {inner[0]}" if inner else "give a file that holds a raster"
+        raise UserError(f"{path} holds no bands; {remedy}")
     return dataset
 
 
@@ -267,27 +273,30 @@ def _check_values(path: str, dataset: DatasetReader, bands: tuple[int, int, int]
     for band in bands:
         kind, colour = dataset.dtypes[band - 1], dataset.colorinterp[band - 1]
         if kind.startswith("complex"):
-            raise UserError(f"band {band} of {path} is {kind}, expected real numbers; convert it to amplitudes first")
+            raise UserError(f"band {band} of {path} is {kind}, expected real numbers; convert it to amplitude first")
         if colour == ColorInterp.palette:
             raise UserError(
-                f"band {band} of {path} holds colour indices, expected measured values; "
-                "expand it first: gdal_translate -expand rgb"
+                f"band {band} of {path} holds indices of a colour table, expected measured values; "
+                "convert the file first: gdal_translate -expand rgb"
             )
         if colour in NO_MEASUREMENTS:
-            raise UserError(f"band {band} of {path} is {colour.name}, expected red, green, blue or another measurement")
+            raise UserError(
+                f"band {band} of {path} is {colour.name}, expected red, green, blue or another measurement; convert "
+                "the file to RGB first, or choose other bands with --bands"
+            )
         bits = int(dataset.tags(band, ns="IMAGE_STRUCTURE").get("NBITS", 8))
         if bits < 8 and options.value_range is None and options.percentiles is None:
             raise UserError(
-                f"band {band} of {path} has {bits} bit per pixel, expected 8 or more; if it is an image all the same, "
-                f"say so with --range=0,{2**bits - 1}"
+                f"band {band} of {path} has {bits} bit per pixel, expected 8 or more; if it is an image, and not a "
+                f"mask or class map, give --range=0,{2**bits - 1}"
             )
 
 
 def _grid(path: str, dataset: DatasetReader) -> Grid:
-    """Where the file says its pixels lie.
+    """Return the grid of a raster file.
 
     Raises:
-      UserError: it says so in a way that is no grid.
+      UserError: the file is georeferenced in another way than by a geotransform, or its pixels have no area.
     """
     if dataset.transform.is_identity:
         placed_by = {
@@ -298,8 +307,12 @@ def _grid(path: str, dataset: DatasetReader) -> Grid:
         for means, given in placed_by.items():
             if given:
                 raise UserError(
-                    f"{path} is placed by {means}, expected a grid; warp it onto one first: gdalwarp {path} warped.tif"
+                    f"{path} is georeferenced by {means}, expected a geotransform; warp it to a grid first: "
+                    f"gdalwarp {path} warped.tif"
                 )
     if dataset.transform.is_degenerate:
-        raise UserError(f"the pixels of {path} have no area: its geotransform is {dataset.transform.to_gdal()}")
+        raise UserError(
+            f"the pixels of {path} have no area: its geotransform is {dataset.transform.to_gdal()}; correct it, e.g. "
+            "with gdal_edit -a_ullr"
+        )
     return Grid(dataset.crs, dataset.transform, dataset.height, dataset.width)

@@ -1,15 +1,16 @@
-"""The one rule that says which pixels of a raster hold data, and the reading that applies it.
+"""Read bands of a raster together with the mask of valid pixels: those that hold data.
 
-A pixel is valid where every source of validity that the file has says so, in each of the chosen bands:
+A pixel is valid if all of these hold in each of the chosen bands:
 
 - its value is not the band's nodata value (each band may have its own);
 - its value is finite, with or without a nodata tag;
-- no mask of the file, internal or external, of the dataset or of the band, excludes it;
-- no alpha band is zero (or NaN) there, whatever its type and number. A band chosen with `--bands` is read as
-  a measurement even if the file calls it alpha, as files with near infrared in the fourth band often do.
+- no mask excludes it: internal or external, of the dataset or of the band;
+- no alpha band is zero (or NaN) at the pixel, whatever the type and number of the alpha bands. A band chosen with
+  `--bands` is read as a measurement even if the file calls it alpha; files with near infrared in the fourth band often
+  do.
 
-GDAL's own `read_masks` knows one source only: it forgets nodata beside a mask, and alpha beside nodata, beside more
-than three bands, or of another type than 8 or 16 bit.
+GDAL's own `read_masks` uses only one of these sources. It ignores nodata if there is a mask. It ignores alpha if there
+is a nodata value, if there are more than three bands, or if the type of the alpha band is not 8 or 16 bit.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ from crossearth_jax.config import UserError
 def read(
     path: str, dataset: DatasetReader, bands: tuple[int, int, int], window: Window
 ) -> tuple[Num[np.ndarray, "3 h w"], Bool[np.ndarray, "h w"]]:
-    """Reads three bands at full resolution, never from overviews.
+    """Read three bands at full resolution, never from overviews.
 
     Returns:
-      The values, in one type that holds those of all three, and which pixels are valid.
+      The values, in a data type that can hold those of all three bands, and the mask of valid pixels.
 
     Raises:
       UserError: the file cannot be read there.
@@ -51,12 +52,12 @@ def read(
 
 def _known(values: Num[np.ndarray, "h w"], nodata: float | None) -> Bool[np.ndarray, "h w"]:
     if values.dtype.kind != "f":
-        # A nodata value that the type cannot hold (-9999 or NaN of unsigned numbers) marks nothing.
+        # A nodata value that the data type cannot hold (-9999 or NaN for unsigned integers) marks no pixel.
         whole = nodata is not None and float(nodata).is_integer()
         return values != int(nodata) if whole else np.ones(values.shape, bool)  # type: ignore
     known = np.isfinite(values)
     if nodata is not None and math.isfinite(nodata):
-        # As GDAL does: the tag is a decimal text, which need not hold every digit of the number in the file.
+        # With a tolerance, as in GDAL: the nodata tag is a decimal text and may be a rounded value.
         tolerance = 4 * np.finfo(values.dtype).eps * abs(nodata)
         with np.errstate(invalid="ignore", over="ignore"):
             known &= ~(np.abs(values.astype(np.float64) - nodata) <= tolerance)
@@ -64,10 +65,10 @@ def _known(values: Num[np.ndarray, "h w"], nodata: float | None) -> Bool[np.ndar
 
 
 def _masked_bands(dataset: DatasetReader, bands: tuple[int, int, int]) -> list[int]:
-    """Bands whose masks exclude what neither their own nodata value nor an alpha band says.
+    """Return the bands whose masks must be read in addition to nodata values and alpha bands.
 
-    A mask of the whole dataset is named once. GDAL shows a list of nodata values of the dataset (NODATA_VALUES), of
-    which a pixel must have all, as such a mask.
+    A mask of the whole dataset is listed once. GDAL also reports NODATA_VALUES as such a mask: one nodata value per
+    band, all of which a pixel must have to be nodata.
     """
     dataset_mask, band_masks = [], []
     for band in sorted(set(bands)):

@@ -1,1 +1,1 @@
-"""The parts of a run's report: reading a run, its numbers, tables, figures and pages."""
+"""The parts of a report: reading the files of a run, and its summary numbers, tables, figures and pages."""

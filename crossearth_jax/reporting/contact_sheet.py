@@ -1,4 +1,4 @@
-"""Images with their labels drawn over them, many on a page: what people look at before they train."""
+"""Contact sheet: many images with their labels drawn over them on one page, to check a dataset before training."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from crossearth_jax.benchmark import IGNORE
 from crossearth_jax.reporting.image_grids import Colours, coloured
 from crossearth_jax.runtime.atomic import replacing
 
-SIDE = 320  # pixels of the longer side of an image
+SIDE = 320  # largest side of an image in pixels
 COLUMNS = 4
-INCHES = 2.4  # width of an image; it stands beside itself with labels
-OPACITY = 0.4  # of the labels' colours
-OUTLINE = (255, 255, 255)
+INCHES = 2.4  # width of an image; each is drawn twice, without and with labels
+OPACITY = 0.4  # opacity of the labels' colours over the image
+OUTLINE = (255, 255, 255)  # colour of the lines between classes
 
 
 def contact_sheet(
@@ -28,13 +28,13 @@ def contact_sheet(
     title: str,
     target: Path,
 ) -> None:
-    """Draws each image beside itself with labels over it, and the shares of the classes in these images below.
+    """Draw every image without and with its labels, and below all of them the share of each class in these images.
 
     Args:
-      examples: id, image and label.
-      colours: of the classes.
-      title: of the page.
-      target: PNG file; its folder is made.
+      examples: id, image and label of each example.
+      colours: colour of each class.
+      title: title of the page.
+      target: PNG file to write; its folder is created.
 
     Raises:
       UserError: the file cannot be written.
@@ -58,7 +58,7 @@ def contact_sheet(
         Patch(color="#{:02x}{:02x}{:02x}".format(*colour), label=f"{name} {shares[index]:.1%}")
         for index, (name, colour) in enumerate(colours.items())
     ]
-    patches.append(Patch(facecolor="none", edgecolor="grey", label=f"ignored (as it is) {shares[IGNORE]:.1%}"))
+    patches.append(Patch(facecolor="none", edgecolor="grey", label=f"ignored (not coloured) {shares[IGNORE]:.1%}"))
     figure.legend(handles=patches, loc="outside lower center", ncols=6, frameon=False, fontsize=8)
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as temporary:
@@ -77,7 +77,7 @@ def _thumbnail(
 def _drawn_over(
     image: UInt8[np.ndarray, "h w 3"], label: UInt8[np.ndarray, "h w"], colours: Colours
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The image tinted by class, with white lines between classes; ignored pixels stay as they are."""
+    """Return the image tinted in the class colours, with white lines between classes; ignored pixels are unchanged."""
     tinted = (1 - OPACITY) * image + OPACITY * coloured(label, colours)
     drawn = np.where((label == IGNORE)[..., None], image, np.rint(tinted).astype(np.uint8))
     edges = np.zeros(label.shape, bool)

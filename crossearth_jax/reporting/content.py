@@ -1,4 +1,4 @@
-"""What a report shows, made once: the same tables and diagrams go into the page and into files beside it."""
+"""Content of a report: tables and diagrams that are made once, for the page and for the files beside it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,24 @@ from crossearth_jax.reporting.score_tables import Table
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Content:
-    """Tables and diagrams by the names of their files; what a run does not have is left out."""
+    """Tables and diagrams by the stems of their file names; those for which a run has no data are absent."""
 
     tables: Mapping[str, Table]
     diagrams: Mapping[str, Diagram]
 
     @property
     def curves(self) -> list[Diagram]:
-        """Those of training."""
+        """The diagrams of the training curves."""
         return [diagram for name, diagram in self.diagrams.items() if name.startswith("training_")]
 
 
 def run_content(run: Run, method: str) -> Content:
-    """The content of one run's report, features projected by this `projection.METHODS`."""
+    """Make the content of one run's report.
+
+    Args:
+      run: the run.
+      method: projection of the class features, a key of `projection.METHODS`.
+    """
     made = {
         "results": score_tables.main_table(run),
         "classes": score_tables.class_table(run),
@@ -38,7 +43,7 @@ def run_content(run: Run, method: str) -> Content:
     scores = {
         title: {cell.name: value(cell) for cell in run.cells} for title, value in score_tables.score_columns(run.cells)
     }
-    drawn = {"results": plots.scores(run.cells, scores, "mIoU of every domain"), "losses": plots.losses(run)}
+    drawn = {"results": plots.scores(run.cells, scores, "mIoU of every target domain"), "losses": plots.losses(run)}
     if run.features and len(run.features.values) > 1:
         points = projection.project(run.features.values, method)
         drawn["features"] = plots.feature_maps(run.features, run.palette, points, method)
@@ -55,7 +60,7 @@ def run_content(run: Run, method: str) -> Content:
 
 
 def comparison_content(runs: Mapping[str, Run]) -> Content:
-    """The content of a comparison."""
+    """Make the content of a comparison of several runs."""
     everything = {cell.name: cell for run in runs.values() for cell in run.cells}
     scores = {title: {cell.name: cell.miou for cell in run.cells} for title, run in runs.items()}
     made = {
@@ -63,7 +68,7 @@ def comparison_content(runs: Mapping[str, Run]) -> Content:
         "comparison_classes": score_tables.class_comparison_table(runs),
         "differences": score_tables.difference_table(runs),
     }
-    drawn = {"comparison": plots.scores(tuple(everything.values()), scores, "mIoU of every domain and run")}
+    drawn = {"comparison": plots.scores(tuple(everything.values()), scores, "mIoU of every target domain, by run")}
     losses = {title: run.metrics["loss"] for title, run in runs.items() if "loss" in run.metrics}
     if losses:
         drawn["training_loss"] = diagrams.curves("Training loss", dict(list(losses.items())[:8]))
@@ -78,9 +83,11 @@ def _present(made: Mapping[str, Table | None], drawn: Mapping[str, Diagram | Non
 
 
 def curve_groups(metrics: Mapping[str, Series]) -> dict[str, dict[str, Series]]:
-    """Diagram title -> its curves: loss terms together, every other quantity alone, none that is always 0.
+    """Return the curves of each training diagram by its title.
 
-    Of the mask decoder's losses only those of the last layer are drawn; the auxiliary ones look alike.
+    Loss terms share diagrams of up to eight curves; of more than 24 terms the rest is not drawn. Every other quantity
+    has a diagram of its own, unless it is always 0. Of the mask decoder's losses only those of the last layer are
+    drawn, since those of the earlier layers have similar curves.
     """
     terms = {name.removeprefix("loss/"): values for name, values in metrics.items() if name.startswith("loss/")}
     shown = {name: values for name, values in terms.items() if not name.rsplit("/", 1)[-1].isdigit()}

@@ -1,4 +1,4 @@
-"""Tables that say where a model fails: its largest losses, and classes whose features wander off."""
+"""Tables that show where a model fails: the largest losses of class IoU, and how well features separate classes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ LOSSES = 12  # rows of the table
 
 
 def loss_table(run: Run) -> Table | None:
-    """The class and domain pairs that lose most against the source's own domain; None if none loses.
+    """Return the classes and target domains with the largest loss of IoU against the source domain; None without any.
 
-    Where the confusion matrix is kept, also what becomes of the class' pixels and what is mistaken for it.
+    Where the confusion matrix is available, the table also names the most frequent confusions of the class.
     """
     found = [(change, name, gap) for gap in summary.gaps(run.cells) for name, change in gap.change.items()]
     worst = sorted((item for item in found if item[0] < 0), key=lambda item: item[0])[:LOSSES]
@@ -36,9 +36,11 @@ def loss_table(run: Run) -> Table | None:
     heads = ("Class", "Target", "In-domain IoU", "IoU", "Change", "Missed as", "False alarms on")
     return Table(
         caption=(
-            "The largest losses of a class. Missed as: the class that most of its wrong pixels are given to, in "
-            "percent of its pixels. False alarms on: the class that most of the pixels wrongly given to it are of, in "
-            "percent of all given to it."
+            "Classes and target domains where the class IoU is furthest below that in the source domain (at most "
+            f"{LOSSES} rows; IoU in percent, change in points). Missed as: the wrong class that is predicted most "
+            "often for pixels of this class, with its percentage of all true pixels of this class. False alarms on: "
+            "the true class of most pixels wrongly predicted as this class, with its percentage of all pixels "
+            "predicted as this class."
         ),
         head=tuple(Entry(text=head) for head in heads),
         blocks=(Block(title="", rows=tuple(rows)),),
@@ -47,7 +49,11 @@ def loss_table(run: Run) -> Table | None:
 
 
 def confusions(evaluation: Evaluation | None, name: str) -> tuple[str, str]:
-    """What a class is most often missed as, and what is most often mistaken for it, each with its percentage."""
+    """Return the class predicted most often instead of class `name`, and the class most often mistaken for it.
+
+    The first has its percentage of the true pixels of `name`, the second its percentage of the pixels predicted as
+    `name`; both are `NOTHING` without a confusion matrix of this class.
+    """
     if evaluation is None or name not in evaluation.classes:
         return NOTHING, NOTHING
     index = evaluation.classes.index(name)
@@ -61,7 +67,10 @@ def confusions(evaluation: Evaluation | None, name: str) -> tuple[str, str]:
 
 
 def centre_table(run: Run, features: ClassFeatures) -> Table | None:
-    """Domain x class: do features lie nearest to their own class' centre in the source's domain; None without it."""
+    """Return, by domain and class, how many features are nearest to the centre of their own class in the source domain.
+
+    None if the features do not include an in-domain target.
+    """
     homes = [cell.target for cell in run.cells if not cell.cross_domain and cell.target in features.domain_names]
     if not homes:
         return None
@@ -75,9 +84,10 @@ def centre_table(run: Run, features: ClassFeatures) -> Table | None:
     heads = (Entry(text=name, swatch=run.palette.get(name)) for name in features.class_names)
     return Table(
         caption=(
-            "Percent of a class' features that lie nearest to that class' own centre in the source's domain "
-            f"({domain_title(homes[0])}, where the centres are made of these features). One feature per image and "
-            "class: the mean of the backbone's last level over the pixels of the class."
+            "Percentage of the features of a class whose nearest class centre is that of their own class. A feature is "
+            "the mean of the backbone's last feature level over the pixels of one class in one image. The centre of a "
+            f"class is the mean of its features in the source domain ({domain_title(homes[0])}). The values in the row "
+            "of the source domain are optimistic, since the centres are computed from the same features."
         ),
         head=(Entry(text="Domain"), *heads),
         blocks=(Block(title="", rows=tuple(rows)),),

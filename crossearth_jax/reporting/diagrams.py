@@ -1,4 +1,4 @@
-"""Diagrams as vector graphics: inside the page in the page's own colours, and as SVG and PDF files beside it."""
+"""Diagrams as vector graphics: inside the page, in its colours, and as SVG and PDF files beside it."""
 
 from __future__ import annotations
 
@@ -22,31 +22,32 @@ from crossearth_jax.reporting.run import Series
 from crossearth_jax.runtime.atomic import replacing
 
 MAX_POINTS = 400  # per curve
-# The light colours of style.css; in the page they become its variables, which follow the reader's light or dark mode.
+# The light colours of style.css. In the page they are replaced by its CSS variables, which follow the reader's light or
+# dark mode.
 INK, MUTED, FAINT, LOSS = "#1b211e", "#5d6761", "#dcdfd8", "#b7472a"
 SERIES = ("#0b6b58", "#c8792b", "#4a6fb3", "#a2476f", "#6d8f2f", "#7a5bb0", "#3a97a8", "#8a6d4b")
 _VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", FAINT: "var(--line)", LOSS: "var(--loss)"} | {
     colour: f"var(--series-{i + 1})" for i, colour in enumerate(SERIES)
 }
-# Text stays text, in the page's font or the system's; PDF carries its font whole.
+# Keep text as text: SVG uses the font of the page or the system, PDF embeds TrueType fonts.
 _SAVING: dict[Any, Any] = {"svg.fonttype": "none", "pdf.fonttype": 42}
 
 
-drawing = matplotlib.rc_context({"font.size": 9})  # decorates every function that draws
+drawing = matplotlib.rc_context({"font.size": 9})  # decorator for every function that draws
 
 
 @dataclasses.dataclass(frozen=True)
 class Diagram:
-    """A drawn figure and its title, which is also its name for screen readers."""
+    """A drawn figure and its title, which is also its description for screen readers."""
 
     title: str
     figure: Figure
 
     @functools.cached_property
     def svg(self) -> str:
-        """The figure as SVG, the same text for the same drawing."""
+        """The figure as SVG text, which is identical for identical drawings."""
         buffer = io.StringIO()
-        # The salt makes names unique among the page's diagrams and stable.
+        # The salt makes the ids in the SVG reproducible and different between the diagrams of a page.
         options: dict[Any, Any] = {**_SAVING, "svg.hashsalt": self.title}
         with matplotlib.rc_context(options):
             self.figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -54,10 +55,13 @@ class Diagram:
 
 
 def inline(diagram: Diagram) -> str:
-    """Give the bare <svg> element: no prologue, metadata, global style or fixed size; colours and font of the page."""
+    """Return the <svg> element for a page, with the page's colours and font.
+
+    Prologue, metadata, global style and fixed size are removed.
+    """
     svg = diagram.svg[diagram.svg.index("<svg") :]
     svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(<g\b[^>]*?) id="[^"]*"', r"\1", svg)  # the same names in every diagram
+    svg = re.sub(r'(<g\b[^>]*?) id="[^"]*"', r"\1", svg)  # these ids would occur in every diagram of the page
     svg = re.sub(r"'DejaVu Sans'(, ('[^']*'|[\w-]+))*", "inherit", svg)
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, variable)
@@ -67,10 +71,10 @@ def inline(diagram: Diagram) -> str:
 
 
 def save(diagram: Diagram, stem: Path) -> None:
-    """Writes `stem`.svg and `stem`.pdf, the same bytes for the same diagram.
+    """Write `stem`.svg and `stem`.pdf; identical diagrams give identical files.
 
     Raises:
-      UserError: they cannot be written.
+      UserError: a file cannot be written.
     """
     with replacing(stem.with_suffix(".svg")) as temporary:
         temporary.write_text(diagram.svg, encoding="utf-8")
@@ -79,7 +83,7 @@ def save(diagram: Diagram, stem: Path) -> None:
 
 
 def dress(axes: Axes, title: str = "", *, bottom: bool = True) -> None:
-    """The look all diagrams share: a title at the left, a faint grid, at most one spine."""
+    """Apply the common style of all diagrams: title at the left, faint grid, no spine except the bottom one."""
     axes.set_title(title, color=MUTED, fontsize=10, loc="left")
     axes.tick_params(colors=MUTED, which="both", length=0)
     axes.grid(color=FAINT, linewidth=0.6)
@@ -91,12 +95,12 @@ def dress(axes: Axes, title: str = "", *, bottom: bool = True) -> None:
 
 @drawing
 def curves(title: str, series: Mapping[str, Series], *, logarithmic: bool = False) -> Diagram:
-    """One diagram over training steps: the logged values faintly, their running mean on top.
+    """Draw quantities over training steps: the logged values faintly, their running mean on top.
 
     Args:
-      title: what is shown.
+      title: title of the diagram.
       series: label -> values; at most eight, one colour each.
-      logarithmic: a logarithmic axis, for losses of many sizes.
+      logarithmic: use a logarithmic vertical axis, for losses of very different size.
     """
     figure = Figure(figsize=(4.6, 2.7), layout="constrained")
     axes = figure.subplots()
@@ -120,9 +124,9 @@ def curves(title: str, series: Mapping[str, Series], *, logarithmic: bool = Fals
 
 
 def running_mean(values: Float[np.ndarray, " n"], radius: int) -> Float[np.ndarray, " n"]:
-    """Mean of each value and its `radius` neighbours on both sides; of fewer, but as many, towards the ends.
+    """Return for each value its mean with `radius` neighbours on each side; near the ends with equally fewer on both.
 
-    Being symmetric it leaves a straight line where it is.
+    Because the neighbourhood is symmetric, a straight line is not changed.
     """
     sums = np.cumsum(np.concatenate([[0.0], values]))
     at = np.arange(len(values))

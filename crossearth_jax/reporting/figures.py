@@ -1,4 +1,4 @@
-"""Pictures inside the page: photographs, class maps and maps of errors as data URIs, one by one and in strips."""
+"""Pictures inside the page: images, class maps and error maps as data URIs, single or in strips."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from crossearth_jax.benchmark import IGNORE
 from crossearth_jax.reporting.run import Evaluation, StyleExamples
 
-MAX_SIDE = 384  # pixels of an example in the page; benchmark tiles have up to 1024
+MAX_SIDE = 384  # largest side in pixels of a picture in the page
 
 
 class Picture(NamedTuple):
@@ -21,11 +21,11 @@ class Picture(NamedTuple):
 
     uri: str
     caption: str
-    alt: str  # for who cannot see it
+    alt: str  # description for screen readers
 
 
 def teaser(evaluation: Evaluation, domain: str) -> list[Picture]:
-    """Image, truth and prediction of a domain's first example."""
+    """Return image, ground truth and prediction of a domain's first example."""
     uris = {
         "image": photograph(evaluation.images[0]),
         "truth": class_map(evaluation.labels[0], evaluation.palette),
@@ -35,12 +35,15 @@ def teaser(evaluation: Evaluation, domain: str) -> list[Picture]:
 
 
 def example_strips(evaluation: Evaluation, domain: str) -> list[list[Picture]]:
-    """Image, truth, prediction and errors of each example; the last says how many of the scored pixels are right."""
+    """Return image, ground truth, prediction and error map of each example.
+
+    The caption of the error map gives the share of the labelled pixels that are predicted correctly.
+    """
     strips = []
     examples = zip(evaluation.images, evaluation.labels, evaluation.predictions, strict=True)
     for number, (image, truth, prediction) in enumerate(examples, 1):
         scored = truth != IGNORE
-        right = f"{np.mean(truth[scored] == prediction[scored]):.0%} right" if scored.any() else "no label"
+        right = f"errors: {np.mean(truth[scored] == prediction[scored]):.0%} correct" if scored.any() else "no labels"
         name = f"{domain}, example {number}"
         strips.append(
             [
@@ -54,7 +57,7 @@ def example_strips(evaluation: Evaluation, domain: str) -> list[list[Picture]]:
 
 
 def style_pairs(styles: StyleExamples) -> list[list[Picture]]:
-    """Each training image and its restyled version."""
+    """Return each training image with its restyled version."""
     return [
         [
             Picture(photograph(image), "image", f"style {number}: image"),
@@ -65,7 +68,7 @@ def style_pairs(styles: StyleExamples) -> list[list[Picture]]:
 
 
 def photograph(image: UInt8[np.ndarray, "h w 3"]) -> str:
-    """Data URI of an RGB image; small ones lose nothing, large ones are shrunk JPEG."""
+    """Return the data URI of an RGB image: PNG up to 128 pixels a side, else JPEG of at most `MAX_SIDE` pixels."""
     picture = Image.fromarray(image)
     if max(picture.size) <= 128:
         return _data_uri(picture, "png")
@@ -74,7 +77,7 @@ def photograph(image: UInt8[np.ndarray, "h w 3"]) -> str:
 
 
 def class_map(labels: UInt8[np.ndarray, "h w"], palette: UInt8[np.ndarray, "k 3"]) -> str:
-    """Data URI of a label map in palette colours; ignored pixels are transparent."""
+    """Return the data URI of a label map in the colours of the classes; ignored pixels are transparent."""
     picture = Image.fromarray(_shrunk(labels))
     colours = np.zeros((256, 3), np.uint8)
     colours[: len(palette)] = palette
@@ -83,7 +86,7 @@ def class_map(labels: UInt8[np.ndarray, "h w"], palette: UInt8[np.ndarray, "k 3"
 
 
 def class_colours(labels: UInt8[np.ndarray, "h w"], palette: UInt8[np.ndarray, "k 3"]) -> UInt8[np.ndarray, "h2 w2 4"]:
-    """RGBA of a label map, thinned as in the page; ignored pixels are transparent."""
+    """Return RGBA of a label map, subsampled as in the page; ignored pixels are transparent."""
     colours = np.zeros((256, 4), np.uint8)
     colours[: len(palette)] = np.pad(palette, ((0, 0), (0, 1)), constant_values=255)
     return colours[_shrunk(labels)]
@@ -92,14 +95,14 @@ def class_colours(labels: UInt8[np.ndarray, "h w"], palette: UInt8[np.ndarray, "
 def error_map(
     image: UInt8[np.ndarray, "h w 3"], labels: UInt8[np.ndarray, "h w"], predictions: UInt8[np.ndarray, "h w"]
 ) -> str:
-    """Data URI of `error_colours`."""
+    """Return the data URI of `error_colours`."""
     return _data_uri(Image.fromarray(error_colours(image, labels, predictions)), "png")
 
 
 def error_colours(
     image: UInt8[np.ndarray, "h w 3"], labels: UInt8[np.ndarray, "h w"], predictions: UInt8[np.ndarray, "h w"]
 ) -> UInt8[np.ndarray, "h2 w2 4"]:
-    """RGBA of the image in pale grey with wrong pixels in red; ignored pixels are transparent."""
+    """Return RGBA of the image in pale grey with wrong pixels in red; ignored pixels are transparent."""
     labels, predictions = _shrunk(labels), _shrunk(predictions)
     size = (labels.shape[1], labels.shape[0])
     grey = np.asarray(Image.fromarray(image).convert("L").resize(size, Image.Resampling.BOX), np.float32)

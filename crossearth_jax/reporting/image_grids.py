@@ -1,4 +1,4 @@
-"""Figures for notebooks and papers: rows of images, and predictions beside the truth."""
+"""Figures for notebooks and papers: grids of images, and predictions beside the ground truth."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from matplotlib.patches import Patch
 from crossearth_jax.benchmark import IGNORE
 
 INCHES = 1.9  # side of an image
-IGNORED = (255, 255, 255)  # colour of pixels that are not scored
+IGNORED = (255, 255, 255)  # colour of ignored pixels
 
 Colours = Mapping[str, tuple[int, int, int]]  # class -> RGB, in the order of the class ids
 
 
 def image_grid(columns: Mapping[str, Shaped[np.ndarray, "n h w 3"]]) -> Figure:
-    """Images side by side: a column under each caption, a row per image.
+    """Draw images in a grid: one column per caption, one row per image.
 
     Args:
-      columns: caption -> RGB images, uint8 or in [0, 1]; as many in each column.
+      columns: caption -> RGB images, uint8 or float in [0, 1]; the same number in each column.
 
     Raises:
-      ValueError: columns of different lengths.
+      ValueError: the columns have different lengths.
     """
     rows = {len(images) for images in columns.values()}
     if len(rows) != 1:
@@ -46,13 +46,13 @@ def prediction_grid(
     predictions: UInt8[np.ndarray, "n h w"],
     colours: Colours,
 ) -> Figure:
-    """Image, truth and prediction in a row each, with the colours of the classes below; ignored pixels are white.
+    """Draw one row per image with image, ground truth and prediction, and a legend; ignored pixels are white.
 
     Args:
-      images: RGB.
-      labels: class ids, IGNORE where nothing is scored.
+      images: RGB images.
+      labels: class ids; IGNORE for pixels without a label.
       predictions: class ids.
-      colours: of the classes.
+      colours: colour of each class.
     """
     figure = image_grid(
         {"image": images, "truth": coloured(labels, colours), "prediction": coloured(predictions, colours)}
@@ -63,7 +63,7 @@ def prediction_grid(
 
 
 def coloured(labels: UInt8[np.ndarray, "*n h w"], colours: Colours) -> UInt8[np.ndarray, "*n h w 3"]:
-    """A label map in the colours of its classes."""
+    """Return a label map in the colours of its classes; ignored pixels are white."""
     table = np.full((IGNORE + 1, 3), IGNORED, np.uint8)
     table[: len(colours)] = list(colours.values())
     return table[labels]

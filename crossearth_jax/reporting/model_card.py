@@ -1,4 +1,4 @@
-"""The card of a model on a hub: what it is, what it scored where, and where it comes from."""
+"""The model card for a hub: description, use, classes, scores, provenance and licence of a model."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from crossearth_jax.reporting.run import Run
 from crossearth_jax.reporting.table_files import as_markdown
 from crossearth_jax.weights.native import Description
 
-UNKNOWN = "unknown"  # licence that nobody stated
+UNKNOWN = "unknown"  # licence identifier if no licence was given
 
 
 def model_card(description: Description, digest: str, address: str, licence: str, run: Run | None) -> str:
-    """README.md of a repository, with the metadata hubs read at its head.
+    """Return the README.md of a repository; it begins with the metadata that hubs read.
 
     Args:
-      description: of the weights.
+      description: description of the weights.
       digest: sha256 of the parameters (`weights.native.digest`).
-      address: what `crossearth_jax.load` is given.
+      address: the address under which `crossearth_jax.load` finds the model.
       licence: identifier of the weights' licence, or `UNKNOWN`.
-      run: the evaluated run they come from; None leaves the scores out.
+      run: the evaluated run that produced the weights; None leaves the scores out.
     """
     head = "\n".join(f"{key}: {json.dumps(value)}" for key, value in _metadata(address, licence, run).items())
     parts = [f"---\n{head}\n---", f"# {address.split('/')[-1].split('@')[0]}", _use(address), _classes(description)]
     if run:
         protocol = escape_markdown("; ".join(dict.fromkeys(cell.protocol for cell in run.cells if cell.protocol)))
-        note = f"Protocol: {protocol}. In-domain scores stand apart and enter no mean of unseen domains."
+        note = f"Protocol: {protocol}. In-domain scores are reference points and are not part of any mean."
         parts += ["## Results", as_markdown(score_tables.main_table(run)).rstrip(), note]
     parts.append(_provenance(description, digest, run))
-    terms = f"`{licence}`." if licence != UNKNOWN else "Not stated by who published the weights."
-    parts.append(f"## Licence\n\n{terms} The training data keep their own terms.")
+    terms = f"`{licence}`." if licence != UNKNOWN else "The publisher of the weights did not state a licence."
+    parts.append(f"## Licence\n\n{terms} The training data have licences of their own.")
     return "\n\n".join(parts) + "\n"
 
 
 def _metadata(address: str, licence: str, run: Run | None) -> dict[str, Any]:
-    """Every value is written as JSON, which YAML includes."""
+    """Return the metadata by key; each value is later written as JSON, which is valid YAML."""
     found: dict[str, Any] = {
         "library_name": "crossearth_jax",
         "license": licence,
@@ -76,7 +76,7 @@ def _classes(description: Description) -> str:
     colours = ["#{:02x}{:02x}{:02x}".format(*colour) for colour in description.palette] or [""] * len(names)
     rows = [f"| {i} | {escape_markdown(n)} | {c} |" for i, (n, c) in enumerate(zip(names, colours, strict=True))]
     window = description.window or description.model.vit.image_size
-    text = f"Input: 8-bit RGB by windows of {window} pixels, at the resolution of the training data."
+    text = f"Input: 8-bit RGB at the ground resolution of the training data, in windows of {window} x {window} pixels."
     return "\n".join(["## Classes", "", "| id | class | colour |", "| ---: | --- | --- |", *rows, "", text])
 
 

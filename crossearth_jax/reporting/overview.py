@@ -1,4 +1,4 @@
-"""The page and the Markdown file of the whole benchmark: every setting, scored or with what it lacks."""
+"""The page and the Markdown file of the benchmark's results: every setting with its score, or with what it lacks."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from crossearth_jax.reporting import rendering
 from crossearth_jax.reporting.score_tables import NOTHING, Block, Entry, Table, number
 from crossearth_jax.reporting.table_files import as_markdown
 
-TITLE = "The benchmark's table"
+TITLE = "Benchmark results"
 PROTOCOL = (
-    "Every model is the last checkpoint of its training or a published file; nothing was chosen on a target. Images "
-    "are resized as their domain's rule says, windows slide over them, scores are resized to the labels' size, "
-    "ignored pixels are left out, and one confusion matrix is summed over a target. Means are unweighted over "
-    "targets; in-domain rows stand apart and enter none."
+    "Every model is either a published file or the model that a run exported; no target domain was used to select the "
+    "checkpoint of a run. Images are resized by the rule of their domain and scored with a sliding window. The scores "
+    "are resized to the size of the labels, and ignored pixels are not counted. There is one confusion matrix per "
+    "target. Means over targets are unweighted. In-domain rows are reference points and are not part of any mean."
 )
 TWO_CLASSES = (
-    "In settings with two classes the score is the IoU of the object alone, since the published figures are too low "
-    "for anything else; the mean over object and background stands beside it."
+    "In settings with two classes the score is the IoU of the object class, because the published numbers are too low "
+    "to be means over both classes. The column Two-class mean shows the mean over object and background."
 )
-NOT_PUBLISHED = "No published score is shown where none could be read from a source that names its row."
+NOT_PUBLISHED = "A published score is shown only if its source says to which setting it belongs."
 
 
 class Row(NamedTuple):
-    """One line: a setting by one checkpoint, or a setting that could not be scored."""
+    """One row: a setting scored with one checkpoint, or a setting that could not be scored."""
 
     setting: Setting
     target: Domain
-    result: Mapping[str, Any] | None  # as in results.json
-    missing: tuple[str, ...]  # why there is no result
+    result: Mapping[str, Any] | None  # an entry of results.json
+    missing: tuple[str, ...]  # the reasons if there is no result
 
     @property
     def score(self) -> float | None:
-        """Object IoU in a two-class setting, else mIoU; percent."""
+        """The object's IoU in a two-class setting, else the mIoU, in percent."""
         if self.result is None:
             return None
         return self.result["object_iou"] if self.setting.object else self.result["miou"]
 
 
 def html_page(rows: Sequence[Row], open_rows: Sequence[OpenRow], checkpoints: str) -> str:
-    """The self-contained page."""
+    """Return the self-contained HTML page."""
     return rendering.render(
         "benchmark.html",
         title=TITLE,
@@ -55,7 +55,7 @@ def html_page(rows: Sequence[Row], open_rows: Sequence[OpenRow], checkpoints: st
 
 
 def markdown_page(rows: Sequence[Row], open_rows: Sequence[OpenRow], checkpoints: str) -> str:
-    """The same numbers as Markdown."""
+    """Return the same numbers as Markdown."""
     return rendering.render(
         "benchmark.md",
         title=TITLE,
@@ -81,7 +81,7 @@ def _notes(rows: Sequence[Row]) -> list[str]:
 
 
 def missing_lines(rows: Sequence[Row]) -> list[str]:
-    """One line for every reason, naming the settings it keeps from being scored."""
+    """Return one line per reason, with the names of the settings that it prevents from being scored."""
     reasons: dict[str, list[str]] = {}
     for row in rows:
         for reason in row.missing:
@@ -90,7 +90,7 @@ def missing_lines(rows: Sequence[Row]) -> list[str]:
 
 
 def main_table(rows: Sequence[Row], open_rows: Sequence[OpenRow] = ()) -> Table:
-    """Setting by setting, by gap; published numbers with their source and how sure they are."""
+    """Return the table of all settings, grouped by gap; published numbers have their source and its reliability."""
     blocks = []
     for title, members in _gaps(rows).items():
         lines = [_line(row) for row in members]
@@ -100,10 +100,10 @@ def main_table(rows: Sequence[Row], open_rows: Sequence[OpenRow] = ()) -> Table:
     filler = [Entry(text=NOTHING, muted=True)] * 5
     if open_rows:
         lines = tuple((Entry(text=row.name), *filler, Entry(text=row.reason)) for row in open_rows)
-        blocks.append(Block(title="Open", rows=lines))
-    head = ("Setting", "Checkpoint", "Images", "Score", "Two-class mean", "Published", "State")
+        blocks.append(Block(title="Not defined in public sources", rows=lines))
+    head = ("Setting", "Checkpoint", "Images", "Score", "Two-class mean", "Published", "Remark")
     return Table(
-        caption="Percent: mIoU, or the IoU of the named object.",
+        caption="mIoU in percent; in settings with two classes the IoU of the object class, which is named.",
         head=tuple(Entry(text=title) for title in head),
         blocks=tuple(blocks),
         plain=(0, 1, 6),
@@ -111,7 +111,7 @@ def main_table(rows: Sequence[Row], open_rows: Sequence[OpenRow] = ()) -> Table:
 
 
 def _gaps(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows by what differs between source and target; in-domain rows last."""
+    """Return the rows grouped by what differs between source and target; in-domain rows come last."""
     groups: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: not row.setting.cross_domain):
         gap = [name.replace("_", " ") for name in row.setting.gap]
@@ -145,7 +145,7 @@ def _line(row: Row) -> tuple[Entry, ...]:
 
 
 def _means(rows: Sequence[Row]) -> Iterator[tuple[Entry, ...]]:
-    """The unweighted mean over a gap's targets, for published files and for own runs."""
+    """Yield the rows with unweighted means over the settings of a gap, for published files and for own runs."""
     names = dict.fromkeys(row.setting.name for row in rows)
     if len(names) < 2:
         return
@@ -164,7 +164,7 @@ def _means(rows: Sequence[Row]) -> Iterator[tuple[Entry, ...]]:
 
 
 def model_table(rows: Sequence[Row]) -> Table:
-    """Each model's unweighted mean over the unseen targets it is scored on."""
+    """Return a table with the unweighted mean of each model over the unseen targets on which it is scored."""
     models: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         if row.result is not None and row.setting.cross_domain:
@@ -176,7 +176,7 @@ def model_table(rows: Sequence[Row]) -> Table:
         targets = ", ".join(row.setting.target for row in members)
         lines.append((Entry(text=label, note=source), number(mean, bold=True), Entry(text=targets)))
     return Table(
-        caption="Unweighted mean over the unseen targets that a model is scored on, in percent.",
+        caption="Unweighted mean of each model's scores over the unseen targets on which it is scored, in percent.",
         head=tuple(Entry(text=title) for title in ("Model", "Mean", "Targets")),
         blocks=(Block(title="", rows=tuple(lines)),),
         plain=(0, 2),
@@ -184,7 +184,7 @@ def model_table(rows: Sequence[Row]) -> Table:
 
 
 def class_tables(rows: Sequence[Row]) -> Iterator[Table]:
-    """IoU by class, one table for the settings of each taxonomy."""
+    """Yield tables of class IoU, one for the settings of each taxonomy."""
     by_taxonomy: dict[Taxonomy, list[Row]] = {}
     for row in rows:
         if row.result is not None and row.target.taxonomy is not None:
@@ -198,7 +198,7 @@ def class_tables(rows: Sequence[Row]) -> Iterator[Table]:
             entries = (number(iou.get(title), heat=(iou.get(title) or 0) / 100) for title in taxonomy.classes)
             lines.append((Entry(text=row.setting.name, note=(row.result or {})["checkpoint"]), *entries))
         yield Table(
-            caption=f"{taxonomy.name} classes: IoU in percent.",
+            caption=f"{taxonomy.name} classes: IoU of each class in percent.",
             head=(Entry(text="Setting"), *heads),
             blocks=(Block(title="", rows=tuple(lines)),),
         )

@@ -10,20 +10,20 @@ from crossearth_jax.reporting.content import Content
 from crossearth_jax.reporting.run import Run
 
 AVERAGES = (
-    "Cells of the source's own domain are reference points: they stand apart and enter no mean of unseen domains. "
-    "Means are unweighted over settings."
+    "In-domain scores (on the source domain itself) are reference points and are not part of any mean. Means over "
+    "unseen domains are unweighted."
 )
 
 
 def run_page(run: Run, content: Content) -> str:
-    """The self-contained HTML report of one run."""
+    """Return the self-contained HTML report of one run."""
     shown = {score_tables.domain_title(c.target): (c, e) for c, e in run.evaluated() if len(e.images)}
     sections = {
         "results": "Results",
         "classes": "IoU by class",
         "gap": "Domain gap" if "gap" in content.tables else "",
         "shifts": "Appearance shifts" if "shifts" in content.tables else "",
-        "features": "Features of classes" if "features" in content.diagrams else "",
+        "features": "Class features" if "features" in content.diagrams else "",
         "confusion": "Confusion matrices" if run.evaluations else "",
         "training": "Training" if content.curves else "",
         "style": "Earth-Style Injection" if run.styles else "",
@@ -55,14 +55,14 @@ def run_page(run: Run, content: Content) -> str:
 
 
 def run_markdown(run: Run, content: Content) -> str:
-    """The numbers of the page as Markdown, for a repository or a pull request."""
+    """Return the numbers of the page as Markdown, for a repository or a pull request."""
     headings = {
         "results": "Results",
         "classes": "IoU by class",
         "gap": "Domain gap",
         "losses": "Largest losses",
         "shifts": "Appearance shifts",
-        "features": "Features of classes",
+        "features": "Class features",
     }
     shown = {heading: content.tables[name] for name, heading in headings.items() if name in content.tables}
     return rendering.render(
@@ -75,7 +75,7 @@ def run_markdown(run: Run, content: Content) -> str:
 
 
 def comparison_page(runs: Mapping[str, Run], content: Content) -> str:
-    """The self-contained HTML page that puts several runs side by side."""
+    """Return the self-contained HTML page that compares several runs."""
     return rendering.render(
         "comparison.html",
         title=f"{len(runs)} runs compared",
@@ -87,7 +87,7 @@ def comparison_page(runs: Mapping[str, Run], content: Content) -> str:
 
 
 def comparison_markdown(runs: Mapping[str, Run], content: Content) -> str:
-    """The numbers of the comparison as Markdown."""
+    """Return the numbers of the comparison as Markdown."""
     return rendering.render(
         "comparison.md",
         title=f"{len(runs)} runs compared",
@@ -97,7 +97,7 @@ def comparison_markdown(runs: Mapping[str, Run], content: Content) -> str:
 
 
 def header_facts(run: Run) -> list[tuple[str, str]]:
-    """What was trained, which checkpoint is scored and, in the words of the evaluation, how it was chosen."""
+    """Return the facts at the head of the report: run, source domain, checkpoint, date and protocol."""
     steps = sorted({cell.checkpoint_step for cell in run.cells})
     protocols = dict.fromkeys(cell.protocol for cell in run.cells if cell.protocol)
     facts = [
@@ -118,12 +118,12 @@ def _title(run: Run) -> str:
 def _lead(run: Run) -> str:
     unseen = summary.unseen(run.cells)
     if not unseen:
-        return "Semantic segmentation, scored in the source's own domain only."
-    return f"Semantic segmentation of {len({c.target for c in unseen})} domains that the model has never seen."
+        return "Semantic segmentation, scored only on the source domain itself."
+    return f"Semantic segmentation, scored on {len({c.target for c in unseen})} domains that were not trained on."
 
 
 class Tile(NamedTuple):
-    """One number worth reading first."""
+    """A highlighted number at the top of the page."""
 
     label: str
     value: str

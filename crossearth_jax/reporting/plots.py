@@ -1,4 +1,4 @@
-"""The diagrams of a report: scores, what each class loses where, features of classes, examples of every domain."""
+"""The diagrams of a report: scores, losses of class IoU, appearance shifts, class features and examples."""
 
 from __future__ import annotations
 
@@ -14,12 +14,18 @@ from crossearth_jax.reporting.diagrams import FAINT, INK, MUTED, SERIES, Diagram
 from crossearth_jax.reporting.run import Cell, ClassFeatures, Evaluation, Robustness, Run
 
 MARKERS = ("o", "D", "s", "^", "v", "P", "X", "h")
-LINE = 0.22  # inches per row of a dot plot
+LINE = 0.22  # height in inches of a row of a dot plot
 
 
 @drawing
 def scores(cells: Sequence[Cell], series: Mapping[str, Mapping[str, float | None]], title: str) -> Diagram:
-    """mIoU of every setting (rows, in-domain first) for each series: label -> setting -> percent."""
+    """Draw a dot plot of the mIoU of every setting, one row per setting, in-domain first.
+
+    Args:
+      cells: the settings.
+      series: label -> setting -> mIoU in percent; None or a missing setting draws nothing.
+      title: title of the diagram.
+    """
     ordered = [cell for group in summary.groups(cells) for cell in group.cells]
     figure = Figure(figsize=(6.4, 1.0 + LINE * len(ordered)), layout="constrained")
     axes = figure.subplots()
@@ -35,7 +41,7 @@ def scores(cells: Sequence[Cell], series: Mapping[str, Mapping[str, float | None
 
 @drawing
 def losses(run: Run) -> Diagram | None:
-    """Per class, its IoU in the source's own domain and in every unseen one; None without such a pair."""
+    """Draw for each class its IoU in the source domain and in every unseen domain; None if nothing can be compared."""
     gaps = summary.gaps(run.cells)
     names = [name for name in run.classes if any(name in gap.change for gap in gaps)]
     if not names:
@@ -52,7 +58,7 @@ def losses(run: Run) -> Diagram | None:
             style = {"color": SERIES[number % 8], "marker": MARKERS[number % 8], "alpha": 0.85, "clip_on": False}
             axes.scatter(values, [row] * len(values), s=26, zorder=3, label=kind if row == 0 else None, **style)
         axes.scatter(home, row, s=70, color=INK, marker="|", linewidth=2, zorder=4, label=None if row else "In-domain")
-    title = "What each class loses"
+    title = "Class IoU in the source domain and in unseen domains"
     _rows(axes, names, title)
     axes.set_xlabel("IoU, percent", color=MUTED)
     _legend(axes, len(kinds) + 1)
@@ -61,8 +67,8 @@ def losses(run: Run) -> Diagram | None:
 
 @drawing
 def shifts(robustness: Robustness) -> Diagram:
-    """A line per appearance shift: mIoU against strength, from the clean images (strength 0) on."""
-    title = "Own test images under appearance shifts"
+    """Draw the mIoU against the strength of each appearance shift; strength 0 means the unchanged images."""
+    title = "mIoU on the source's test images under appearance shifts"
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
     for number, (name, shift) in enumerate(robustness.shifts.items()):
@@ -73,7 +79,7 @@ def shifts(robustness: Robustness) -> Diagram:
             linestyle="-" if number < 8 else "--", linewidth=1.2, markersize=4, clip_on=False,
         )  # fmt: skip
     dress(axes, title)
-    axes.set_xlabel("strength (0: clean)", color=MUTED)
+    axes.set_xlabel("strength (0: without a shift)", color=MUTED)
     axes.set_ylabel("mIoU, percent", color=MUTED)
     axes.set_ylim(0)
     _legend(axes, len(robustness.shifts))
@@ -97,7 +103,7 @@ def _legend(axes: Axes, count: int) -> None:
 def feature_maps(
     features: ClassFeatures, palette: Mapping[str, tuple[int, int, int]], points: Float[np.ndarray, "n 2"], method: str
 ) -> Diagram:
-    """Two views of the same points: coloured by class and by domain."""
+    """Draw the projected class features twice: coloured by class and coloured by domain."""
     title = f"Class features across domains ({projection.TITLES[method]})"
     figure = Figure(figsize=(9.2, 4.9), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -128,7 +134,7 @@ def _scatter(
 
 @drawing
 def panels(evaluations: Mapping[str, Evaluation]) -> Diagram:
-    """A row per domain: its first example, truth, prediction and errors."""
+    """Draw one row per domain: its first example, ground truth, prediction and errors."""
     names = ("image", "truth", "prediction", "errors")
     figure = Figure(figsize=(6.0, 1.5 * len(evaluations) + 0.5), layout="constrained")
     grid = figure.subplots(len(evaluations), 4, squeeze=False)

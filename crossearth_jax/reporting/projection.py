@@ -1,4 +1,4 @@
-"""Feature vectors in two dimensions, always the same way, and how well classes stay apart from domain to domain."""
+"""Reproducible projection of feature vectors to two dimensions, and how well features separate classes by domain."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from threadpoolctl import threadpool_limits
 from crossearth_jax.config import UserError
 from crossearth_jax.reporting.run import ClassFeatures
 
-DIMENSIONS = 30  # that t-SNE and UMAP start from, by principal components
-FEWEST = 10  # vectors, below which neighbourhoods say nothing and principal components are drawn
+DIMENSIONS = 30  # number of principal components to which features are reduced before t-SNE and UMAP
+FEWEST = 10  # with fewer vectors, t-SNE and UMAP are not meaningful and principal components are used
 
 Vectors = Float[np.ndarray, "n c"]
 Points = Float[np.ndarray, "n 2"]
 
 
 def standardised(vectors: Vectors) -> Vectors:
-    """Every channel with mean 0 and variance 1: a few channels of vision transformers are huge."""
+    """Scale every channel to mean 0 and variance 1, since a few channels of vision transformers are very large."""
     spread = vectors.std(0)
     return (vectors - vectors.mean(0)) / np.where(spread > 0, spread, 1)
 
 
 def project(vectors: Vectors, method: str) -> Points:
-    """Places vectors in the plane; the same vectors always give the same places.
+    """Project vectors to two dimensions; the same vectors always give the same points.
 
     Args:
-      vectors: at least two.
-      method: a key of `METHODS`.
+      vectors: at least two vectors.
+      method: a key of `METHODS`. With fewer than `FEWEST` vectors the result is that of "pca".
 
     Raises:
-      UserError: the method is unknown, or its package is missing.
+      UserError: the method is unknown, or its package is not installed.
     """
     if method not in METHODS:
         raise UserError(f"the projection is '{method}', expected one of {', '.join(METHODS)}")
@@ -48,7 +48,7 @@ def project(vectors: Vectors, method: str) -> Points:
 
 def _tsne(axes: Vectors) -> Points:
     neighbours = min(30.0, (len(axes) - 1) / 3)
-    # One thread: so few points keep no more busy, and several wait for each other on a machine with other work.
+    # One thread: more do not help with so few points, and on a busy machine they wait for each other.
     with threadpool_limits(1):
         return TSNE(perplexity=neighbours, init="pca", random_state=0).fit_transform(axes)
 
@@ -59,7 +59,7 @@ def _umap(axes: Vectors) -> Points:
     except ImportError:
         raise UserError("UMAP needs a package that is not installed: pip install 'crossearth-jax[umap]'") from None
     neighbours = min(15, len(axes) - 1)
-    # With a fixed state it works on one core, and says so unless told.
+    # With a fixed random state UMAP uses one core, and warns unless n_jobs is 1.
     return umap.UMAP(n_neighbors=neighbours, random_state=0, n_jobs=1).fit_transform(axes)
 
 
@@ -68,10 +68,11 @@ TITLES = {"tsne": "t-SNE", "pca": "Principal components", "umap": "UMAP"}
 
 
 def nearest_centres(features: ClassFeatures, home: str) -> Float[np.ndarray, "d k"]:
-    """How many of a class' vectors lie nearest to that class' own centre in the domain `home`, in percent.
+    """Return, by domain and class, the percentage of vectors whose nearest class centre is that of their own class.
 
-    Distances are Euclidean, of standardised vectors; centres are means. NaN for a class that a domain or `home`
-    lacks. In `home` itself the centres are made of the vectors they judge.
+    The centre of a class is the mean of its vectors in the domain `home`. Distances are Euclidean, between
+    standardised vectors. A value is NaN if the domain or `home` has no vector of the class. The values of `home` itself
+    are optimistic, since its centres are computed from the same vectors.
     """
     scaled = standardised(features.values)
     at_home = features.domains == features.domain_names.index(home)

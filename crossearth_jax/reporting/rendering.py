@@ -1,4 +1,7 @@
-"""The templates of pages and tables: HTML is escaped by itself, Markdown and LaTeX by the filters `md` and `tex`."""
+"""Rendering of the templates of pages and tables.
+
+HTML is escaped automatically; Markdown and LaTeX are escaped by the filters `md` and `tex` in their templates.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,14 @@ _TEX = {
 
 
 def escape_markdown(text: str) -> str:
-    """Mask what ends a table cell or starts markup; underscores inside words are harmless."""
+    """Escape the characters that end a table cell or start markup; underscores inside words need no escape."""
     for character in "\\|<>*`[]":
         text = text.replace(character, f"\\{character}")
     return text.replace("\n", " ")
 
 
 def escape_tex(text: str) -> str:
-    """Mask every character that is a command in LaTeX."""
+    """Escape every character that has a special meaning in LaTeX."""
     return "".join(_TEX.get(character, character) for character in text.replace("\n", " "))
 
 
@@ -38,7 +41,7 @@ _PAGES = jinja2.Environment(
     keep_trailing_newline=True,
 )
 _PAGES.filters |= {"md": escape_markdown, "tex": escape_tex}
-# LaTeX is full of braces and percent signs.
+# Other delimiters for LaTeX templates, since LaTeX itself uses braces and percent signs.
 _LATEX = _PAGES.overlay(
     block_start_string="<%",
     block_end_string="%>",
@@ -50,7 +53,7 @@ _LATEX = _PAGES.overlay(
 
 
 def render(name: str, **values: Any) -> str:
-    """Fill in the template `name` of the folder `templates`.
+    """Render the template `name` of the folder `templates` with these values.
 
     Raises:
       jinja2.UndefinedError: the template uses a value that is not given.

@@ -1,4 +1,4 @@
-"""Reads what a finished run left in its folder, with every missing or malformed piece named."""
+"""Read the files in the folder of an evaluated run; errors name the missing or malformed file and field."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from jaxtyping import Float, Int, UInt8
 
 from crossearth_jax.config import UserError
 
-# Of an entry of results.json. It changes when a field changes its meaning or goes, not when one is added. Every entry
-# has it, since the keys of the file itself are settings alone, and entries are copied one by one into tables.
+# Format version of an entry of results.json. It changes when a field is removed or changes its meaning, but not when a
+# field is added. Every entry has it, since the keys of the file are settings only and entries may be copied elsewhere.
 SCHEMA_VERSION = 1
-SHIFTS_VERSION = 1  # of shifts.json, by the same rule
+SHIFTS_VERSION = 1  # format version of shifts.json, which changes by the same rule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Score:
-    """mIoU and per-class IoU in percent; None where there is no pixel to count."""
+    """mIoU and class IoU in percent; None where there are no pixels to count."""
 
     miou: float | None
     iou: Mapping[str, float | None]
@@ -31,14 +31,14 @@ class Score:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cell(Score):
-    """One setting of `results.json`: this model, trained on `source`, scored on `target`."""
+    """One entry of `results.json`: the score of the run's model, trained on `source`, on the domain `target`."""
 
     name: str
     source: str
     target: str
     gap: tuple[str, ...]
     cross_domain: bool
-    classes: tuple[str, ...]  # those that the mIoU averages
+    classes: tuple[str, ...]  # scored classes, over which the mIoU averages
     accuracy: float | None
     pixels: int | None
     checkpoint_step: int
@@ -46,14 +46,14 @@ class Cell(Score):
     baselines: Mapping[str, Score]
     published: float | None
     published_source: str
-    style_distance: float | None  # Fréchet distance of the target's style codes to the source's
+    style_distance: float | None  # Fréchet distance between the style codes of source and target
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """One `evaluation/<setting>.npz`."""
+    """The content of one `evaluation/<setting>.npz`: confusion matrix and examples."""
 
-    confusion: Int[np.ndarray, "k k"]  # rows are the truth
+    confusion: Int[np.ndarray, "k k"]  # rows are true classes, columns predicted ones
     classes: tuple[str, ...]
     palette: UInt8[np.ndarray, "k 3"]
     images: UInt8[np.ndarray, "n h w 3"]
@@ -62,14 +62,14 @@ class Evaluation:
 
     @property
     def colours(self) -> dict[str, tuple[int, int, int]]:
-        """Class -> RGB, in the order of the class ids."""
+        """RGB colour by class name, in the order of the class ids."""
         colours = ((int(r), int(g), int(b)) for r, g, b in self.palette)
         return dict(zip(self.classes, colours, strict=True))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Series:
-    """One logged quantity over training."""
+    """The logged values of one quantity during training."""
 
     steps: Int[np.ndarray, " n"]
     values: Float[np.ndarray, " n"]
@@ -85,27 +85,27 @@ class StyleExamples:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassFeatures:
-    """`evaluation/class_features.npz`: a mean feature vector per image and class."""
+    """The content of `evaluation/class_features.npz`: a mean feature vector per image and class."""
 
     values: Float[np.ndarray, "n c"]
-    classes: Int[np.ndarray, " n"]  # positions in `class_names`
-    domains: Int[np.ndarray, " n"]  # positions in `domain_names`
+    classes: Int[np.ndarray, " n"]  # indices into `class_names`
+    domains: Int[np.ndarray, " n"]  # indices into `domain_names`
     class_names: tuple[str, ...]
     domain_names: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShiftScores:
-    """One kind of appearance shift: its scores by strength, those that are finished."""
+    """The scores of one kind of appearance shift, for the strengths that are finished."""
 
-    parameter: str  # what the values are, with their unit
-    values: Mapping[int, float]
-    scores: Mapping[int, Score]
+    parameter: str  # name of the shift's parameter, with its unit
+    values: Mapping[int, float]  # strength -> value of the parameter
+    scores: Mapping[int, Score]  # strength -> scores
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Robustness:
-    """`shifts.json`: the source's own test images under appearance shifts."""
+    """The content of `shifts.json`: scores on the source's own test images under appearance shifts."""
 
     source: str
     clean: Score
@@ -114,34 +114,34 @@ class Robustness:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """Everything a report is made of; the mappings are empty where a run has none of it."""
+    """Everything that a report shows; `evaluations` and `metrics` are empty and other parts None if a run has none."""
 
     path: Path
     name: str
-    date: datetime.date  # of the evaluation
+    date: datetime.date  # date of the evaluation
     config: Mapping[str, str]  # dotted key -> value as text
     cells: tuple[Cell, ...]
-    evaluations: Mapping[str, Evaluation]  # by setting
-    metrics: Mapping[str, Series]  # by quantity
+    evaluations: Mapping[str, Evaluation]  # by name of the setting
+    metrics: Mapping[str, Series]  # by name of the quantity
     styles: StyleExamples | None
     features: ClassFeatures | None = None
     robustness: Robustness | None = None
 
     def evaluated(self) -> Iterator[tuple[Cell, Evaluation]]:
-        """The settings whose evaluation is kept, in-domain first, then by the number of gaps crossed."""
+        """Yield the settings that have an `Evaluation`: in-domain first, then by the number of gaps."""
         for cell in sorted(self.cells, key=lambda cell: (cell.cross_domain, len(cell.gap))):
             if cell.name in self.evaluations:
                 yield cell, self.evaluations[cell.name]
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Every class that some setting reports, in the order of the taxonomy as far as the evaluations tell."""
+        """All classes of all settings; those in `palette` come first, in the order of the taxonomy."""
         reported = dict.fromkeys(name for cell in self.cells for name in cell.iou)
         return tuple(dict.fromkeys([*(name for name in self.palette if name in reported), *reported]))
 
     @property
     def palette(self) -> Mapping[str, tuple[int, int, int]]:
-        """Class -> RGB, as far as the evaluations tell."""
+        """RGB colour by class name, for the classes of the settings that have an `Evaluation`."""
         colours: dict[str, tuple[int, int, int]] = {}
         for evaluation in self.evaluations.values():
             colours |= evaluation.colours
@@ -149,17 +149,17 @@ class Run:
 
 
 def read_run(workdir: Path) -> Run:
-    """Reads the folder of a run that has been evaluated.
+    """Read the folder of an evaluated run.
 
     Raises:
       UserError: `config.json` or `results.json` is missing, or a file does not have the expected content.
     """
     if not workdir.is_dir():
         raise UserError(f"no run at {workdir}; give the --workdir of a training or evaluation")
-    config = _read_json(workdir / "config.json", "it is written when a run starts; is this a run's folder?")
+    config = _read_json(workdir / "config.json", "give the folder of a run, where training writes this file")
     results = _read_json(workdir / "results.json", "evaluate the run first (--mode=evaluate)")
     if not results:
-        raise UserError(f"{workdir / 'results.json'} holds no setting; evaluate the run again (--mode=evaluate)")
+        raise UserError(f"{workdir / 'results.json'} holds no settings; evaluate the run again (--mode=evaluate)")
     cells = tuple(_cell(name, values, workdir / "results.json") for name, values in results.items())
     paths = {cell.name: workdir / "evaluation" / f"{cell.name}.npz" for cell in cells}
     written = (workdir / "results.json").stat().st_mtime
@@ -178,7 +178,7 @@ def read_run(workdir: Path) -> Run:
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested configuration -> {"train.steps": "100", …}."""
+    """Return a nested configuration as a flat mapping with dotted keys: {"train.steps": "100", …}."""
     flat: dict[str, str] = {}
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
@@ -204,11 +204,11 @@ def _cell(name: str, values: Any, path: Path) -> Cell:
     where = f"{path}: setting '{name}'"
     if not isinstance(values, dict):
         raise UserError(f"{where} is {values!r}, expected an object; evaluate the run again")
-    version = values.get("schema_version", 1)  # entries of before the first version have its fields and no number
+    version = values.get("schema_version", 1)  # entries older than the field have the fields of version 1
     if version != SCHEMA_VERSION:
         raise UserError(
-            f"{where} has the schema version {version}, this program reads {SCHEMA_VERSION}; update crossearth_jax, or "
-            "evaluate the run again"
+            f"{where} has the schema version {version}, this program reads {SCHEMA_VERSION}; update crossearth_jax or "
+            "evaluate the run again (--mode=evaluate)"
         )
     score = _score(values, where)
     gap = _get(values, "gap", (list, str), where)
@@ -246,7 +246,9 @@ def _get(values: Mapping[str, Any], key: str, kind: Any, where: str) -> Any:
     if key not in values:
         raise UserError(f"{where} has no '{key}'; evaluate the run again (--mode=evaluate)")
     if not isinstance(values[key], kind):
-        raise UserError(f"{where} has {key} = {values[key]!r}, which is of the wrong type; evaluate the run again")
+        raise UserError(
+            f"{where} has {key} = {values[key]!r}, which has the wrong type; evaluate the run again (--mode=evaluate)"
+        )
     return values[key]
 
 
@@ -258,7 +260,10 @@ def _read_evaluation(path: Path) -> Evaluation:
     arrays = _read_arrays(path, ("confusion", "classes", "palette", "images", "labels", "predictions"))
     count = len(arrays["classes"])
     if arrays["confusion"].shape != (count, count):
-        raise UserError(f"{path}: confusion is {arrays['confusion'].shape} for {count} classes; evaluate again")
+        raise UserError(
+            f"{path}: confusion has shape {arrays['confusion'].shape}, expected {(count, count)} for {count} classes; "
+            "evaluate the run again (--mode=evaluate)"
+        )
     return Evaluation(
         confusion=arrays["confusion"],
         classes=tuple(str(name) for name in arrays["classes"]),
@@ -281,7 +286,7 @@ def _read_features(path: Path) -> ClassFeatures | None:
         return None
     arrays = _read_arrays(path, ("features", "classes", "domains", "class_names", "domain_names"))
     if len({len(arrays[name]) for name in ("features", "classes", "domains")}) > 1:
-        raise UserError(f"{path}: its arrays differ in length; evaluate the run again (--mode=evaluate)")
+        raise UserError(f"{path}: its arrays have different lengths; evaluate the run again (--mode=evaluate)")
     return ClassFeatures(
         values=arrays["features"].astype(np.float32),
         classes=arrays["classes"].astype(np.int64),
@@ -292,7 +297,7 @@ def _read_features(path: Path) -> ClassFeatures | None:
 
 
 def _read_shifts(path: Path, steps: set[int]) -> Robustness | None:
-    """The scores under shifts, if they are of the checkpoint whose scores the report shows."""
+    """Return the scores under shifts; None if there are none or they belong to another checkpoint than the results."""
     if not path.exists():
         return None
     remedy = "score the shifts again (--mode=evaluate --shifts)"
@@ -319,7 +324,7 @@ def _read_shifts(path: Path, steps: set[int]) -> Robustness | None:
 
 def _read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     try:
-        # Opened here because np.load leaves a broken archive open.
+        # Open the file here, since np.load does not close a broken archive.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in names}
     except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
@@ -327,7 +332,7 @@ def _read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
 
 
 def _read_metrics(path: Path) -> dict[str, Series]:
-    """Quantity -> its finite values; a last line cut short by a kill is left out."""
+    """Return the logged values by quantity, without nulls; an incomplete last line of a killed run is ignored."""
     if not path.exists():
         return {}
     points: dict[str, list[tuple[int, float]]] = {}
@@ -339,7 +344,7 @@ def _read_metrics(path: Path) -> dict[str, Series]:
         except (ValueError, KeyError, AttributeError):
             if number == len(lines):
                 break
-            raise UserError(f"{path}, line {number}: not a metrics record; remove the line") from None
+            raise UserError(f"{path}, line {number} is not a JSON object with a step; remove the line") from None
         for name, value in record.items():
             if name != "time" and isinstance(value, int | float):
                 points.setdefault(name, []).append((step, float(value)))

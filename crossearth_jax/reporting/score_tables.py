@@ -1,4 +1,4 @@
-"""The tables of a report as data, so that the page and the Markdown file show the same numbers."""
+"""The tables of a report as data, from which the page and the files beside it are made."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ type Colour = tuple[int, int, int]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One cell of a table: its text and how the page dresses it."""
+    """One entry of a table: its text and its appearance in the page."""
 
     text: str
     note: str = ""  # second, smaller line
-    heat: float | None = None  # -1 … 1: strength of the background, negative in the colour of loss
-    marks: tuple[tuple[str, float], ...] = ()  # (series, percent) on a line from 0 to 100
-    swatch: Colour | None = None
-    swatches: tuple[tuple[str, Colour], ...] = ()  # shown in place of the text, which then only is spoken
+    heat: float | None = None  # -1 … 1: strength of the background colour; negative values use the colour of losses
+    marks: tuple[tuple[str, float], ...] = ()  # (series, percent): marks on a line from 0 to 100
+    swatch: Colour | None = None  # small square of this colour before the text
+    swatches: tuple[tuple[str, Colour], ...] = ()  # squares shown instead of the text, which stays for screen readers
     bold: bool = False
-    muted: bool = False
+    muted: bool = False  # grey and italic
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Block:
-    """Rows under one subheading; the first entry of a row names it."""
+    """Rows under one subheading; the first entry of a row is its name."""
 
     title: str
     rows: tuple[tuple[Entry, ...], ...]
@@ -40,7 +40,7 @@ class Block:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table of blocks; `plain` columns are left-aligned text, all others numbers."""
+    """A table of blocks; the columns with indices in `plain` are left-aligned text, all others are numbers."""
 
     caption: str
     head: tuple[Entry, ...]
@@ -48,7 +48,7 @@ class Table:
     plain: tuple[int, ...] = (0,)
 
     def without_plots(self) -> Table:
-        """The columns that hold text; those that only hold plots have no head."""
+        """Return the table without the columns that contain only plots, which have no head."""
         kept = [i for i, entry in enumerate(self.head) if entry.text]
         blocks = (
             Block(title=block.title, rows=tuple(tuple(row[i] for i in kept) for row in block.rows))
@@ -63,17 +63,17 @@ class Table:
 
 
 def domain_title(name: str) -> str:
-    """ "blue_marble/cold_brown" -> "cold brown"; datasets without configurations keep their name, "+" joins sources."""
+    """Return a short title: "blue_marble/cold_brown" -> "cold brown"; several sources stay joined by "+"."""
     return " + ".join(part.rsplit("/", 1)[-1] for part in name.split("+")).replace("_", " ")
 
 
 def number(value: float | None, **dress: object) -> Entry:
-    """Percent or points with one decimal."""
+    """Return an entry with one decimal, or `NOTHING` for None."""
     return Entry(text=NOTHING if value is None else f"{value:.1f}", muted=value is None, **dress)  # type: ignore
 
 
 def signed(value: float | None, scale: float = 40.0) -> Entry:
-    """Points with their sign; the background is full at `scale`."""
+    """Return an entry of a difference in points with its sign; the background is strongest from ±`scale` on."""
     if value is None:
         return Entry(text=NOTHING, muted=True)
     text = f"{value:+.1f}".replace("-", "\u2212")
@@ -81,7 +81,7 @@ def signed(value: float | None, scale: float = 40.0) -> Entry:
 
 
 def score_columns(cells: Sequence[Cell]) -> list[tuple[str, summary.Value]]:
-    """What a setting's score stands beside: the model, baselines, and published numbers if there are any."""
+    """Return the columns of scores as (title, value): the model, the baselines, and published numbers if any."""
     columns: list[tuple[str, summary.Value]] = [("This model", summary.model)]
     for name in summary.baseline_names(cells):
         title = BASELINE_TITLES.get(name, name.replace("_", " ").capitalize())
@@ -92,7 +92,10 @@ def score_columns(cells: Sequence[Cell]) -> list[tuple[str, summary.Value]]:
 
 
 def main_table(run: Run) -> Table:
-    """Setting x mIoU beside baselines and published numbers, by gap, with means of unseen cells only."""
+    """Return the mIoU of every setting beside baselines and published numbers, grouped by gap.
+
+    Means are over unseen domains only.
+    """
     cells, columns = run.cells, score_columns(run.cells)
     blocks = []
     for group in summary.groups(cells):
@@ -106,7 +109,7 @@ def main_table(run: Run) -> Table:
         blocks.append(Block(title="All unseen domains", rows=(mean,)))
     head = ("Target", "", *(title for title, _ in columns), "Scored classes")
     return Table(
-        caption="mIoU in percent, each setting over the classes in its last column.",
+        caption="mIoU in percent, for each target over the classes in the last column.",
         head=tuple(Entry(text=title) for title in head),
         blocks=tuple(blocks),
         plain=(0, len(head) - 1),
@@ -140,7 +143,7 @@ def _marks(columns: Sequence[tuple[str, summary.Value]], values: Sequence[float 
 
 
 def class_table(run: Run) -> Table:
-    """IoU of every class in every setting; classes a setting does not score are muted."""
+    """Return the IoU of every class in every setting; classes that the setting does not score are muted."""
     blocks = []
     for group in summary.groups(run.cells):
         rows = []
@@ -152,7 +155,7 @@ def class_table(run: Run) -> Table:
         blocks.append(Block(title=group.title, rows=tuple(rows)))
     heads = (Entry(text=name, swatch=run.palette.get(name)) for name in run.classes)
     return Table(
-        caption="IoU in percent. Slanted numbers belong to classes that the setting's mIoU leaves out.",
+        caption="IoU in percent. The mIoU of a target does not include classes whose numbers are in italics.",
         head=(Entry(text="Target"), *heads, Entry(text="mIoU"), Entry(text="Pixel accuracy")),
         blocks=tuple(blocks),
     )
@@ -166,7 +169,7 @@ def _class_entry(cell: Cell, name: str) -> Entry:
 
 
 def gap_table(run: Run) -> Table | None:
-    """What each unseen domain costs, class by class; None without an in-domain cell to compare with."""
+    """Return the change of class IoU from the source domain to each unseen domain; None without an in-domain score."""
     gaps = summary.gaps(run.cells)
     if not gaps:
         return None
@@ -184,8 +187,9 @@ def gap_table(run: Run) -> Table | None:
         heads.append(Entry(text="Style distance"))
     return Table(
         caption=(
-            "Points of IoU gained or lost against the source's own test split, over classes scored in both."
-            + (" Style distance: Fréchet distance of style codes, target to source." if distances else "")
+            "Change of the IoU, in points, against the test split of the source domain, for the classes scored in "
+            "both. Mean: mean over these classes."
+            + (" Style distance: Fréchet distance between the style codes of source and target." if distances else "")
         ),
         head=tuple(heads),
         blocks=tuple(Block(title=title, rows=tuple(rows)) for title, rows in by_title.items()),
@@ -193,7 +197,7 @@ def gap_table(run: Run) -> Table | None:
 
 
 def shift_table(robustness: Robustness) -> Table:
-    """Shift x strength: mIoU, its mean over the strengths, and how far that is below the clean images."""
+    """Return the mIoU by shift and strength, its mean over the strengths, and the change against unchanged images."""
     strengths = sorted({strength for shift in robustness.shifts.values() for strength in shift.scores})
     clean = robustness.clean.miou
     rows, means = [], []
@@ -208,8 +212,9 @@ def shift_table(robustness: Robustness) -> Table:
     first = (Entry(text="clean"), *blank, number(clean, bold=True), Entry(text=""))
     return Table(
         caption=(
-            "mIoU in percent of the source's own test images under appearance shifts, strengths from weak to strong. "
-            "Change: mean of the strengths minus clean, in points. These are no real domains and enter no mean of them."
+            "mIoU in percent on the test images of the source domain under appearance shifts of strength 1 (weak) to 5 "
+            "(strong); clean means without a shift. Mean: over the strengths. Change: this mean minus the clean mIoU, "
+            "in points. Shifted images are not real domains and are not part of the means over unseen domains."
         ),
         head=(Entry(text="Shift"), *(Entry(text=str(k)) for k in strengths), Entry(text="Mean"), Entry(text="Change")),
         blocks=(Block(title="", rows=(first, *rows)),),
@@ -222,7 +227,7 @@ def _mean_and_drop(mean: float | None, clean: float | None) -> tuple[Entry, Entr
 
 
 def confusion_table(evaluation: Evaluation, title: str) -> Table:
-    """Where the pixels of each class go: percent of the row's true class."""
+    """Return the confusion matrix in percent of the pixels of each true class (row)."""
     counts = evaluation.confusion.astype(np.float64)
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, totals, out=np.full_like(counts, np.nan), where=totals > 0)
@@ -246,7 +251,7 @@ def _share(value: float, *, diagonal: bool) -> Entry:
 
 
 def comparison_table(runs: Mapping[str, Run]) -> Table:
-    """Setting x run, best run in bold; means over the unseen settings that every run has."""
+    """Return the mIoU by setting and run, the best in bold, with means over the unseen settings that all runs have."""
     everything: dict[str, Cell] = {cell.name: cell for run in runs.values() for cell in run.cells}
     of_run = {title: {cell.name: cell for cell in run.cells} for title, run in runs.items()}
     blocks = []
@@ -265,14 +270,17 @@ def comparison_table(runs: Mapping[str, Run]) -> Table:
         row = (Entry(text=f"Mean of {len(common)}", bold=True), *_best_bold(means))
         blocks.append(Block(title="Unseen domains that all runs share", rows=(row,)))
     return Table(
-        caption="mIoU in percent; the best run of a row in bold.",
+        caption="mIoU in percent, by run. The best run of each row is in bold.",
         head=(Entry(text="Target"), *(Entry(text=title) for title in runs)),
         blocks=tuple(blocks),
     )
 
 
 def class_comparison_table(runs: Mapping[str, Run]) -> Table | None:
-    """Class x run: mean IoU over the unseen settings that score the class in every run; None if there are none."""
+    """Return the mean IoU by class and run, over the unseen settings that score the class in every run.
+
+    None if there are no such settings.
+    """
     of_run = [{cell.name: cell for cell in summary.unseen(run.cells)} for run in runs.values()]
     shared = [name for name in of_run[0] if all(name in cells for cells in of_run)]
     palette = {name: colour for run in runs.values() for name, colour in run.palette.items()}
@@ -286,7 +294,7 @@ def class_comparison_table(runs: Mapping[str, Run]) -> Table | None:
     if not rows:
         return None
     return Table(
-        caption="IoU of each class in percent, mean over the unseen settings that score it in every run.",
+        caption="Class IoU in percent, by run: mean over the unseen settings that score the class in every run.",
         head=(Entry(text="Class"), *(Entry(text=title) for title in runs)),
         blocks=(Block(title="", rows=tuple(rows)),),
     )
@@ -298,7 +306,7 @@ def _best_bold(values: Sequence[float | None]) -> list[Entry]:
 
 
 def difference_table(runs: Mapping[str, Run]) -> Table | None:
-    """Configuration fields on which the runs differ; None if they agree."""
+    """Return the configuration fields whose values differ between the runs; None if there are none."""
     keys = dict.fromkeys(key for run in runs.values() for key in run.config)
     rows = []
     for key in keys:
@@ -308,7 +316,7 @@ def difference_table(runs: Mapping[str, Run]) -> Table | None:
     if not rows:
         return None
     return Table(
-        caption="Configuration fields on which the runs differ.",
+        caption="Configuration fields whose values differ between the runs.",
         head=(Entry(text="Field"), *(Entry(text=title) for title in runs)),
         blocks=(Block(title="", rows=tuple(rows)),),
         plain=tuple(range(len(runs) + 1)),

@@ -1,4 +1,4 @@
-"""The numbers a report adds to the measured ones: groups of settings, means over unseen domains, domain gaps."""
+"""Summary numbers of a report: groups of settings, means over unseen domains, domain gaps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ type Value = Callable[[Cell], float | None]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Group:
-    """Settings that cross the same gap."""
+    """Settings with the same gap between source and target."""
 
     title: str
     cross_domain: bool
@@ -21,19 +21,19 @@ class Group:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gap:
-    """How far a setting falls short of its source's own domain; points of IoU, negative is worse.
+    """The change of IoU from the source domain to an unseen domain, in points; negative means worse.
 
-    Only classes that both cells score are compared, since a mean over other classes is another quantity.
+    Only classes that are scored in both domains are compared, since means over different classes are not comparable.
     """
 
     cell: Cell
-    reference: Cell  # the in-domain cell
-    change: Mapping[str, float]  # by class
-    mean: float  # over those classes
+    reference: Cell  # the in-domain setting of the same source
+    change: Mapping[str, float]  # class -> change of IoU
+    mean: float  # mean over these classes
 
 
 def groups(cells: Sequence[Cell]) -> tuple[Group, ...]:
-    """In-domain first, then one gap at a time, then settings that cross several."""
+    """Return the settings grouped by gap: in-domain first, then single gaps, then combinations of gaps."""
     found: dict[str, list[Cell]] = {}
     for cell in sorted(cells, key=lambda cell: (cell.cross_domain, len(cell.gap))):
         found.setdefault(gap_title(cell), []).append(cell)
@@ -44,56 +44,56 @@ def groups(cells: Sequence[Cell]) -> tuple[Group, ...]:
 
 
 def gap_title(cell: Cell) -> str:
-    """ "In-domain", "Cross-climate", "Cross-climate and season"."""
+    """Return the title of a setting's gap, such as "In-domain", "Cross-climate" or "Cross-climate and season"."""
     if not cell.cross_domain:
         return "In-domain"
     return "Cross-" + " and ".join(name.replace("_", " ") for name in cell.gap or ("domain",))
 
 
 def unseen(cells: Iterable[Cell]) -> tuple[Cell, ...]:
-    """The cross-domain settings: the only ones whose scores are ever averaged."""
+    """Return the cross-domain settings, which are the only ones whose scores are averaged."""
     return tuple(cell for cell in cells if cell.cross_domain)
 
 
 def mean(cells: Sequence[Cell], value: Value) -> float | None:
-    """Unweighted mean over settings; None if there are none or one of them lacks the value."""
+    """Return the unweighted mean over settings; None if there are none or one of them lacks the value."""
     return mean_of([value(cell) for cell in cells])
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:
-    """Unweighted mean; None if there are no values or one is None."""
+    """Return the unweighted mean; None if there are no values or one of them is None."""
     present = [value for value in values if value is not None]
     return sum(present) / len(present) if present and len(present) == len(values) else None
 
 
 def model(cell: Cell) -> float | None:
-    """The run's own mIoU."""
+    """Return the mIoU of the run's model."""
     return cell.miou
 
 
 def published(cell: Cell) -> float | None:
-    """The mIoU somebody else printed."""
+    """Return the published mIoU of the setting."""
     return cell.published
 
 
 def class_iou(name: str) -> Value:
-    """The run's own IoU of the class called `name`."""
+    """Return a function that gives the model's IoU of the class `name`."""
     return lambda cell: cell.iou.get(name)
 
 
 def baseline(name: str) -> Value:
-    """The mIoU of the baseline called `name`."""
+    """Return a function that gives the mIoU of the baseline `name`."""
     return lambda cell: cell.baselines[name].miou if name in cell.baselines else None
 
 
 def baseline_names(cells: Sequence[Cell]) -> tuple[str, ...]:
-    """Strongest baseline first as a rule: "colour" before "majority", others as they come."""
+    """Return the names of the baselines: "colour", then "majority", then all others in order of appearance."""
     names = dict.fromkeys(name for cell in cells for name in cell.baselines)
     return tuple(sorted(names, key=lambda name: {"colour": 0, "majority": 1}.get(name, 2)))
 
 
 def gaps(cells: Sequence[Cell]) -> tuple[Gap, ...]:
-    """The gap of every cross-domain setting whose source has an in-domain cell."""
+    """Return the `Gap` of every cross-domain setting whose source also has an in-domain setting."""
     references = {cell.source: cell for cell in cells if not cell.cross_domain}
     found: list[Gap] = []
     for cell in unseen(cells):

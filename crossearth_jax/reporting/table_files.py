@@ -1,4 +1,4 @@
-"""Tables as Markdown, LaTeX and CSV; columns that only hold plots are left out of all three."""
+"""Tables as Markdown, LaTeX and CSV, without the columns that contain only plots."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ from crossearth_jax.reporting.score_tables import NOTHING, Entry, Table
 
 
 def as_markdown(table: Table) -> str:
-    """Write the table with its caption as GitHub-flavoured Markdown."""
+    """Return the table with its caption as GitHub-flavoured Markdown."""
     return rendering.render("table.md", data=table.without_plots(), nothing=NOTHING)
 
 
 def as_latex(table: Table, label: str) -> str:
-    """Write a `table` environment with the rules of the package booktabs."""
+    """Return the table as a LaTeX `table` environment that uses the package booktabs."""
     return rendering.render("table.tex", data=table.without_plots(), label=label)
 
 
 def as_csv(table: Table) -> str:
-    """Write one row per row; the title of its block comes first. Missing numbers are empty, minus signs are ASCII."""
+    """Return the table as CSV.
+
+    If blocks have titles, the first column holds that of the row's block. Missing numbers are empty, and minus signs
+    are ASCII.
+    """
     table = table.without_plots()
     grouped = any(block.title for block in table.blocks)
     buffer = io.StringIO()
@@ -36,6 +40,6 @@ def as_csv(table: Table) -> str:
 def _texts(row: Sequence[Entry]) -> Iterator[str]:
     for entry in row:
         text = entry.text.replace("\u2212", "-")
-        # A spreadsheet would take such a name for a formula.
+        # A spreadsheet program would interpret such a text as a formula.
         formula = text[:1] in ("=", "@", "+", "-") and not re.fullmatch(r"[+-][\d.]+", text)
         yield "" if text == NOTHING else f"'{text}" if formula else text

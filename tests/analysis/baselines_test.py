@@ -1,4 +1,4 @@
-"""Hand-computed confusion matrices, and that colour is learnt when colour decides."""
+"""Confusion matrices worked out by hand, and the colour baseline on classes that differ in colour."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Pooled features against plain sums over pixels, and what is kept of a domain."""
+"""Class features compared with plain means over pixels, and the selection of images and classes."""
 
 import jax
 import numpy as np
@@ -44,7 +44,7 @@ def test_pooled_features_are_means_over_the_pixels_of_a_class(model, params):
 
 
 def test_rows_are_the_images_classes_that_cover_enough(tiny_config, model, params, monkeypatch):
-    monkeypatch.setattr(class_features, "IMAGES", 18)  # no multiple of the batch of 4
+    monkeypatch.setattr(class_features, "IMAGES", 18)  # not a multiple of the batch size 4
     described = Description(model=model.config, window=16, stride=11)
     segmentor = Segmentor(model, params, described)
     found = class_features.class_features(segmentor, DOMAINS[0], DOMAINS, tiny_config.data.data_dir)

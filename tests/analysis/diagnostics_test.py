@@ -1,4 +1,4 @@
-"""Images redrawn for people are those that injection makes for the backbone; domains are told apart by style."""
+"""Restyled images of a report are those that the backbone receives; style distances distinguish domains."""
 
 import dataclasses
 
@@ -45,7 +45,7 @@ SOURCE, TARGET = "blue_marble/temperate_green", "blue_marble/temperate_brown"
 
 
 def codes_of(network, params, domain, data_dir, count):
-    """Style codes one image at a time, enlarged as style statistics are."""
+    """Style codes computed one image at a time, with the resizing of the style statistics."""
     split = PreparedSplit(domain, "train", data_dir)
     images = [Image.fromarray(split[i]["image"]).resize((256, 256), Image.Resampling.BILINEAR) for i in range(count)]
     encode = jax.jit(network.encode)
@@ -80,6 +80,6 @@ def test_examples_of_a_run_are_restyled_in_blocks(tiny_config):
     clean, shown = style_examples(config)
     assert clean.shape == shown.shape == (4, 16, 16, 3)
     changed = (np.abs(clean.astype(int) - shown) > 1).any(-1)
-    assert 0.2 < changed.mean() < 0.95  # seven blocks in ten are restyled, the others kept
+    assert 0.2 < changed.mean() < 0.95  # about seven blocks in ten are restyled, the others kept
     again, _ = style_examples(dataclasses.replace(config, style=dataclasses.replace(style, probability=0.1)))
     np.testing.assert_array_equal(clean, again)

@@ -1,4 +1,4 @@
-"""Batching of the code reader; the numbers themselves are tested with the command that uses it."""
+"""Batching of the style codes; the numbers are tested with the command `estimate_style`, which uses them."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from crossearth_jax.models.style_network import StyleNetwork
 
 
 class MeanColour(StyleNetwork):
-    """Codes of three numbers."""
+    """A style network whose code is the mean colour."""
 
     def encode(self, params, images):
         return images.mean((1, 2))

@@ -1,6 +1,6 @@
-"""The table from published and converted files: what it lacks, how it goes on, what it scores again.
+"""The benchmark's table from published and converted files: missing inputs, continuing, and scoring again.
 
-Files are read in earnest; the network is not run: predictions are what the test says. CI fills a table by the command.
+Real files are read, but the network is replaced by predictions of the test. CI also fills a table with the command.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ ROWS = (
     "D2M",
     "U2R",
 )
-# As small as a model can be whose configuration is read from the shapes of a .pth.
+# The smallest model whose configuration can be derived from the shapes in a .pth file.
 MODEL = ModelConfig(
     classes=5,
     vit=ViTConfig(image_size=32, width=384, depth=4, heads=6, mlp_width=32, feature_blocks=(0, 1, 2, 3)),
@@ -55,7 +55,7 @@ def weights():
 
 @pytest.fixture
 def checkpoints(weights, tmp_path, monkeypatch):
-    """A folder with a published file, as if one had been published for Blue Marble."""
+    """A folder with a file of a published name; the test registers a training on Blue Marble that has one."""
     training = Training(name="temperate", source=SOURCE, crop=32, weights="Temperate(g)-source.pth")
     monkeypatch.setitem(benchmark.TRAININGS, "temperate", training)
     folder = tmp_path / "checkpoints"
@@ -88,7 +88,7 @@ def scored(monkeypatch):
             targets.pop()
             raise KeyboardInterrupt
         targets.append(target.name)
-        # 9 of 10 pixels of every class are right, the others are taken for water.
+        # 9 of 10 pixels of every class are correct, the others are predicted as water.
         return DomainResult(np.diag([10, 9, 9, 9, 9]) + WRONG, *Examples(0).arrays())
 
     monkeypatch.setattr(benchmark_table, "score_domain", domain)
@@ -128,13 +128,13 @@ def test_interrupted_table_goes_on_and_says_what_is_missing(
     assert first["published"] is None and not first["cross_domain"] and second["gap"] == ["season"]
     report = (workdir / "report.md").read_text()
     assert "blue_marble/arid_green is not prepared in" in report
-    assert "download D2M-Rein.pth from https://huggingface.co/Cusyoung/CrossEarth, or train one" in report
+    assert "download D2M-Rein.pth from https://huggingface.co/Cusyoung/CrossEarth into this folder, or train" in report
     assert "no checkpoint of loveda_urban" in report and "none was published" in report
     assert "data/massachusetts_roads/README.md says where to get its archives" in report
     assert "32 scenarios" in report and "neither names nor splits" in report
     assert "<table" in (workdir / "report.html").read_text()
 
-    # A converted copy takes the published file's place and is scored as another checkpoint, with the same numbers.
+    # A converted copy replaces the published file and is scored as another checkpoint, with the same numbers.
     save_native(checkpoints / "Temperate(g)-source.safetensors", weights.params, weights.description)
     benchmark_table.fill_table(config, workdir, checkpoints)
     assert scored[2:] == [SETTINGS[name].target for name in ROWS[:2]]
@@ -144,16 +144,16 @@ def test_interrupted_table_goes_on_and_says_what_is_missing(
 
 def test_damaged_checkpoint_is_a_line_of_the_table(config, checkpoints, tmp_path):
     (checkpoints / "Temperate(g)-source.pth").write_bytes(b"PK\x03\x04 no zip")
-    with pytest.raises(UserError, match=r"not one of 5 settings can be scored; .*report\.html says what each of them"):
+    with pytest.raises(UserError, match=r"none of the 5 settings could be scored; .*report\.html lists what each"):
         benchmark_table.fill_table(config, tmp_path / "table", checkpoints)
     assert "Temperate(g)-source.pth cannot be used" in (tmp_path / "table" / "report.md").read_text()
 
 
 def test_mistakes_are_explained(config, tmp_path):
-    with pytest.raises(UserError, match=r"--checkpoints=.*nowhere is no folder"):
+    with pytest.raises(UserError, match=r"--checkpoints=.*nowhere is not a folder"):
         benchmark_table.fill_table(config, tmp_path, tmp_path / "nowhere")
     unknown = dataclasses.replace(config, evaluate=EvaluateConfig(settings=("P2V",)))
-    with pytest.raises(UserError, match=r"unknown settings: P2V; known: .*P\(i\)2V"):
+    with pytest.raises(UserError, match=r"unknown settings: P2V; known settings: .*P\(i\)2V"):
         benchmark_table.fill_table(unknown, tmp_path, tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Whole domains against a loop over their images."""
+"""Scores of whole domains, compared with a plain loop over their images."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ def mixed_sizes(random_split):
 def model(tiny_config):
     model = SegmentationModel(dataclasses.replace(tiny_config.model, mim=None))
     params = jax.jit(model.init)(jax.random.key(3))
-    # A fresh head says the same class everywhere; scaled up, it does not.
+    # A new head predicts the same class everywhere; with larger parameters it predicts several.
     return model, {name: value * 4 if name.startswith("head/") else value for name, value in params.items()}
 
 
@@ -54,7 +54,7 @@ def test_images_above_the_stated_size_are_refused(model, mixed_sizes, monkeypatc
 
 
 def confusion_of_one(model, params, resize, example):
-    """The protocol for one image in a plain loop, with another implementation of the resizing of scores."""
+    """The protocol for one image in plain code, with another implementation of the resizing of scores."""
     size = example["label"].shape
     images = jnp.asarray(resizing.resized_image(example["image"], resize))[None]
     filled = [-n % 4 for n in images.shape[1:3]]
@@ -72,7 +72,7 @@ def test_long_sides_are_thinned_for_the_report(mixed_sizes, monkeypatch):
     for index in (1, 0, 4, 5):
         examples.add(mixed_sizes[index], (mixed_sizes[index]["label"] % 5).astype(np.uint8))
     images, labels, predictions = examples.arrays()
-    # Of the first, every second of 16 x 16 pixels is kept; others must have its size.
+    # Every second pixel of the first image (16 x 16) is kept; the other images must have its size.
     np.testing.assert_array_equal(images, np.stack([mixed_sizes[i]["image"][::2, ::2] for i in (1, 4)]))
     assert labels.shape == predictions.shape == (2, 8, 8)
     assert [array.shape for array in domains.Examples(0).arrays()] == [(0, 1, 1, 3), (0, 1, 1), (0, 1, 1)]

@@ -1,4 +1,4 @@
-"""Scores of a loaded model on one setting, against its own predictions counted one by one."""
+"""Scores of a loaded model on one setting, compared with a direct count of its predictions."""
 
 import dataclasses
 
@@ -62,6 +62,6 @@ def test_results_say_which_targets_the_styles_were_estimated_from(tiny_config, t
     assert seen == (target,) and style_targets(tiny_config) == ()
     assert (
         protocol_text(tiny_config, SETTING, seen)
-        == f"{PROTOCOL}; not blind to {target}, whose styles are in the style statistics"
+        == f"{PROTOCOL}; the style statistics were estimated with images of {target}"
     )
     assert protocol_text(tiny_config, SETTING, ()) == PROTOCOL

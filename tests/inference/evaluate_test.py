@@ -1,4 +1,4 @@
-"""Results come first: whatever fails after scoring, scores stay, and nothing of an earlier evaluation joins them."""
+"""Scores are kept if anything after scoring fails, and files of an earlier evaluation are not mixed with them."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ ADDED = {"style_distance", "baselines"}
 
 @pytest.fixture(scope="module")
 def run(tiny_config, tmp_path_factory):
-    """Configuration and model that a short training could have left."""
+    """A configuration and a model like those of a short training."""
     config = dataclasses.replace(
         tiny_config, evaluate=dataclasses.replace(tiny_config.evaluate, settings=(SETTING.name,))
     )
@@ -41,7 +41,7 @@ def fail(*_):
 
 @pytest.fixture
 def cheap_baselines(monkeypatch):
-    """Baselines that are always right, in no time."""
+    """Replace the baselines by fast ones that are always correct."""
 
     def confusions(source, targets, data_dir):
         return {"colour": {target: np.diag([4, 3, 2, 1, 1]) for target in targets}}
@@ -62,7 +62,7 @@ def test_every_addition_may_fail_alone(run, tmp_path, monkeypatch, caplog, cheap
     assert full.keys() >= ADDED and full["baselines"]["colour"]["miou"] == 100
     files = {path.name for path in (tmp_path / "evaluation").iterdir()}
     assert files == {f"{SETTING.name}.npz", "class_features.npz", "style_examples.npz"}
-    # From here on everything that is computed comes from the evaluation above.
+    # From here on the evaluation is not repeated; all numbers come from the one above.
     with np.load(tmp_path / "evaluation" / f"{SETTING.name}.npz") as arrays:
         scored = DomainResult(*(arrays[name] for name in ("confusion", "images", "labels", "predictions")))
     monkeypatch.setattr(evaluate, "score_domain", lambda *_, **__: scored)
@@ -82,10 +82,10 @@ def test_every_addition_may_fail_alone(run, tmp_path, monkeypatch, caplog, cheap
             patch.setattr(module, name, fail)
             found = evaluated(run, tmp_path)
         assert found == {key: value for key, value in full.items() if key not in fields}
-        # The files of the evaluation before are gone, so that no report shows them beside these scores.
+        # The files of the earlier evaluation are deleted, so that no report shows them beside these scores.
         assert {path.name for path in (tmp_path / "evaluation").iterdir()} == files - missing
         lines = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
-        assert lines == [f"left out: {what} (MemoryError: no room for it); the scores are complete without"]
+        assert lines == [f"left out: {what} (MemoryError: no room for it); the scores are complete"]
 
 
 def test_scores_are_written_before_anything_is_added(run, tmp_path, monkeypatch):
@@ -93,7 +93,7 @@ def test_scores_are_written_before_anything_is_added(run, tmp_path, monkeypatch)
 
     def look(*_):
         seen.update(json.loads((tmp_path / "results.json").read_text())[SETTING.name])
-        raise KeyboardInterrupt  # nothing that an addition may swallow
+        raise KeyboardInterrupt  # is not caught by an addition
 
     monkeypatch.setattr(additions, "style_distances", look)
     with pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""Metrics against the reference's numbers, and counting against numpy."""
+"""Metrics compared with the reference's numbers, and counting compared with NumPy."""
 
 import json
 from pathlib import Path
@@ -60,7 +60,7 @@ def test_grouped_means_equal_the_reference(matrices):
         assert round(100 * metrics.mean(metrics.iou(matrix)), 2) == grouped[f"{name}/_mIoU"]
         assert round(100 * metrics.mean(metrics.recall(matrix)), 2) == grouped[f"{name}/_mAcc"]
         assert round(100 * metrics.accuracy(matrix), 2) == grouped[f"{name}/_aAcc"]
-    # The reference averages rounded group values: half a unit in their last place.
+    # The reference averages rounded group values, which differ by up to half a unit in their last place.
     assert abs(100 * metrics.grouped_mean(groups) - grouped["mean_mIoU"]) <= 0.005
     assert abs(100 * metrics.grouped_mean(groups, metrics.recall) - grouped["mean_mAcc"]) <= 0.005
 

@@ -1,4 +1,4 @@
-"""Sizes by hand, pixels and classes against the reference's."""
+"""Sizes worked out by hand; pixels and classes compared with the reference."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Entries of results.json: scores counted by hand, and a page that describes every field."""
+"""Entries of results.json: scores worked out by hand, and documentation of every field."""
 
 import re
 from pathlib import Path
@@ -15,14 +15,14 @@ NAMES = benchmark.DOMAINS[SETTING.target].classes
 
 
 def documented(heading):
-    """First cells of the table that follows a line."""
+    """The first cells of the rows of the table after the given line."""
     table = PAGE.split(heading)[1].split("\n\n")[1]
     return [re.findall(r"`(\w+)`", line.split("|")[1]) for line in table.splitlines()[2:]]
 
 
 @pytest.fixture
 def confusion():
-    """Water: 6 of 10 pixels right, 4 seen as forest. Forest: all of 5. Shrub: the only one seen as cropland."""
+    """Water: 6 of 10 pixels correct, 4 predicted as forest. Forest: 5 of 5. Shrub: its only pixel as cropland."""
     names = NAMES
     matrix = np.zeros((len(names), len(names)), np.int64)
     water, forest, shrub, cropland = (names.index(name) for name in ("water", "forest", "shrub_grass", "cropland"))

@@ -1,4 +1,4 @@
-"""The table of appearance shifts: right numbers, and going on where a call was interrupted."""
+"""Scores under appearance shifts: correct numbers, and continuing after an interruption."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ def few_shifts(monkeypatch):
 
 @pytest.fixture(scope="module")
 def run(tiny_config, tmp_path_factory):
-    """Configuration and model that a short training could have left; its predictions are of several classes."""
+    """A configuration and a model like those of a short training; the model predicts several classes."""
     params = jax.jit(SegmentationModel(tiny_config.model).init)(jax.random.key(3))
     params = {name: value * 4 if name.startswith("head/") else value for name, value in params.items()}
     folder = tmp_path_factory.mktemp("run")
@@ -41,7 +41,7 @@ def run(tiny_config, tmp_path_factory):
 
 
 def expected_iou(segmentor, data_dir, change):
-    """Class IoU in a plain loop over the test images, without the engine of evaluation."""
+    """Class IoU computed in a plain loop over the test images, without the code of the evaluation."""
     split, confusion = PreparedSplit(SOURCE, "test", data_dir), np.zeros((5, 5), np.int64)
     for index in range(len(split)):
         predicted = segmentor.predict(change(split[index]["image"], index)[None])[0]
@@ -106,7 +106,7 @@ def test_a_source_without_test_images_and_a_foreign_model_are_refused(run, tmp_p
     untested = dataclasses.replace(DOMAINS[SOURCE], eval_split="train")
     with monkeypatch.context() as patch:
         patch.setattr(robustness, "source_domains", lambda *_: (untested,))
-        with pytest.raises(UserError, match="blue_marble/temperate_green has no split but train"):
+        with pytest.raises(UserError, match="blue_marble/temperate_green has only a train split"):
             robustness.score_shifts(config, tmp_path, segmentor)
     other = dataclasses.replace(config, data=dataclasses.replace(config.data, source="blue_marble/arid_green"))
     with pytest.raises(UserError, match="was trained on blue_marble/temperate_green, the configuration's source is"):

@@ -1,4 +1,4 @@
-"""`crossearth_jax.load` on real file formats, against the reference's golden scores."""
+"""`crossearth_jax.load` on real file formats, compared with the golden scores of the reference."""
 
 import json
 import subprocess
@@ -30,7 +30,7 @@ def golden(name):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A full checkpoint, and its trained part and its backbone apart."""
+    """A complete checkpoint, and its trained part and its backbone as separate files."""
     folder = tmp_path_factory.mktemp("released")
     tensors = golden("params")
     trained = {k: v for k, v in tensors.items() if k.startswith(("decode_head.", "backbone.reins."))}
@@ -54,7 +54,7 @@ def test_scores_equal_the_reference(model):
 
 
 def test_predict_is_the_argmax_of_averaged_windows(model):
-    """70 x 50 pixels: two windows over the height, one over the width, which is filled up to 64 with mean colour."""
+    """70 x 50 pixels need two windows along the height and one along the width, padded to 64 with mean colour."""
     images = np.random.default_rng(0).integers(0, 256, (2, 70, 50, 3), dtype=np.uint8)
     filled = np.pad(np.asarray(normalize(jnp.asarray(images))), ((0, 0), (0, 0), (0, 14), (0, 0)))
     total, count = np.zeros((2, 70, 64, 6), np.float64), np.zeros((70, 1, 1))
@@ -63,7 +63,7 @@ def test_predict_is_the_argmax_of_averaged_windows(model):
         count[top : top + 64] += 1
     expected = (total / count)[:, :, :50]
     top_two = np.sort(expected, axis=-1)[..., -2:]
-    clear = top_two[..., 1] - top_two[..., 0] > 1e-4  # elsewhere rounding decides
+    clear = top_two[..., 1] - top_two[..., 0] > 1e-4  # in ties floating-point rounding decides
     labels = model.predict(images)
     assert labels.dtype == np.uint8 and labels.shape == (2, 70, 50) and clear.mean() > 0.99
     np.testing.assert_array_equal(labels[clear], expected.argmax(-1)[clear])
@@ -122,7 +122,7 @@ def test_windows_of_the_published_settings(folder):
 
 
 def test_trained_part_needs_its_backbone(folder, model):
-    with pytest.raises(UserError, match=r"trained\.pth holds what was trained .* but not the frozen backbone"):
+    with pytest.raises(UserError, match=r"trained\.pth holds the trained parameters .* but not the frozen backbone"):
         crossearth_jax.load(folder / "trained.pth", config=CONFIG)
     both = crossearth_jax.load(folder / "trained.pth", config=CONFIG, backbone=folder / "backbone.pth")
     assert set(both.params) == set(model.params)
@@ -136,10 +136,10 @@ def test_trained_part_needs_its_backbone(folder, model):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"num_classes": 5}, "has 6 classes, expected 5"),
+        ({"num_classes": 5}, "has 6 classes, but num_classes=5 was expected"),
         ({"class_names": ["a", "b"]}, "2 class names for 6 classes"),
         ({"class_names": "blue_marble"}, "5 class names for 6 classes"),
-        ({"class_names": "red_marble"}, "taxonomy 'red_marble' is unknown"),
+        ({"class_names": "red_marble"}, "unknown taxonomy 'red_marble'; expected one of"),
         ({"palette": ((0, 0, 0),)}, "1 colours for 6 classes"),
         ({"config": None}, "configuration"),
     ],

@@ -1,4 +1,4 @@
-"""Windows and weights by hand; blended scores against a plain loop and against one pass over the whole image."""
+"""Windows and weights by hand; blended scores compared with a plain loop and with scoring the whole image at once."""
 
 import threading
 import tracemalloc
@@ -26,12 +26,12 @@ class SpeckledRaster:
 
 
 def own_colour(images, valid):
-    """Scores each pixel by its own colour."""
+    """Score each pixel by its own colour."""
     return images.astype(np.float32)
 
 
 def by_place(images, valid):
-    """Scores that depend on the place in the window, as those of a network do."""
+    """Scores that depend on the position in the window, like those of a network."""
     ramp = np.linspace(0.1, 1, images.shape[1] * images.shape[2], dtype=np.float32).reshape(images.shape[1:3])
     return images * ramp[..., None]
 
@@ -45,7 +45,7 @@ def random_image(*size, seed=0):
 
 
 def assembled(found, size, classes=3):
-    """The blended scores and how often each pixel was handed on."""
+    """The blended scores, and how often each pixel was yielded."""
     scores, count = np.zeros((*size, classes), np.float32), np.zeros(size, int)
     for area in found:
         inside = np.s_[area.top : area.top + area.valid.shape[0], area.left : area.left + area.valid.shape[1]]
@@ -92,7 +92,7 @@ def test_weights_by_hand():
 
 
 def test_overlaps_are_averaged_by_hand():
-    # Each window scores its own mean: [0, 1, 2, 3] -> 1.5, [2, 3, 4, 5] -> 3.5, and both where they overlap.
+    # The score of a window is its mean: [0, 1, 2, 3] -> 1.5, [2, 3, 4, 5] -> 3.5; overlaps average both.
     image = np.tile(np.arange(6, dtype=np.uint8)[:, None, None], (1, 4, 3))
 
     def mean(images, valid):
@@ -123,7 +123,7 @@ def test_blend_equals_a_plain_loop(size, window, stride, blend):
         ((100, 130), 32, 21, 1, 0),  # panels of two windows
         ((100, 130), 32, 32, 16, 0),
         ((33, 200), 32, 1, 1, 0),
-        ((20, 90), 32, 20, 16, 0),  # lower than the window: windows of 32 rows, 12 of them beyond the image
+        ((20, 90), 32, 20, 16, 0),  # lower than the window: windows of 32 rows, 12 of which lie outside the image
         ((5, 3), 64, 40, 16, 2**20),
         ((300, 40), 32, 30, 1, 2**20),  # finished areas higher than AREA_ROWS
     ],
@@ -150,7 +150,7 @@ def test_panels_do_not_change_a_bit():
 
 def test_windows_without_valid_pixels_are_not_scored():
     image, valid = random_image(200, 120), np.zeros((200, 120), bool)
-    valid[3:9, 100:104] = valid[150:190, 5:40] = True  # several rows of windows in between have nothing
+    valid[3:9, 100:104] = valid[150:190, 5:40] = True  # several rows of windows in between have no valid pixel
     scored, steps = [], []
 
     def score(images, mask):
@@ -234,7 +234,7 @@ def test_reading_happens_in_a_thread_that_ends_and_passes_errors_on():
 
 
 def blended_peak(size):
-    """Bytes at the peak of blending, and pixels handed on."""
+    """Peak memory of blending in bytes, and the number of pixels yielded."""
 
     class Blank:
         def __init__(self):
@@ -244,7 +244,7 @@ def blended_peak(size):
             return np.ones((height, width, 3), np.uint8), np.ones((height, width), bool)
 
     one = engine(window=64, stride=64, sum_bytes=64 * 600 * 3 * 4)
-    assert len(list(one.areas(Blank()))) > 0  # the arrays that numpy and the pool keep exist from here on
+    assert len(list(one.areas(Blank()))) > 0  # allocates what NumPy and the thread pool keep
     tracemalloc.start()
     areas = [area.valid.shape for area in one.areas(Blank())]
     _, peak = tracemalloc.get_traced_memory()

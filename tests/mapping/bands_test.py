@@ -1,4 +1,4 @@
-"""Which bands become red, green and blue."""
+"""Selection of the bands that become red, green and blue."""
 
 import numpy as np
 import pytest
@@ -64,5 +64,5 @@ def test_bands_that_do_not_exist(request_, message):
 
 
 def test_two_bands_are_no_colour_image(write_scene):
-    with pytest.raises(UserError, match="say which to use with --bands"):
+    with pytest.raises(UserError, match="choose which to use with --bands"):
         select(write_scene(np.ones((2, 4, 5), np.uint8)))

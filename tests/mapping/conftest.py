@@ -1,4 +1,4 @@
-"""A model whose scores are known exactly, and scenes to feed it."""
+"""A model whose scores are known exactly, and scenes to apply it to."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ UTM = "EPSG:32618"
 
 @dataclasses.dataclass
 class PixelRule:
-    """Scores each pixel by its own colour: what blended windows must equal is one call on the whole image."""
+    """Scores each pixel by its own colour, so blended windows must equal one call on the whole image."""
 
     class_names: tuple[str, ...] = ("red", "green", "blue & <cold>", "dark")
     palette: tuple[tuple[int, int, int], ...] = ((200, 30, 30), (30, 160, 60), (40, 80, 200), (40, 40, 40))
@@ -51,7 +51,7 @@ def rule():
 
 @pytest.fixture
 def write_scene(tmp_path):
-    """Writes bands (count, h, w) as GeoTIFF and returns the path."""
+    """Write bands (count, h, w) as GeoTIFF and return the path."""
 
     def write(bands, name="scene.tif", *, mask=None, colours=None, names=None, tags=None, **profile):
         profile = {"crs": UTM, "transform": ROTATED, "driver": "GTiff"} | profile
@@ -62,7 +62,7 @@ def write_scene(tmp_path):
             rasterio.open(path, "w", count=count, height=height, width=width, dtype=bands.dtype, **profile) as dataset,
         ):
             if colours:
-                dataset.colorinterp = colours  # before the pixels, since the file's header says what is alpha
+                dataset.colorinterp = colours  # before the pixels, since the header of the file marks the alpha band
             dataset.write(bands)
             if names:
                 dataset.descriptions = names

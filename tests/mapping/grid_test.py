@@ -1,4 +1,4 @@
-"""Grids against numbers worked out by hand."""
+"""Grids compared with numbers worked out by hand."""
 
 import math
 
@@ -20,16 +20,16 @@ UTM = CRS.from_epsg(32618)
         ("EPSG:32618", NORTH_UP, (10, 10)),
         ("EPSG:32618", NORTH_UP @ Affine.rotation(33) @ Affine.scale(2, 3), (20, 30)),
         ("EPSG:2263", NORTH_UP, (3.048006, 3.048006)),  # US survey feet
-        # 60 degrees north in the middle, where a degree of WGS 84 is 55.800 km by 111.412 km.
+        # The middle is at 60 degrees north, where a degree in WGS 84 is 55.800 km by 111.412 km.
         ("EPSG:4326", Affine(0.01, 0, 5, 0, -0.01, 60.5), (558.00, 1114.12)),
-        ("EPSG:4326", Affine(0, 0.01, 5, -0.01, 0, 60.5), (1114.12, 558.00)),  # turned by 90 degrees
+        ("EPSG:4326", Affine(0, 0.01, 5, -0.01, 0, 60.5), (1114.12, 558.00)),  # rotated by 90 degrees
         ("EPSG:4326", Affine(0.01, 0, 365, 0, -0.01, 60.5), (558.00, 1114.12)),  # longitudes of 0 to 360
-        # The same place in web Mercator: 1 / cos(60 degrees) of the equator, up to the flattening of the Earth.
+        # The same place in web Mercator, enlarged by 1 / cos(60 degrees), up to the flattening of the Earth.
         ("EPSG:3857", Affine(10, 0, 0, 0, -10, 8_399_737.9 + 500), (5.0126, 5.0042)),
         ("EPSG:3395", Affine(10, 0, 0, 0, -10, 8_362_698.5 + 500), (5.0126, 5.0126)),  # conformal
         ("EPSG:3857", NORTH_UP @ Affine.translation(-50, -50), (10, 9.933)),  # the equator
         ("EPSG:6933", Affine(10, 0, 0, 0, -10, 6_349_741 + 500), (5.78775, 17.27787)),  # equal area: 10 x 10 = 100 m2
-        ("EPSG:3413", Affine(10, 0, -500, 0, -10, 500), (10.3108, 10.3108)),  # the pole: 70 degrees is true
+        ("EPSG:3413", Affine(10, 0, -500, 0, -10, 500), (10.3108, 10.3108)),  # polar; true to scale at 70 degrees
         ("EPSG:32618+5703", NORTH_UP, (10, 10)),  # with heights
         (None, NORTH_UP, None),
         ('LOCAL_CS["site",UNIT["metre",1]]', NORTH_UP, None),
@@ -82,7 +82,7 @@ def test_part_of_a_rotated_grid_holds_the_box():
     grid = Grid(UTM, NORTH_UP @ Affine.rotation(30), 100, 150)
     x, y = grid.transform @ (70, 60)
     top, left, height, width = grid.part((x - 50, y - 50, x + 50, y + 50))
-    reach = 5 * (math.cos(math.radians(30)) + math.sin(math.radians(30)))  # half a turned box, in pixels
+    reach = 5 * (math.cos(math.radians(30)) + math.sin(math.radians(30)))  # half a rotated box, in pixels
     assert (top, top + height) == (math.floor(60 - reach), math.ceil(60 + reach))
     assert (left, left + width) == (math.floor(70 - reach), math.ceil(70 + reach))
 

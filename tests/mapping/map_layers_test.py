@@ -1,4 +1,4 @@
-"""Classes, margin and entropy by hand."""
+"""Classes, margin and entropy worked out by hand."""
 
 import numpy as np
 import pytest

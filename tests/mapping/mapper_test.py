@@ -1,4 +1,4 @@
-"""Whole maps against scoring the whole scene at once, and what is left when something goes wrong."""
+"""Whole maps compared with scoring the scene at once, and the files that remain after errors."""
 
 import os
 import resource
@@ -53,7 +53,7 @@ def test_map_of_a_real_scene_equals_scoring_it_at_once(rule, tmp_path, name, win
     np.testing.assert_allclose(
         np.moveaxis(read(tmp_path / "map_scores.tif"), 0, -1)[valid], scores[valid], rtol=2e-6, atol=1e-4
     )
-    # Sums of weights round, so a tie of two classes may fall to either.
+    # The sums are rounded, so in a tie either class may win.
     top = np.sort(scores, -1)
     clear = valid & (top[..., -1] > top[..., -2] * 1.001)
     classes = read(tmp_path / "map.tif")[0]
@@ -105,7 +105,7 @@ def test_map_of_another_resolution_and_of_a_part(rule, write_scene, tmp_path):
         assert found.transform.almost_equals(scene.transform @ rasterio.Affine.scale(6))
         assert found.shape == (40, 50)
         np.testing.assert_allclose(found.bounds, scene.bounds)
-        # The centre of the turned grid: a box around it leaves a part.
+        # A box around the centre of the rotated grid covers only part of it.
         x, y = scene.transform @ (150, 120)
     scores, _ = at_once(rule, path, options)
     np.testing.assert_array_equal(read(tmp_path / "map.tif")[0], scores.argmax(-1))
@@ -143,20 +143,20 @@ def peak_of(rule, path, out):
 
 
 def test_memory_does_not_grow_with_the_scene(rule, write_scene, tmp_path):
-    """numpy's memory; the process as a whole is measured by hand on larger scenes."""
+    """Memory of NumPy arrays only; the memory of the process is measured by `benchmarks/map_memory.py`."""
     rule.window = 96
     peaks = []
-    for height in (600, 600, 3000):  # the first one warms caches up; all exceed a tile
+    for height in (600, 600, 3000):  # the first scene fills caches; all are larger than a tile
         path = write_scene(speckled(height, 600))
         peaks.append(peak_of(rule, path, tmp_path / "map.tif"))
-    # The smallest layer of a map is its classes, a byte per pixel. Threads that read and write ahead move the peak by
-    # some 100 kB from run to run.
+    # The smallest layer of a map, its classes, has a byte per pixel. The threads that read and write ahead change the
+    # peak by about 100 kB from run to run.
     smallest_layer = (3000 - 600) * 600
     assert peaks[2] - peaks[1] < 0.6 * smallest_layer
 
 
 def break_after(rule, batches, error):
-    """Makes a rule fail in the middle of a scene."""
+    """Make a rule fail in the middle of a scene."""
     score = rule.score
 
     def failing(images, valid):
@@ -183,7 +183,7 @@ def test_what_a_killed_run_left_is_removed(rule, write_scene, tmp_path):
     path, out = write_scene(speckled()), tmp_path / "maps" / "map.tif"
     break_after(rule, 2, SystemExit())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mapper.shutil, "rmtree", lambda *_, **__: None)  # a killed process cleans nothing up
+        patch.setattr(mapper.shutil, "rmtree", lambda *_, **__: None)  # a killed process does not clean up
         with pytest.raises(SystemExit):
             map_by(rule, path, out)
     assert os.listdir(out.parent) == [".map.tif.partial"]
@@ -216,7 +216,7 @@ def test_output_that_cannot_be_written(rule, write_scene, tmp_path):
 
 @pytest.mark.parametrize("limit", [1_000, 100_000, 1_050_000])
 def test_a_full_disk(rule, write_scene, tmp_path, limit):
-    """A limit to the size of files makes writing fail at some stage: GDAL is late to notice, we are not."""
+    """A limit on file sizes makes writing fail; the error must be found although GDAL only logs it."""
     path = write_scene(speckled(300, 300))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))

@@ -1,4 +1,4 @@
-"""Pixels of the picture."""
+"""Pixels of the preview."""
 
 import numpy as np
 import pytest
@@ -28,4 +28,4 @@ def test_scene_map_and_legend(write_scene, tmp_path, classes):
     colours = np.array(palette)[ids[0] * mask]
     np.testing.assert_array_equal(found[:30, 90 + GAP :], np.where(mask[..., None], colours, white))
     legend_pixels = {tuple(pixel) for pixel in found[30 + GAP :].reshape(-1, 3)}
-    assert set(palette) <= legend_pixels  # every entry found room
+    assert set(palette) <= legend_pixels  # every entry fits into the legend

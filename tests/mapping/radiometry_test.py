@@ -1,4 +1,4 @@
-"""Stretches against numbers worked out by hand."""
+"""Stretches compared with numbers worked out by hand."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_no_values_at_all():
 
 
 def test_large_integers_keep_their_digits():
-    values = np.array([[[2_000_000_000, 2_000_000_051, 2_000_000_102]]] * 3, np.int32)  # float32 steps by 128 here
+    values = np.array([[[2_000_000_000, 2_000_000_051, 2_000_000_102]]] * 3, np.int32)  # float32 has steps of 128 here
     np.testing.assert_array_equal(radiometry.fixed(2e9, 2e9 + 102)(values), [[[0, 128, 255]]] * 3)
 
 

@@ -1,4 +1,4 @@
-"""The files as other programs find them: structure of the bytes, names, colours, grid."""
+"""The files as other programs read them: byte structure, names, colours, grid."""
 
 import struct
 from xml.etree import ElementTree
@@ -30,13 +30,13 @@ def ids():
 
 def valid():
     found = np.ones(SIZE, bool)
-    found[:600, :700] = False  # holds a whole tile
+    found[:600, :700] = False  # contains a whole tile
     return found
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """A class map and scores of one scene, written in blocks that fit no tile."""
+    """A class map and scores of one scene, written in blocks that do not match the tiles."""
     folder = tmp_path_factory.mktemp("written")
     grid = Grid(CRS.from_epsg(32618), ROTATED, *SIZE)
     for layer in (class_layer(), score_layer(LEGEND)):
@@ -65,7 +65,7 @@ def test_values_and_grid(written):
 
 
 def directories(path):
-    """Per image of a classic TIFF: offset of its directory, its size, where its first tile begins."""
+    """For each image of a classic TIFF: offset of its directory, its size, offset of its first tile."""
     data = path.read_bytes()
     order, magic, offset = struct.unpack_from("<2sHI", data)
     assert (order, magic) == (b"II", 42)
@@ -135,5 +135,5 @@ def test_pixels_that_got_lost_are_noticed(tmp_path, layer):
     with rasters.layer_writer(tmp_path / "blocks.tif", layer, LEGEND, grid, {}) as writer:
         writer.write(ScoredArea(0, 0, one_hot(ids()[:600, :600]), np.ones((600, 600), bool)))
         writer.counts[0] += 1  # as if a pixel had not been written
-    with pytest.raises(OSError, match=r"values arrived in map\.tif; is the disk full"):
+    with pytest.raises(OSError, match=r"map\.tif contains \d+ of the \d+ values written; free disk space"):
         rasters.write_cog(writer, tmp_path / "map.tif", LEGEND)

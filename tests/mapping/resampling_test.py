@@ -1,4 +1,4 @@
-"""Resampling against means over areas and interpolation written down the plain way."""
+"""Resampling compared with plain code for means over areas and for interpolation."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def test_coarser_pixels_are_means_of_the_valid_area(scale):
     values, valid = np.random.default_rng(0).random((20, 26)), np.random.default_rng(1).random((20, 26)) < 0.6
     count = round(20 / scale), round(26 / scale)
     expected, share = area_means(values, valid, scale, count)
-    broken = np.where(valid, values, np.nan)[None]  # what is not valid takes no part, whatever it is
+    broken = np.where(valid, values, np.nan)[None]  # values of invalid pixels must not matter
     rows, columns = Axis(20, scale), Axis(26, scale)
     found, good = resample(broken, valid, (rows, 0, count[0]), (columns, 0, count[1]))
     np.testing.assert_allclose(found[0], expected, rtol=1e-12)
@@ -51,7 +51,7 @@ def test_finer_pixels_are_interpolated_between_valid_ones():
     values = np.array([[[0.0, 8.0, np.nan, 8.0]]])
     valid = np.array([[True, True, False, True]])
     found, good = resample(values, valid, (Axis(1, 1.0), 0, 1), (Axis(4, 0.5), 0, 8))
-    # Centres lie a quarter of a pixel to both sides; at a border or a hole one value is all there is.
+    # New centres lie a quarter of a pixel to each side; at a border or a hole only one value is available.
     np.testing.assert_array_equal(good, [[True, True, True, True, False, False, True, True]])
     np.testing.assert_array_equal(found[0, :, good[0]].T, [[0, 2, 6, 8, 8, 8]])
 

@@ -1,4 +1,4 @@
-"""Reading: stretches, parts of scenes, other grids, unusual and broken files; `validity_test` has masks."""
+"""Reading of scenes: stretches, parts, other grids, unusual and broken files; masks are in `validity_test`."""
 
 import contextlib
 import os
@@ -50,7 +50,7 @@ def test_sixteen_bit_is_stretched_by_its_own_percentiles():
     low, high = (np.percentile(raw, q, axis=(1, 2), keepdims=True) for q in (2, 98))
     expected = np.rint(((raw - low) / (high - low)).clip(0, 1) * 255)
     assert valid.all()
-    # float32 against float64: a value in the middle between two steps may fall to either side.
+    # float32 against float64: a value halfway between two steps may be rounded to either.
     assert np.abs(image - np.moveaxis(expected, 0, -1)).max() <= 1
     assert (image == np.moveaxis(expected, 0, -1)).mean() > 0.999
     assert scene.band_names == ("red", "green", "blue")
@@ -90,7 +90,7 @@ def test_finer_grid_interpolates(write_scene):
     image, valid, scene = read_all(write_scene(ramp, transform=NORTH_UP), gsd=1.0)
     assert (scene.grid.height, scene.grid.width) == (48, 60)
     assert valid.all()
-    # Halving the pixels of a linear ramp puts values a quarter of a step to both sides.
+    # With half the pixel size, the values of a linear ramp lie a quarter of a step to each side.
     expected = np.arange(60) * 4 - 2
     np.testing.assert_allclose(image[24, 2:-2, 0], expected[2:-2], atol=1)
 
@@ -136,7 +136,7 @@ def test_values_that_are_no_measurements(write_scene):
     path = write_scene(pixels(count=1), colours=(ColorInterp.palette,))
     with rasterio.open(path, "r+") as dataset:
         dataset.write_colormap(1, {1: (255, 0, 0)})
-    with pytest.raises(UserError, match="holds colour indices"):
+    with pytest.raises(UserError, match="holds indices of a colour table"):
         check_scene(path, SceneOptions())
     inks = (ColorInterp.cyan, ColorInterp.magenta, ColorInterp.yellow)
     rasterio.shutil.copy(write_scene(pixels(), "inks.tif"), path.replace(".tif", ".vrt"), driver="VRT")
@@ -159,7 +159,7 @@ def test_unreadable_tile(write_scene, gsd):
 
 
 def test_bands_of_different_types(write_scene, tmp_path):
-    """As virtual rasters have that stack the bands of one satellite image with another product."""
+    """Virtual rasters that combine bands of a satellite image with another product have such bands."""
     bands = pixels()
     for number, kind in enumerate(("uint8", "uint16", "float32")):
         write_scene(bands[number : number + 1].astype(kind), f"{number}.tif")
@@ -172,7 +172,7 @@ def test_bands_of_different_types(write_scene, tmp_path):
     image, valid, _ = read_all(str(tmp_path / "stack.vrt"), value_range=(0.0, 255.0))
     assert valid.all()
     np.testing.assert_array_equal(image, np.moveaxis(bands, 0, -1))
-    _, _, scene = read_all(str(tmp_path / "stack.vrt"))  # not all of 8 bit, so all are stretched
+    _, _, scene = read_all(str(tmp_path / "stack.vrt"))  # not all are 8 bit, so all are stretched
     np.testing.assert_allclose(scene.stretch.ranges, np.percentile(bands.astype(float), (2, 98), axis=(1, 2)).T)
 
 
@@ -185,7 +185,7 @@ def test_a_source_that_is_missing(write_scene, tmp_path):
 
 
 def test_overviews_are_never_read(write_scene):
-    """They may have been made without regard to nodata, or before the pixels were changed."""
+    """Overviews may ignore nodata, or may have been made before the pixels were changed."""
     bands = pixels(600, 400, dtype=np.uint16, high=5000)
     path = write_scene(bands, transform=NORTH_UP, nodata=0, tiled=True, blockxsize=64, blockysize=64)
     expected = [*read_all(path)[:2], *read_all(path, gsd=12.0)[:2], *thumbnail(path)]
@@ -196,7 +196,7 @@ def test_overviews_are_never_read(write_scene):
             dataset.write(np.zeros((3, dataset.height, dataset.width), np.uint16))
     found = [*read_all(path)[:2], *read_all(path, gsd=12.0)[:2], *thumbnail(path)]
     with rasterio.open(path) as dataset:
-        assert not dataset.read(1, out_shape=(100, 100)).any()  # what GDAL would have taken
+        assert not dataset.read(1, out_shape=(100, 100)).any()  # GDAL would read the overview
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -207,7 +207,7 @@ def thumbnail(path):
 
 
 def test_percentiles_of_a_large_scene_come_from_all_its_valid_pixels(write_scene, monkeypatch):
-    """Though thinned: a few valid pixels are found wherever they are."""
+    """A few valid pixels are found wherever they are, although the values are sampled."""
     monkeypatch.setattr(scene_module, "PART", (64, 100))
     monkeypatch.setattr(radiometry, "SAMPLE", 5000)
     bands = np.zeros((3, 300, 400), np.uint16)
@@ -217,8 +217,8 @@ def test_percentiles_of_a_large_scene_come_from_all_its_valid_pixels(write_scene
     bands = pixels(300, 400, dtype=np.uint16, high=5000)
     _, _, scene = read_all(write_scene(bands, nodata=0))
     expected = np.percentile(bands.reshape(3, -1), (2, 98), axis=1).T
-    np.testing.assert_allclose(scene.stretch.ranges, expected, atol=60)  # of 5,000 values a percentile is 50 wide
-    bands[:, :, ::64] = 60_000  # a pattern that every 64th pixel would miss, or see alone
+    np.testing.assert_allclose(scene.stretch.ranges, expected, atol=60)  # one percent of 5,000 values is 50
+    bands[:, :, ::64] = 60_000  # a pattern that sampling every 64th pixel would miss, or see only
     _, _, scene = read_all(write_scene(bands, nodata=0), percentiles=(0.0, 100.0))
     assert [high for _, high in scene.stretch.ranges] == [60_000] * 3
     _, _, scene = read_all(write_scene(bands, nodata=0), percentiles=(0.0, 95.0))
@@ -238,11 +238,11 @@ def test_memory_of_percentiles_does_not_grow_with_the_scene(write_scene, monkeyp
 
 
 def test_metres_on_the_ground(write_scene, caplog):
-    """60 degrees north, where web Mercator shows everything twice as large."""
+    """At 60 degrees north, where web Mercator enlarges lengths by two."""
     mercator = Affine(2, 0, 0, 0, -2, 8_399_738)
     _, _, scene = read_all(write_scene(pixels(), crs="EPSG:3857", transform=mercator), gsd=4.0)
     assert (scene.grid.height, scene.grid.width) == (6, 8)  # 24 x 30 pixels of 1.0008 x 1.0025 m
-    assert "a pixel is 2 x 2 m in its coordinates but 1.003 x 1.001 m on the ground; --gsd=4 is" in caplog.text
+    assert "a pixel is 2 x 2 m in its coordinates but 1.003 x 1.001 m on the ground; --gsd=4 means" in caplog.text
     caplog.clear()
     read_all(write_scene(pixels(), transform=NORTH_UP), gsd=4.0)
     assert "on the ground" not in caplog.text
@@ -266,11 +266,11 @@ def test_a_constant_band_is_said_to_be_one(write_scene, caplog):
     bands[1] = 7
     image, _, _ = read_all(write_scene(bands, names=("red", "green", "blue")))
     assert not image[..., 1].any()
-    assert "the percentiles of band green (7) are the same value" in caplog.text and "--range" in caplog.text
+    assert "both percentiles of band green (7) have the same value" in caplog.text and "--range" in caplog.text
 
 
 def place(path, **places):
-    """Places a scene by other means than a geotransform; a virtual raster holds them all."""
+    """Georeference a scene by other means than a geotransform; virtual rasters support all of them."""
     virtual = path.replace(".tif", ".vrt")
     with pytest.warns(NotGeoreferencedWarning):
         rasterio.shutil.copy(path, virtual, driver="VRT")
@@ -284,11 +284,11 @@ def test_scenes_that_are_on_no_grid(tmp_path):
     path = str(tmp_path / "plain.tif")
     Image.fromarray(np.moveaxis(pixels(), 0, -1).copy()).save(path)
     points = [GroundControlPoint(row, 0, 500_000, 4_000_000 - 2 * row) for row in range(4)]
-    with pytest.raises(UserError, match=r"placed by ground control points, expected a grid; .*gdalwarp"):
+    with pytest.raises(UserError, match=r"georeferenced by ground control points, expected a geotransform; .*gdalwarp"):
         check_scene(place(path, gcps=(points, CRS.from_epsg(32618))), SceneOptions())
     one = [1.0] + [0.0] * 19
     rpcs = RPC(0.0, 1.0, 0.0, 1.0, one, one, 0.0, 1.0, 0.0, 1.0, one, one, 0.0, 1.0)
-    with pytest.raises(UserError, match="placed by rational polynomial coefficients"):
+    with pytest.raises(UserError, match="georeferenced by rational polynomial coefficients"):
         check_scene(place(path, rpcs=rpcs), SceneOptions())
 
 

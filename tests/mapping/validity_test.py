@@ -1,4 +1,4 @@
-"""Every way in which files say that there is no data, against masks built by hand, plain and resampled."""
+"""Every way in which files mark missing data, compared with masks built by hand, without and with resampling."""
 
 from xml.etree import ElementTree
 
@@ -12,11 +12,11 @@ from rasterio.transform import Affine
 from crossearth_jax.mapping.scene import FILL, SceneOptions, open_scene
 
 SIZE = 24, 30
-NODATA = (3, 5, 7, 9, 11)  # of band 1, 2, ...; data is 20 to 200
+NODATA = (3, 5, 7, 9, 11)  # of band 1, 2, ...; valid values are 20 to 200
 
 
 def empty_half():
-    """Half of the scene, with a border through pixels of a grid that is twice as coarse."""
+    """Half of the scene; its border runs through pixels of a grid that is twice as coarse."""
     hole = np.zeros(SIZE, bool)
     hole[:, 15:] = True
     return hole
@@ -32,7 +32,7 @@ def specks():
     return np.random.default_rng(1).random(SIZE) < 0.01
 
 
-# Source of validity -> whether it can be had with integers, and the holes that the file marks by each means.
+# Source of validity -> whether it works with integers, and the holes that the file marks by each means.
 SOURCES = {
     "nothing": (True, {}),
     "nodata": (True, {"nodata": empty_half()}),
@@ -60,7 +60,7 @@ SOURCES = {
 
 
 def write(folder, bands, marks):
-    """Writes bands with holes marked as `marks` say."""
+    """Write bands with holes that are marked as in `marks`."""
     count, kind = len(bands), bands.dtype
     bands = bands.copy()
     if "nan" in marks:
@@ -96,7 +96,7 @@ def write(folder, bands, marks):
 
 
 def with_nodata_of_each_band(folder, path):
-    """A virtual raster, since a GeoTIFF has one nodata value for all bands."""
+    """A virtual raster, since a GeoTIFF has the same nodata value for all bands."""
     virtual = folder / "scene.vrt"
     rasterio.shutil.copy(path, virtual, driver="VRT")
     tree = ElementTree.parse(virtual)
@@ -165,7 +165,7 @@ def test_a_pixel_is_valid_where_every_chosen_band_is(write_scene):
 
 
 def test_a_chosen_band_is_a_measurement_even_if_the_file_calls_it_alpha(write_scene):
-    """As rasterio and GDAL do with 8-bit files of red, green, blue and near infrared unless told otherwise."""
+    """By default rasterio and GDAL mark near infrared as alpha in 8-bit files of red, green, blue and near infrared."""
     bands = np.full((4, 4, 6), 100, np.uint8)
     bands[3, 2, 2] = 0
     path = write_scene(bands)
@@ -221,7 +221,7 @@ def test_infinite_values_are_no_data(write_scene):
 
 
 def test_one_percent_of_missing_pixels_costs_nothing_when_averaged(write_scene):
-    """With ten pixels to one, two of three averages have a missing pixel in them."""
+    """With a hundred pixels averaged to one, two of three new pixels contain a missing pixel."""
     bands = np.random.default_rng(0).integers(20, 200, (3, 200, 300)).astype(np.float32)
     bands[:, np.random.default_rng(1).random((200, 300)) < 0.01] = np.nan
     path = write_scene(bands, transform=Affine(2, 0, 500_000, 0, -2, 4_000_000))

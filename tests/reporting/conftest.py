@@ -1,4 +1,4 @@
-"""A made-up run with the files a real one leaves: temperate source, eight Blue Marble domains, seeded numbers."""
+"""A made-up run with the files of a real one: temperate source, eight Blue Marble domains, seeded numbers."""
 
 import json
 import shutil
@@ -16,14 +16,14 @@ SETTINGS = [setting for setting in benchmark.SETTINGS.values() if setting.source
 
 
 def smooth(rng, shape, scale):
-    """Noise without frequencies above `scale` per image."""
+    """Smooth noise with frequencies of at most `scale` per image."""
     spectrum = np.fft.rfft2(rng.normal(size=shape))
     rows, columns = np.fft.fftfreq(shape[-2])[:, None], np.fft.rfftfreq(shape[-1])
     return np.fft.irfft2(spectrum * (np.hypot(rows, columns) < scale / shape[-1]), shape[-2:])
 
 
 def tiles(rng, count, confusion, size=32):
-    """Images, truth and a prediction that is wrong in patches."""
+    """Images, ground truth and a prediction that is wrong in patches."""
     fields = smooth(rng, (count, len(CLASSES), size, size), 4)
     fields = fields / fields.std() + np.array([-0.3, 0.2, 0.7, 0.0, -1.2])[:, None, None]
     noise = smooth(rng, fields.shape, 6) * np.array([0.2, 0.7, 0.9, 1.2, 1.0])[:, None, None]
@@ -61,7 +61,7 @@ def result(setting, confusion, rng):
         "accuracy": 100 * float(np.trace(confusion) / confusion.sum()),
         "pixels": int(confusion.sum()),
         "checkpoint_step": 4000,
-        "protocol": "last checkpoint; nothing was chosen on a target",
+        "protocol": "last checkpoint; no target domain was used for model selection",
         "baselines": {
             "majority": score(majority, setting.classes),
             "colour": score(colour, setting.classes),
@@ -88,7 +88,7 @@ def metrics(rng, steps):
 
 
 def write_run(folder, *, seed=0, confusion=1.0, seed_of_config=42):
-    """Fills `folder`; a larger `confusion` makes a worse model."""
+    """Write a run into `folder`; a larger `confusion` makes a worse model."""
     rng = np.random.default_rng(seed)
     (folder / "evaluation").mkdir(parents=True)
     experiment = Config(name="blue_marble", style=StyleConfig(), seed=seed_of_config)
@@ -115,13 +115,13 @@ def write_run(folder, *, seed=0, confusion=1.0, seed_of_config=42):
 
 @pytest.fixture(scope="session")
 def fake_run(tmp_path_factory):
-    """To be read only."""
+    """A run that tests must not change."""
     return write_run(tmp_path_factory.mktemp("fake") / "blue_marble")
 
 
 @pytest.fixture
 def make_run(fake_run, tmp_path):
-    """Makes a run named as asked, to be changed at will."""
+    """Make a run of the given name, which the test may change."""
 
     def make(name, **options):
         return write_run(tmp_path / name, **options) if options else shutil.copytree(fake_run, tmp_path / name)

@@ -1,4 +1,4 @@
-"""What is left of matplotlib's SVG in the page, the files beside it, and what the diagrams of a report show."""
+"""The SVG of a diagram in the page, the files beside it, and the content of a report's diagrams."""
 
 from xml.etree import ElementTree
 

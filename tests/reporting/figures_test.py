@@ -1,4 +1,4 @@
-"""Pictures decoded again: colours of class and error maps, and sizes."""
+"""Decoded pictures: colours of class maps and error maps, and sizes."""
 
 import base64
 import io

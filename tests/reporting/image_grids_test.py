@@ -1,4 +1,4 @@
-"""Figures of images and predictions, looked at through what matplotlib was told to draw."""
+"""Figures of images and predictions, checked by the arrays that Matplotlib draws."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ LABELS = np.array([[0, 1], [255, 1]], np.uint8)
 
 
 def shown(figure):
-    """The arrays of a figure's axes, row by row, without those that show nothing."""
+    """The arrays that the axes of a figure show, row by row; empty axes are left out."""
     return [np.asarray(axes.images[0].get_array()) for axes in figure.axes if axes.images]
 
 

@@ -1,4 +1,4 @@
-"""Clusters stay clusters and come out the same every time; centres against distances worked out by hand."""
+"""Projections keep clusters apart and are reproducible; nearest centres are worked out by hand."""
 
 import sys
 import types
@@ -64,10 +64,10 @@ def test_methods_that_are_not_there(monkeypatch):
 
 
 def test_nearest_centres_by_hand():
-    # One channel. At home water lies at 0 and 2, land at 10: centres 1 and 10, the border between them at 5.5.
+    # One channel. In the home domain water is at 0 and 2, land at 10: centres 1 and 10, and 5.5 is halfway between.
     features = ClassFeatures(
         values=np.array([[0.0], [2], [10], [5], [6], [4], [30]], np.float32),
-        classes=np.array([0, 0, 1, 0, 0, 1, 2]),  # nothing of class 2 at home
+        classes=np.array([0, 0, 1, 0, 0, 1, 2]),  # the home domain has no vector of class 2
         domains=np.array([0, 0, 0, 1, 1, 1, 1]),
         class_names=("water", "land", "snow"),
         domain_names=("home", "away"),

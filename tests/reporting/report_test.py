@@ -1,4 +1,4 @@
-"""The report of the made-up run of conftest.py: its numbers, its order, and that the page stands alone."""
+"""The report of the made-up run of conftest.py: its numbers, its order, and that the page needs no other file."""
 
 import csv
 import json
@@ -133,7 +133,7 @@ def test_header_names_checkpoint_and_protocol(page):
     facts = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page))
     assert facts["Checkpoint"] == "step 4,000"
     assert facts["Source domain"] == "blue_marble/temperate_green"
-    assert facts["Protocol"] == "last checkpoint; nothing was chosen on a target"
+    assert facts["Protocol"] == "last checkpoint; no target domain was used for model selection"
 
 
 def test_markdown_has_the_same_numbers(fake_run, page, results, tmp_path):
@@ -186,11 +186,11 @@ def test_published_numbers_and_style_distances_get_columns(make_run):
     gap = next(row for row in rows[rows.index(head) :] if row[0] == "cold green")
     assert gap[-1] == "3.0"
     (mean,) = [row for row in rows if row and row[0] == "Mean of all 7 unseen"]
-    assert mean[5] == "\u2013"  # two published numbers are no mean of seven
+    assert mean[5] == "\u2013"  # two published numbers do not give a mean of seven
 
 
 def with_features(run):
-    """Adds features of two classes in two domains: class 0 keeps its place, class 1 moves into class 0's."""
+    """Add features of two classes in two domains; in the second, those of class 1 lie among those of class 0."""
     values = np.array([[0.0, 1], [0, 2], [9, 1], [9, 2], [0, 1], [1, 1]], np.float16)
     np.savez(
         run / "evaluation" / "class_features.npz",
@@ -316,17 +316,17 @@ def test_comparison_means_only_what_all_runs_share(make_run, tmp_path):
     ("damage", "message"),
     [
         (lambda run: (run / "results.json").unlink(), r"results\.json is missing; evaluate the run first"),
-        (lambda run: (run / "config.json").unlink(), r"config\.json is missing; .* is this a run's folder"),
+        (lambda run: (run / "config.json").unlink(), r"config\.json is missing; give the folder of a run"),
         (lambda run: (run / "results.json").write_text("{"), r"results\.json is not valid JSON"),
         (lambda run: (run / "results.json").write_text("[]"), r"results\.json holds a list, expected an object"),
-        (lambda run: (run / "results.json").write_text("{}"), r"holds no setting; evaluate"),
+        (lambda run: (run / "results.json").write_text("{}"), r"holds no settings; evaluate"),
         (
             lambda run: (run / "results.json").write_text('{"a2b": {"iou": {}}}'),
             r"setting 'a2b' has no 'miou'; evaluate the run again",
         ),
         (
             lambda run: (run / "results.json").write_text('{"a2b": {"iou": {}, "miou": "x"}}'),
-            r"setting 'a2b' has miou = 'x', which is of the wrong type",
+            r"setting 'a2b' has miou = 'x', which has the wrong type",
         ),
         (
             lambda run: (run / "evaluation" / "temperate_green2arid_green.npz").write_bytes(b"PK\x03\x04"),
@@ -336,7 +336,10 @@ def test_comparison_means_only_what_all_runs_share(make_run, tmp_path):
             lambda run: np.savez(run / "evaluation" / "temperate_green2arid_green.npz", classes=np.array(["a"])),
             r"temperate_green2arid_green\.npz cannot be read .*confusion",
         ),
-        (lambda run: (run / "metrics.jsonl").write_text("x\n{}\n"), r"metrics\.jsonl, line 1: not a metrics record"),
+        (
+            lambda run: (run / "metrics.jsonl").write_text("x\n{}\n"),
+            r"metrics\.jsonl, line 1 is not a JSON object with a step",
+        ),
     ],
 )
 def test_damaged_runs_are_named(make_run, damage, message):
@@ -390,13 +393,13 @@ def test_shifts_stand_apart_with_mean_and_change(make_run):
     assert [row[0].split("number")[0].strip() for row in rows] == ["Shift", "clean", "haze", "jpeg", "Mean of 2"]
     assert [cell.strip() for cell in rows[1][1:]] == ["", "", "", "64.0", ""]
     assert [cell.strip() for cell in rows[2][1:]] == ["55.0", "50.0", "45.0", "50.0", "\u221214.0"]
-    # A shift that is not finished has no mean, and neither have all of them.
+    # A shift that is not finished has no mean, so there is no mean over all shifts either.
     assert [cell.strip() for cell in rows[3][1:]] == ["62.0", "\u2013", "\u2013", "\u2013", "\u2013"]
     assert rows[4][-2].strip() == "\u2013"
-    assert "Own test images under appearance shifts" in text and "shifts" in page.anchors
+    assert "test images under appearance shifts" in text and "shifts" in page.anchors
     assert "number: 0.1, 0.2, 0.3" in text
     assert "## Appearance shifts" in (run / "report.md").read_text()
-    # Means of real domains are what they were.
+    # Means over real domains do not change.
     of_results = [[row for row in Page(t).rows if row and row[0].startswith("Mean of")] for t in (plain, text)]
     assert of_results[0] == [row for row in of_results[1] if row[0] != "Mean of 2"]
     content["schema_version"] = 2

@@ -1,4 +1,4 @@
-"""Groups, means and gaps on hand-made cells with hand-computed results."""
+"""Groups, means and gaps of made-up settings, worked out by hand."""
 
 import pytest
 
@@ -70,7 +70,7 @@ def test_gap_compares_only_classes_that_both_score():
     reference = cell("home", (), 70.0, {"a": 80.0, "b": 60.0, "c": 50.0, "d": None}, ("a", "b", "d"))
     unseen = cell("away", ("climate",), 40.0, {"a": 50.0, "b": 65.0, "c": 10.0, "d": 5.0}, ("a", "b", "c", "d"))
     (gap,) = summary.gaps([reference, unseen])
-    assert gap.change == {"a": -30.0, "b": 5.0}  # c is not scored at home, d had no pixel there
+    assert gap.change == {"a": -30.0, "b": 5.0}  # c is not scored in-domain, d has no pixel there
     assert gap.mean == -12.5
 
 

@@ -1,4 +1,4 @@
-"""One small table as Markdown, LaTeX and CSV, to the letter."""
+"""The exact Markdown, LaTeX and CSV of one small table."""
 
 import csv
 
