@@ -187,8 +187,8 @@ def gap_table(run: Run) -> Table | None:
         heads.append(Entry(text="Style distance"))
     return Table(
         caption=(
-            "Change of the IoU, in points, against the test split of the source domain, for the classes scored in "
-            "both. Mean: mean over these classes."
+            "Change of the IoU against the in-domain IoU, in points (negative: worse), for the classes scored in both. "
+            "Mean: mean over these classes."
             + (" Style distance: Fréchet distance between the style codes of source and target." if distances else "")
         ),
         head=tuple(heads),
