@@ -1,4 +1,4 @@
-"""The prepared accelerator run: what is left when stages fail or are cut off, how it goes on, and its tables."""
+"""The prepared accelerator run: results of failed and stopped stages, continuation, and its tables."""
 
 import gzip
 import json
@@ -16,8 +16,8 @@ from benchmarks.gpu import ours, pack, run, stage, tables, trace
 from benchmarks.gpu.run import Run, Stage
 from benchmarks.sizes import SIZES
 
-# A stage of two records. "slow" does not come to the second one when it runs for the first time, and leaves a process
-# behind; "failing" ends with an error.
+# A stage with two records. At its first run, "slow" hangs before the second record and leaves a child process;
+# "failing" ends with an error.
 STAGE = """
 import pathlib, subprocess, sys, time
 from benchmarks.gpu.stage import Records, parser
@@ -39,7 +39,7 @@ sys.exit(3 if arguments.how == "failing" else 0)
 
 @pytest.fixture
 def prepared(tmp_path, monkeypatch):
-    """(run, environment) with the module `fake_stage` to run."""
+    """Return (run, environment) with the module `fake_stage` importable."""
     monkeypatch.setattr(run, "LEAST_SECONDS", 0.1)
     (tmp_path / "fake_stage.py").write_text(STAGE)
     one = Run(tmp_path, "vit_l", 0, None)
@@ -65,7 +65,7 @@ def alive(pid):
         state = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0]
     except FileNotFoundError:
         return False
-    return state != "Z"  # ended, but its new parent has not asked yet
+    return state != "Z"  # Z: ended, but not yet reaped by its new parent
 
 
 def test_a_stage_cut_off_leaves_its_records_and_the_next_start_goes_on_from_there(prepared):
@@ -101,7 +101,7 @@ def test_a_stage_that_fails_costs_no_other_and_is_tried_again_by_the_next_start(
     (one.results / "failing.json").unlink()
     run.run_stages(one, stages, environment, started_in(60))
     assert one.outcome(stages[0]) == "failed"
-    assert (one.results / "quick.json").read_text() == before  # complete ones are left alone
+    assert (one.results / "quick.json").read_text() == before  # complete stages are skipped
 
 
 def test_without_torch_its_stages_are_left_out(prepared):
@@ -161,7 +161,7 @@ def test_cases_in_order_of_worth():
     [
         (51, 64, 48),  # 2 + 1 per image: 49 images, of which 48 are a multiple of 8
         (50, 32, 32),
-        (9, 64, 8),  # not even the larger of the known batches: it is tried all the same
+        (9, 64, 8),  # even the larger known batch does not fit; it is tried nevertheless
         (1000, 64, 64),
     ],
 )

@@ -1,6 +1,6 @@
-"""The code's shape as a test: direction of imports, homes of the big dependencies, names of modules.
+"""Structure of the code: direction of imports, allowed places of large dependencies, module names.
 
-Only the syntax tree is read, so that an import inside a function counts and nothing has to be importable.
+Only the syntax trees are read. Imports inside functions count, and nothing has to be importable.
 """
 
 import ast
@@ -12,8 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# Modules and packages of crossearth_jax from the bottom up. A unit may import the layers below its own, never its
-# own layer or one above.
+# Modules and packages of crossearth_jax from the lowest layer to the highest. A unit may import only lower layers.
 LAYERS = (
     ("config",),
     ("runtime",),
@@ -52,10 +51,10 @@ HOMES = {
     "cv2": (),
 }
 
-# What the builders in data/ (import name crossearth_data) may know of the package.
-DATA_MAY_IMPORT = {"benchmark", "config", "runtime", "mapping"}  # mapping: rasters are read as predict reads them
+# The packages that the builders in data/ (import name crossearth_data) may import.
+DATA_MAY_IMPORT = {"benchmark", "config", "runtime", "mapping"}  # mapping: rasters are read like scenes of predict
 
-MAX_CONFIG = 100  # lines of an experiment
+MAX_CONFIG = 100  # maximum number of lines of an experiment
 
 
 def sources(*folders: str) -> list[str]:
@@ -64,7 +63,7 @@ def sources(*folders: str) -> list[str]:
 
 
 def imports(file: str, text: str) -> Iterator[tuple[int, str]]:
-    """(line, dotted name) of everything imported; `from a import b` gives a.b, relative imports are resolved."""
+    """Yield (line, dotted name) of every import; `from a import b` gives a.b, relative imports are resolved."""
     package = list(Path(file).with_suffix("").parts[:-1])
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
@@ -76,14 +75,14 @@ def imports(file: str, text: str) -> Iterator[tuple[int, str]]:
 
 
 def unit_of(parts: list[str]) -> str:
-    """The entry of LAYERS that an imported dotted name belongs to; names the package itself defines: `__init__`."""
+    """Return the entry of LAYERS that contains an imported name; `__init__` for names defined by the package itself."""
     known = {unit for layer in LAYERS for unit in layer}
     exists = len(parts) > 1 and any((ROOT / "crossearth_jax" / (parts[1] + end)).exists() for end in ("", ".py"))
     return parts[1] if len(parts) > 1 and (parts[1] in known or exists) else "__init__"
 
 
 def direction_breaches(file: str, text: str) -> Iterator[str]:
-    """Imports that point sideways or up."""
+    """Find imports of the same layer or of a higher one."""
     level = {unit: i for i, layer in enumerate(LAYERS) for unit in layer}
     own = Path(file).with_suffix("").parts[1]
     if own not in level:
@@ -103,7 +102,7 @@ def direction_breaches(file: str, text: str) -> Iterator[str]:
 
 
 def data_breaches(file: str, text: str) -> Iterator[str]:
-    """Imports of the builders beyond the benchmark's facts."""
+    """Find imports of the builders that DATA_MAY_IMPORT does not allow."""
     for line, name in imports(file, text):
         parts = name.split(".")
         if parts[0] == "crossearth_jax" and unit_of(parts) not in DATA_MAY_IMPORT:
@@ -111,7 +110,7 @@ def data_breaches(file: str, text: str) -> Iterator[str]:
 
 
 def home_breaches(file: str, text: str) -> Iterator[str]:
-    """Big dependencies imported away from home."""
+    """Find imports of large dependencies outside the places in HOMES."""
     for line, name in imports(file, text):
         homes = HOMES.get(name.split(".")[0])
         if homes is not None and not file.startswith(homes):
@@ -120,7 +119,7 @@ def home_breaches(file: str, text: str) -> Iterator[str]:
 
 
 def shape_breaches(file: str, text: str) -> Iterator[str]:
-    """Experiments that are too long to be read at a glance, and modules named after nothing in particular."""
+    """Find experiments that are too long, and modules with names that say nothing about their content."""
     lines = len(text.splitlines())
     if file.startswith("configs/") and lines > MAX_CONFIG:
         yield f"{file}: {lines} lines, at most {MAX_CONFIG}; an experiment says what differs from the defaults"

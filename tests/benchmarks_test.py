@@ -1,4 +1,4 @@
-"""The benchmark scripts run at tiny size without PyTorch; what they measure is not looked at."""
+"""The benchmark scripts run at tiny size without PyTorch; their timings are not checked."""
 
 import json
 import pathlib
@@ -27,7 +27,7 @@ def test_scripts_run(tmp_path, capsys):
 
 def test_checkpoint_has_every_tensor_of_the_reference():
     shapes = {name: x.shape for name, x in reference_tensors(SIZES["tiny"].model).items()}
-    # 646 of the paper's model: 14 per backbone block, 16 per encoder layer, 18 per decoder layer, and the rest.
+    # The paper's model has 646: 14 per backbone block, 16 per encoder layer, 18 per decoder layer, and others.
     trained = {name for name in shapes if name.startswith(("backbone.", "decode_head."))}
     assert len(trained) == 646 - 20 * 14 - 5 * 16 - 7 * 18
     assert shapes["backbone.mask_token"] == (1, 64) and shapes["mask_token"] == (1, 3, 64, 64)

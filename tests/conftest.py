@@ -1,6 +1,6 @@
-"""Eight virtual devices for every test, and weights that several folders test with.
+"""Eight virtual CPU devices for every test, and fixtures that tests in several folders share.
 
-`CROSSEARTH_TEST_PLATFORM=cuda pytest tests/models` runs on a GPU what needs one device only.
+`CROSSEARTH_TEST_PLATFORM=cuda pytest tests/models` runs tests on a GPU; choose tests that need only one device.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from crossearth_jax.config import (
 )
 from crossearth_jax.prepare import prepare_domains
 
-# The TPU compiler is installed: without this, every process that a test starts would look for a TPU first.
+# The TPU compiler is installed: without this, every process that a test starts would first search for a TPU.
 PLATFORM = os.environ.get("CROSSEARTH_TEST_PLATFORM", "cpu")
 PLATFORMS = "cpu" if PLATFORM == "cpu" else f"{PLATFORM},cpu"
 os.environ["JAX_PLATFORMS"] = PLATFORMS
@@ -43,10 +43,10 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_programs_are_kept(tmp_path_factory):
-    """Many tests compile the same steps; the compiler's cache makes that one compilation for all, of any process."""
+    """Use one compilation cache for all test processes, since many tests compile the same steps."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent  # of all workers
+        folder = folder.parent  # shared by all pytest workers
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))  # for commands that tests start
         jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
@@ -59,7 +59,7 @@ GOLDEN = pathlib.Path(__file__).parent / "golden" / "train"
 
 @pytest.fixture(scope="session")
 def published_style():
-    """The paper's style network under its published names, filled by the rule in golden/train/README.md."""
+    """Return tensors of the paper's style network by published names, filled by the rule in golden/train/README.md."""
     shapes = json.loads((GOLDEN / "style_shapes.json").read_text())
     return {name: _style_tensor(name, tuple(shape)) for name, shape in shapes.items()}
 
@@ -90,7 +90,7 @@ def _mean_and_std(name, shape):
 
 @pytest.fixture(scope="session")
 def blue_marble_dir(tmp_path_factory):
-    """Prepared temperate domains of Blue Marble."""
+    """Prepare the temperate domains of Blue Marble; return the data folder."""
     directory = tmp_path_factory.mktemp("prepared")
     prepare_domains(["blue_marble/temperate_green", "blue_marble/temperate_brown"], directory)
     return directory
@@ -98,7 +98,7 @@ def blue_marble_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_config(blue_marble_dir):
-    """A whole run in small: frozen backbone, Reins, both tasks, style injection, averaging, two micro-batches."""
+    """Return a small configuration: frozen backbone, Reins, both tasks, style injection, EMA, two micro-batches."""
     vit = ViTConfig(image_size=16, patch_size=4, width=16, depth=4, heads=2, mlp_width=32, feature_blocks=(0, 1, 2, 3))
     head = HeadConfig(
         width=16, heads=2, groups=4, encoder_layers=1, encoder_mlp_width=16, points=2, decoder_layers=1,
@@ -126,11 +126,11 @@ def tiny_config(blue_marble_dir):
 
 @pytest.fixture(scope="session")
 def comparable_config(tiny_config):
-    """The run in small, both tasks and styles on, such that numbers of different meshes differ by rounding alone."""
-    # Eight groups draw the same styles on every mesh. Adam divides by the gradient's own size, which would turn the
-    # rounding noise of gradients that are truly zero (biases of keys, which a softmax ignores) into full steps; a
-    # larger epsilon leaves noise as small as it is. Among points of equal uncertainty rounding would choose others for
-    # the mask losses; here all candidates are taken.
+    """Return a small configuration whose results differ between meshes by floating-point rounding only."""
+    # With eight groups, every mesh draws the same styles. Some gradients are exactly zero except for rounding noise
+    # (biases of keys, which have no effect on a softmax). Adam divides by the magnitude of the gradient and would turn
+    # this noise into full steps; a larger epsilon keeps these steps small. The mask losses choose points by
+    # uncertainty, and rounding could change the choice between equal points; here they use all candidates.
     return dataclasses.replace(
         tiny_config,
         loss=dataclasses.replace(tiny_config.loss, oversample=1.0, importance=1.0),
@@ -146,7 +146,7 @@ def _logged(workdir):
 
 @pytest.fixture(scope="session")
 def assert_same_run():
-    """Compares losses of every step, and trained and averaged parameters after the last, of two training runs."""
+    """Return a function that compares two training runs: losses of every step, final and averaged parameters."""
 
     def compare(found, found_in, expected, expected_in):
         records, others = _logged(found_in), _logged(expected_in)
@@ -175,7 +175,7 @@ def get_config():
 
 @pytest.fixture(scope="session")
 def write_experiment():
-    """Writes a config as a file for `--config`, `experiment.py` in a folder, and returns its path."""
+    """Return a function that writes a configuration as `experiment.py` into a folder and returns its path."""
 
     def write(folder, config):
         path = folder / "experiment.py"
@@ -186,7 +186,7 @@ def write_experiment():
 
 
 class RandomSplit:
-    """Random images of the given sizes with random labels of Blue Marble, some of them ignored."""
+    """A split of random images of given sizes with random Blue Marble labels, some of them ignored."""
 
     def __init__(self, domain, sizes):
         self.domain, self.sizes = domain, sizes
@@ -206,5 +206,5 @@ class RandomSplit:
 
 @pytest.fixture(scope="session")
 def random_split():
-    """Makes a stand-in for a prepared split: `random_split(domain, sizes)`."""
+    """Return a function `random_split(domain, sizes)` that creates a replacement of a prepared split."""
     return RandomSplit

@@ -1,6 +1,6 @@
-"""Real runs of several processes: two of four devices do what one of eight does, and leave one run's folder.
+"""Real runs of several processes: two processes with four devices each give the results of one with eight devices.
 
-Every process is started as on a cluster, with `--distributed`; JAX joins them over the loopback interface.
+Every process is started as on a cluster, with `--distributed`; JAX connects them over the loopback interface.
 """
 
 import dataclasses
@@ -31,10 +31,10 @@ from crossearth_jax.training import start as training_start
 from crossearth_jax.training.state import TrainState
 
 SETTING = "temperate_green2temperate_brown"
-SCORED = ("water", "forest", "shrub_grass", "cropland")  # of the source in its own domain
+SCORED = ("water", "forest", "shrub_grass", "cropland")  # classes scored in the in-domain setting of the source
 STEPS = 3
 SPLIT = MeshConfig(data=1, fsdp=4, model=2)  # parameters are split between processes
-# The command itself, except for its baselines, which have tests of their own.
+# The command itself with other baselines; the real ones are tested elsewhere.
 MAIN = """
 import functools, os, signal, time
 import jax
@@ -50,7 +50,7 @@ jax.distributed.initialize = functools.partial(jax.distributed.initialize, shutd
 command.run(main.main)
 """
 QUICK = MAIN.format(baselines="return {}", limit=300)
-# JAX's own end of a run waits five minutes for the last process; here five seconds, and baselines take fifteen.
+# At the end of a run, JAX waits five minutes for the last process; here five seconds, while the baselines take fifteen.
 SLOW = MAIN.format(baselines="time.sleep(15); raise RuntimeError('no baselines today')", limit=5)
 KILLED = MAIN.format(baselines="time.sleep(15); os.kill(os.getpid(), signal.SIGKILL)", limit=5)
 
@@ -70,12 +70,12 @@ def experiment(config, write_experiment, tmp_path_factory):
 
 
 def start(experiment, workdir, *flags, program=QUICK):
-    """Starts two processes and returns them."""
+    """Start two processes and return them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # JAX keeps compiled programs of the first process alone. The other one would compile while the first waits for it,
-    # longer than the connections between CPUs do; so both compile.
+    # Only the first process uses JAX's compilation cache. It would wait for the second one to compile, longer than the
+    # timeout of the CPU connections. Without a cache, both compile at the same time.
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "4", "JAX_ENABLE_COMPILATION_CACHE": "false"}
     together = ["--distributed", f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2"]
     command = [sys.executable, "-c", program, f"--config={experiment}", f"--workdir={workdir}", *together, *flags]
@@ -85,7 +85,7 @@ def start(experiment, workdir, *flags, program=QUICK):
     ]
 
 
-# Two shifts of two strengths are enough to see who scores what.
+# Two shifts at two strengths are enough to test how the processes share the work.
 FEW_SHIFTS = """
 from crossearth_jax.augment.shifts import SHIFTS
 from crossearth_jax.inference import robustness
@@ -108,7 +108,7 @@ def logged(workdir):
 
 @pytest.fixture(scope="module")
 def two_processes(experiment, tmp_path_factory):
-    """A run of two processes from its start to the report."""
+    """Run two processes from the start to the report."""
     workdir = tmp_path_factory.mktemp("runs") / "two"
     processes = start(experiment, workdir)
     errors = outputs(processes)
@@ -118,13 +118,13 @@ def two_processes(experiment, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one_process(config, tmp_path_factory):
-    """The same run in this process, on eight devices."""
+    """Run the same training in this process, on eight devices."""
     workdir = tmp_path_factory.mktemp("runs") / "one"
     return loop.train(config, workdir, evaluate.validate), workdir
 
 
 def test_two_processes_train_as_one_does(config, one_process, two_processes, assert_same_run):
-    # What two processes have saved is restored by one.
+    # One process restores the checkpoint of two.
     last = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, select="last"))
     restored = training_start.restore(last, two_processes[0])
     assert int(restored.state.step) == STEPS
@@ -138,12 +138,12 @@ def test_two_processes_score_as_one_does(config, one_process, two_processes):
         for folder in (two_processes[0], workdir)
     )
     assert [*found] == [*expected] == [2, 3]  # every second step, and after the last
-    # Scores of pixels that tie to rounding may fall either way.
+    # Pixels with nearly equal scores may get another class by floating-point rounding.
     np.testing.assert_allclose([*found.values()], [*expected.values()], atol=0.05)
     best = training_start.restore(config, two_processes[0])
     step = int(best.state.step)
     assert step == (2 if found[2] > found[3] else 3)
-    assert two_processes[2] == {step, STEPS}  # the newest, of which one is to be kept, and the best
+    assert two_processes[2] == {step, STEPS}  # the newest (one is kept) and the best
     row = json.loads((two_processes[0] / "results.json").read_text())[SETTING]
     assert row["checkpoint_step"] == step
     assert row["protocol"].startswith("best checkpoint on the validation split of the source blue_marble/temp")
@@ -169,7 +169,7 @@ def test_the_first_process_writes_alone(two_processes):
 
 @pytest.fixture
 def untrained(config, write_experiment, tmp_path):
-    """An experiment and the folder of its run, which has a checkpoint before the first step."""
+    """Return an experiment and the folder of its run, with a checkpoint from before the first step."""
     config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, select="last"))
     mesh = parallel.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
@@ -205,7 +205,7 @@ def test_a_process_that_is_killed_ends_the_other_and_leaves_the_scores(untrained
 
 @pytest.fixture(scope="module")
 def split_between_processes(config, write_experiment, tmp_path_factory):
-    """Training alone, of parameters that no process holds whole."""
+    """Train two processes with parameters that are sharded over both."""
     folder = tmp_path_factory.mktemp("split")
     experiment = write_experiment(folder, dataclasses.replace(config, mesh=SPLIT))
     processes = start(experiment, folder / "run", "--mode=train")
@@ -218,8 +218,8 @@ def split_between_processes(config, write_experiment, tmp_path_factory):
 def test_parameters_split_between_processes_train_the_same(
     config, one_process, split_between_processes, assert_same_run
 ):
-    # Read past the digest of the frozen weights: those of this test are random, and drawn in other parts their last
-    # bits differ, which the digest refuses. Frozen weights of files have the same bits on every mesh.
+    # Restored without the check of the frozen weights' digest: the random frozen weights of this test are drawn in
+    # other shards, which changes their last bits. Frozen weights from files have the same bits on every mesh.
     workdir = split_between_processes[1]
     here = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), one_process[0].state)
     with ocp.CheckpointManager(workdir / "checkpoints") as manager:

@@ -1,7 +1,7 @@
-"""What README and docs show can be run: every command parses, every flag has a test that uses it, every name exists.
+"""The examples in README and docs are valid: commands parse, every flag is used by a test, every name exists.
 
-Commands are parsed by the parser of the command itself, which then stops before it does anything. That flags also do
-what they say is the matter of the tests named in `RUN_BY`.
+Each command is parsed by its own parser and stopped before it does anything. The tests in `RUN_BY` test the effects of
+the flags.
 """
 
 import argparse
@@ -102,7 +102,7 @@ OTHER = {
     "mkdocs build --strict": "mkdocs build --strict",
     "python -m benchmarks.generalisation": "\npytest",  # tests/generalisation_test.py
 }
-# What a reader brings along to a snippet of Python, and what the names of its results stand for.
+# Names that Python snippets use without defining them, with their values.
 GIVEN = {"images", "normalised"}
 RESULTS = {"model": Segmentor}
 
@@ -112,7 +112,7 @@ def fences(page: Path, language: str) -> list[str]:
 
 
 def commands(page: Path) -> Iterator[str]:
-    """Single commands of shell fences, and those in the running text that begin like one of ours."""
+    """Return single commands of shell fences, and commands of this package in the running text."""
     for block in fences(page, "(?:bash|sh|shell|console)"):
         for line in block.replace("\\\n", " ").splitlines():
             yield from (part.strip() for part in line.split("&&") if part.strip() and not part.strip().startswith("#"))
@@ -125,18 +125,18 @@ OURS = [(page, command) for page, command in SHOWN if PYTHON.fullmatch(command)]
 
 
 def words(command: str) -> tuple[str, list[str]]:
-    """Name and arguments; where prose writes an ellipsis, something that parses."""
+    """Return name and arguments of a command; an ellipsis in the text is replaced by a value that parses."""
     name, rest = PYTHON.fullmatch(command).groups()
     rest = rest.split(" # ")[0].replace("--config=…", "--config=configs/blue_marble.py").replace("…", "x")
     return name, shlex.split(rest)
 
 
 class Parsed(Exception):
-    """Raised in the place of everything that a command does after parsing."""
+    """Raised instead of everything that a command does after parsing."""
 
 
 def parse(name: str, arguments: list[str], monkeypatch) -> None:
-    """Lets the command itself parse its arguments; raises what it raises."""
+    """Parse the arguments with the command's own parser."""
     if name == "main":
         parse_main(arguments, monkeypatch)
         return
@@ -152,7 +152,7 @@ def parse(name: str, arguments: list[str], monkeypatch) -> None:
 
 
 def parse_main(arguments: list[str], monkeypatch) -> None:
-    """The flags of main on a copy of their definitions, since flags can be parsed only once."""
+    """Parse flags of main with a copy of their definitions, since flags can be parsed only once."""
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.setattr("sys.argv", ["main", *arguments])  # where ml_collections finds the fields
@@ -233,7 +233,7 @@ def test_names_of_python_snippets_exist(page, snippet):
 
 
 def check_call(page: str, call: ast.Call, names: dict) -> None:
-    """Arguments by name exist."""
+    """Check that the keyword arguments of a call exist."""
     try:
         function = eval(compile(ast.Expression(call.func), page, "eval"), names | RESULTS)
     except (AttributeError, NameError):

@@ -1,4 +1,4 @@
-"""Runs of several steps give the same numbers on one device and on every mesh of eight, styles and both tasks on."""
+"""Runs of several steps, with styles and both tasks, give the same numbers on one device and on meshes of eight."""
 
 import dataclasses
 

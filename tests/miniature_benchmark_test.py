@@ -1,8 +1,8 @@
-"""The whole benchmark in small: 14 trainings from miniature archives, then the table of all 29 rows.
+"""The whole benchmark at small size: 14 trainings from miniature archives, then the table of all 29 settings.
 
-The recipes are those of configs/crossearth.py; sizes shrink (network, crop, window, the boxes that images are fitted
-into) and a run has two steps. Styles and masked image modelling, which make most of what is compiled, are on in the
-first training alone: nothing of the table depends on them.
+The recipes are those of configs/crossearth.py with smaller sizes (network, crop, window, resized images) and two steps.
+Only the first training uses styles and masked image modelling: they take most of the compilation time, and the table
+does not depend on them.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ def data_dir(tmp_path_factory):
 
 
 def shrunk(config, tiny, data_dir):
-    """The same recipe for a tiny network."""
+    """Return the same recipe for a tiny network."""
     model = dataclasses.replace(
         tiny.model, classes=config.model.classes, mim=MimConfig(width=8, dilations=(1,), image_size=16, token_size=16)
     )

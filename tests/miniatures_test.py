@@ -1,4 +1,4 @@
-"""The miniature archives stand for every dataset of the benchmark, and hold nothing that other tests would wait for."""
+"""There are miniature archives of every dataset of the benchmark, together below 10 MB."""
 
 from miniatures import write_all
 

@@ -28,7 +28,7 @@ TINY = (
 
 
 def executed(name, monkeypatch, **parameters):
-    """The cells of a notebook with what they printed and drew."""
+    """Run a notebook; return its cells with their outputs."""
     for key, value in parameters.items():
         monkeypatch.setenv(f"CROSSEARTH_{key}", str(value))
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
@@ -42,7 +42,7 @@ def executed(name, monkeypatch, **parameters):
 
 
 def outputs(cells, kind):
-    """What cells showed, of one MIME type."""
+    """Return the outputs of one MIME type."""
     shown = (output for cell in cells for output in cell.get("outputs", ()) if "data" in output)
     return [output.data[kind] for output in shown if kind in output.data]
 

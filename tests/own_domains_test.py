@@ -1,4 +1,4 @@
-"""From files to a report and a map in two commands, as docs/howto/own_dataset.md shows it, in miniature."""
+"""From a user's files to a report and a map with two commands, like in docs/howto/own_dataset.md, at small size."""
 
 import dataclasses
 import importlib
@@ -31,7 +31,7 @@ SHORT = (
 
 
 def command(name, *arguments):
-    """Runs one of our commands from the folder of the project, as the pages say; its standard error."""
+    """Run a command of the package in the folder of the project; return its standard error."""
     done = subprocess.run(
         [sys.executable, "-m", f"crossearth_jax.{name}", *map(str, arguments)],
         cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
@@ -42,7 +42,7 @@ def command(name, *arguments):
 
 
 def train(toml, source, workdir, data_dir, *more):
-    """Prepares, trains, scores and reports; returns `results.json` and `report.md`."""
+    """Prepare, train, score and report; return `results.json` and `report.md`."""
     command(
         "main", f"--config=configs/own.py:{toml},{source}", f"--workdir={workdir}",
         f"--config.data.data_dir={data_dir}", *SHORT, *more,
@@ -51,7 +51,7 @@ def train(toml, source, workdir, data_dir, *more):
 
 
 def test_pictures_of_three_cities_become_a_table(tmp_path):
-    """Train on two of them with weighted classes, score all three."""
+    """Train on two cities with class weights and score all three."""
     rows = []
     for city, size in (("rome", (40, 48)), ("oslo", (64, 40)), ("lima", (40, 40))):
         own.pairs(tmp_path / city, count=4, size=size)
@@ -165,7 +165,7 @@ def test_a_class_that_is_added_waits_for_the_preparation(tmp_path, own_config):
 
 @pytest.fixture
 def own_config(monkeypatch):
-    """`configs/own.py` as a typed, checked configuration."""
+    """Return `configs/own.py` as a typed, checked configuration."""
     monkeypatch.syspath_prepend(str(ROOT))
     module = importlib.import_module("configs.own")
 

@@ -1,4 +1,4 @@
-"""A `domains.toml` to prepared data: right records, all or nothing, again only what changed, one line for mistakes."""
+"""Preparation of a `domains.toml`: correct records, all or nothing, only changed domains again, one-line errors."""
 
 import json
 import os
@@ -30,7 +30,7 @@ TWO = f"[domains.a]{ROWS.format('')}\n[domains.b]{ROWS.format('b/')}"
 
 @pytest.fixture
 def two(tmp_path):
-    """Two domains of four pictures each: the file, and the folder to prepare them in."""
+    """Return a file with two domains of four pictures each, and the folder for the prepared data."""
     own.pairs(tmp_path)
     for number in range(1, 5):
         own.picture(tmp_path / f"b/i/{number}.png", seed=10 + number)
@@ -242,7 +242,7 @@ def test_mistakes_end_in_one_line_and_code_2(two, arguments, expected):
 
 
 def test_a_large_raster_is_never_read_as_a_whole(tmp_path, monkeypatch):
-    """Windows are at most a row of sixteen tiles."""
+    """A window has at most sixteen tiles of one row."""
     values = np.random.default_rng(0).integers(0, 255, (3, 256, 2048), np.uint8)
     own.raster(tmp_path / "a.tif", values, tiled=True, blockxsize=64, blockysize=64)
     own.raster(tmp_path / "a_label.tif", values[:1] % 3, tiled=True, blockxsize=64, blockysize=64)

@@ -1,7 +1,7 @@
-"""What ends a run from outside: kills, signals and a full disk, in real processes of the real command.
+"""Runs that are ended by kills, signals and a full disk, in real processes of the real command.
 
-One run meets all of them, one after another, and is continued by the same command each time. In the end it must have
-the bits of a run that nobody disturbed. `benchmarks/kill_and_resume.py` does the same with as many kills as wanted.
+One run is ended in all these ways, one after another, and continued by the same command each time. At the end it must
+have the same bits as an uninterrupted run. `benchmarks/kill_and_resume.py` does this with any number of kills.
 """
 
 import dataclasses
@@ -13,8 +13,8 @@ import pytest
 from benchmarks.kill_and_resume import Runs, compare, complete_saves
 
 STEPS, EVERY = 60, 5
-# The command with a limit to the size of its files, which no checkpoint of the run keeps and all small files do: a
-# full disk could only be had by those who may mount one. Writes past it fail with EFBIG in place of ENOSPC.
+# The command with a limit for the size of its files, which checkpoints exceed and small files do not. It replaces a
+# full disk, which would need the right to mount one. Writes beyond the limit fail with EFBIG instead of ENOSPC.
 FULL_DISK = """
 import resource
 from crossearth_jax import main
@@ -27,9 +27,9 @@ command.run(main.main)
 
 @pytest.fixture(scope="module")
 def disturbed(tiny_config, write_experiment, tmp_path_factory):
-    """What happened to the run, in the order of the fields."""
-    # On one device and with one task: every process traces its step anew, and there are seven. That the other task
-    # and styles resume to the bit is tested within one process.
+    """Return what happened to the run, in the order of the fields."""
+    # On one device and with one task, because each of the seven processes traces its step again. Other tests check
+    # within one process that the other task and styles resume bit-identically.
     small = dataclasses.replace(
         tiny_config,
         data=dataclasses.replace(tiny_config.data, batch_size=2),
@@ -88,7 +88,7 @@ def test_a_signal_saves_the_step_it_meets(disturbed, name, code):
 
 def test_a_full_disk_leaves_the_last_checkpoint_usable(disturbed):
     assert disturbed.full == 2
-    (line,) = disturbed.full_lines  # Python may still warn, after it, of writes that orbax never began
+    (line,) = disturbed.full_lines  # Python may print warnings after it about writes that orbax never started
     assert "could not be written to" in line
     last = disturbed.before_full
     assert f"the last complete checkpoint is step {last}: make room and run the same command" in line

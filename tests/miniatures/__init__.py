@@ -1,8 +1,8 @@
-"""Tiny archives with the names, folders and encodings of the official ones, for tests; the pictures are invented.
+"""Tiny archives with the names, folders and encodings of the official ones, for tests; the images are synthetic.
 
-`write_all(root)` writes one folder of archives per dataset and returns {dataset: folder}, ready for `--manual_dir`.
-Each module has `write(folder)` for the official layout, `write_repacked(folder)` for the CrossEarth authors' one and
-`truth`, the pictures and train ids that both encode.
+`write_all(root)` writes one folder of archives per dataset and returns {dataset: folder}, for use as `--manual_dir`.
+Each module has `write(folder)` for the official layout, `write_repacked(folder)` for the CrossEarth authors' layout and
+`truth`, which returns the images and train ids that both encode.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ DATASETS = {
 
 
 def write_all(root: Path) -> dict[str, Path]:
-    """Writes the archives of every dataset below `root`."""
+    """Write the archives of every dataset below `root`."""
     folders = {name: Path(root) / name for name in DATASETS}
     for name, folder in folders.items():
         DATASETS[name].write(folder)

@@ -1,4 +1,4 @@
-"""CASID: tiles of 64 pixels in four climates; also whole scenes, 1100 pixels wide so that they have to be cut."""
+"""CASID: tiles of 64 pixels in four climates; also whole scenes, 1100 pixels wide, which have to be cut."""
 
 from . import pictures
 
@@ -11,14 +11,14 @@ COUNTS = {"train": 3, "test": 2}
 
 
 def truth(climate, split, name, size=(SIDE, SIDE)):
-    """Picture and train ids."""
+    """Return image and train ids."""
     key = f"casid {climate} {split} {name}"
     label = pictures.labels(key, *size, 5, ignored=False)
     return pictures.photograph(key, label), label
 
 
 def write(folder, first=0, climates=tuple(FOLDERS)):
-    """The authors' archive of tiles; classes are numbered from `first`. Test labels of TroMs lie in another folder."""
+    """Write the authors' archive of tiles, with classes numbered from `first`; TroMs has another test label folder."""
     files = {}
     for climate in climates:
         for split, names in NAMES.items():
@@ -35,7 +35,7 @@ write_repacked = write
 
 
 def write_both(folder, climate="troms"):
-    """Labels in colours beside the same labels as numbers from 1."""
+    """Write labels both in colours and as numbers from 1."""
     root = folder / "CASID" / FOLDERS[climate]
     for split, names in NAMES.items():
         for name in names:
@@ -45,7 +45,7 @@ def write_both(folder, climate="troms"):
 
 
 def write_scenes(folder, climate="subms"):
-    """Whole scenes, one per split."""
+    """Write whole scenes, one per split."""
     for split, name in (("train", "12"), ("test", "3")):
         image, label = truth(climate, split, name, SCENE)
         files = {f"{name}.png": image, f"{name}-label.png": label}

@@ -10,13 +10,13 @@ COUNTS = {"train": 3}
 
 
 def truth(name):
-    """The JPEG file of the picture, and train ids."""
+    """Return the JPEG file of the image, and train ids."""
     label = pictures.labels(f"deepglobe {name}", SIDE, SIDE, 2, ignored=False)
     return pictures.encoded(pictures.photograph(f"deepglobe {name}", label), "x.jpg"), label
 
 
 def write(folder):
-    """The Kaggle mirror's zip; masks are RGB and not pure: 128 to 255 is road."""
+    """Write the zip of the Kaggle mirror; masks are RGB and not pure black and white: 128 to 255 is road."""
     files = {}
     for name in IDS:
         image, label = truth(name)
@@ -30,7 +30,7 @@ def write(folder):
 
 
 def write_repacked(folder):
-    """Masks rewritten to 0 and 1."""
+    """Write masks of 0 and 1."""
     for name in IDS:
         image, label = truth(name)
         pictures.write_files(folder / "DeepGlobe/train", {f"{name}_sat.jpg": image, f"{name}_mask.png": label})

@@ -6,7 +6,7 @@ TILE = 512
 
 
 def tiles(pixels):
-    """{(left, top, right, bottom): tile}: 0, 512, … and a last tile that ends at the edge."""
+    """Return {(left, top, right, bottom): tile} with origins 0, 512, … and a last tile that ends at the edge."""
     height, width = pixels.shape[:2]
     rows, columns = ([*range(0, side - TILE, TILE), side - TILE] for side in (height, width))
     return {
@@ -17,7 +17,7 @@ def tiles(pixels):
 
 
 def repacked(scene, image, stored, image_folder, label_folder):
-    """{name: pixels} of a scene cut by the authors' converter."""
+    """Return {name: pixels} of a scene cut by the authors' converter."""
     boxes = {box: "_".join(map(str, box)) for box in tiles(image)}
     return {
         **{f"{image_folder}/{scene}_{boxes[box]}.png": tile for box, tile in tiles(image).items()},

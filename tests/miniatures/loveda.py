@@ -14,13 +14,13 @@ COUNTS = {"urban": {"train": 2, "val": 1}, "rural": {"train": 3, "val": 2}}
 
 
 def truth(scene):
-    """Picture and train ids."""
+    """Return image and train ids."""
     label = pictures.labels(f"loveda {scene}", SIDE, SIDE, 7)
     return pictures.photograph(f"loveda {scene}", label), label
 
 
 def files(split):
-    """{name: pixels} of the archive of a split."""
+    """Return {name: pixels} of the archive of a split."""
     found = {}
     for (own, area), scenes in SCENES.items():
         for scene in scenes if own == split else ():
@@ -32,14 +32,14 @@ def files(split):
 
 
 def write(folder):
-    """The three official archives."""
+    """Write the three official archives."""
     for split in ("train", "val"):
         pictures.write_zip(folder / f"{split.capitalize()}.zip", files(split))
     pictures.write_zip(folder / "Test.zip", {"Test/Urban/images_png/5167.png": truth("5167")[0]})
 
 
 def write_repacked(folder):
-    """The authors' archive: the same layout in one zip."""
+    """Write the authors' archive: the same layout in one zip."""
     pictures.write_zip(
         folder / "LoveDA-CrossEarth.zip", {f"LoveDA/{k}": v for s in ("train", "val") for k, v in files(s).items()}
     )

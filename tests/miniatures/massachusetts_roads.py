@@ -8,7 +8,7 @@ COUNTS = {"train": 2, "val": 1, "test": 2}
 
 
 def truth(name):
-    """Picture and train ids."""
+    """Return image and train ids."""
     label = pictures.labels(f"massachusetts {name}", SIDE, SIDE, 2, ignored=False)
     return pictures.photograph(f"massachusetts {name}", label), label
 
@@ -24,7 +24,7 @@ def _files(kind, bright):
 
 
 def write(folder):
-    """The home page's folders, labels 0 and 255."""
+    """Write the folders of the home page, with labels 0 and 255."""
     for split, names in SCENES.items():
         root = folder / "mass_roads" / {"val": "valid"}.get(split, split)
         for name in names:
@@ -33,10 +33,10 @@ def write(folder):
 
 
 def write_kaggle(folder):
-    """The Kaggle copy's folders, labels 0 and 255."""
+    """Write the folders of the Kaggle copy, with labels 0 and 255."""
     pictures.write_zip(folder / "archive.zip", {f"tiff/{name}": file for name, file in _files("labels", 255).items()})
 
 
 def write_repacked(folder):
-    """The authors' archive: labels rewritten to 0 and 1 beside the Kaggle copy's."""
+    """Write the authors' archive: labels of 0 and 1 beside those of the Kaggle copy."""
     pictures.write_zip(folder / "Massachusetts.zip", _files("labels", 255) | _files("labels_new", 1))

@@ -1,4 +1,4 @@
-"""Small own domains: a `domains.toml` beside pictures, rasters and polygons."""
+"""Small user domains: a `domains.toml` with pictures, rasters and polygons."""
 
 from pathlib import Path
 
@@ -15,28 +15,28 @@ UTM = "EPSG:32632"
 
 
 def domains(folder, rows, classes=CLASSES, name="domains.toml"):
-    """Writes the file with `rows` of the one domain x, or with whole tables, and reads it."""
+    """Write the file with `rows` for the single domain x, or with whole tables, and read it."""
     tables = rows if "[domains." in rows else f"[domains.x]\n{rows}"
     (folder / name).write_text(f"[taxonomy]\nclasses = {classes}\n{tables}", "utf-8")
     return read_domains_file(folder / name)
 
 
 def picture(path, size=(40, 30), seed=0):
-    """A noisy RGB picture of (width, height); its pixels."""
+    """Write a noisy RGB picture of (width, height); return its pixels."""
     pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), np.uint8)
     save(path, pixels)
     return pixels
 
 
 def save(path, pixels):
-    """An array as a picture file."""
+    """Write an array as a picture file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.asarray(pixels)).save(path, **({"quality": 95} if path.suffix == ".jpg" else {}))
 
 
 def pairs(folder, count=4, size=(40, 30), classes=3):
-    """Pictures i/1.png … with labels l/1.png …; the labels."""
+    """Write pictures i/1.png … with labels l/1.png …; return the labels."""
     labels = {}
     for number in range(1, count + 1):
         picture(folder / f"i/{number}.png", size, seed=number)
@@ -46,7 +46,7 @@ def pairs(folder, count=4, size=(40, 30), classes=3):
 
 
 def raster(path, values, corner=(500_000, 5_000_000), pixel=2.0, crs=UTM, descriptions=(), **profile):
-    """A GeoTIFF of (bands, h, w) values whose upper left corner is at `corner`."""
+    """Write a GeoTIFF of (bands, h, w) values with the upper left corner at `corner`."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     transform = rasterio.transform.from_origin(*corner, pixel, pixel)
     bands, height, width = values.shape
@@ -60,7 +60,7 @@ def raster(path, values, corner=(500_000, 5_000_000), pixel=2.0, crs=UTM, descri
 
 
 def vector(path, shapes, kinds=None, crs=UTM, driver=None):
-    """Polygons with a column `kind`."""
+    """Write polygons with a column `kind`."""
     fields = [] if kinds is None else [np.array(kinds, object)]
     pyogrio.raw.write(
         path, shapely.to_wkb(np.array(shapes, object)), fields, [] if kinds is None else ["kind"],

@@ -1,4 +1,4 @@
-"""Invented pictures with labels, and the files and zips that hold them."""
+"""Synthetic images with labels, and functions that write them to files and zips."""
 
 import io
 import zipfile
@@ -14,7 +14,7 @@ _COLOURS = np.array(
 
 
 def labels(name, height, width, classes, ignored=True, block=16):
-    """Train ids in blocks of 16 pixels, drawn from the name; a few pixels in the first row are ignored."""
+    """Return random train ids in blocks of 16 pixels, seeded by the name; some pixels in the first row are ignored."""
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     coarse = rng.integers(0, classes, (-(-height // block), -(-width // block)), np.uint8)
     coarse.ravel()[:classes] = np.arange(classes)[: coarse.size]  # every class occurs
@@ -25,7 +25,7 @@ def labels(name, height, width, classes, ignored=True, block=16):
 
 
 def photograph(name, label):
-    """An RGB picture in which classes have colours."""
+    """Return an RGB image in which classes have different colours."""
     rng = np.random.default_rng(zlib.crc32(f"photograph {name}".encode()))
     colours = _COLOURS[np.minimum(label, len(_COLOURS) - 1)]
     light = rng.integers(-20, 20, (-(-label.shape[0] // 8), -(-label.shape[1] // 8))).repeat(8, 0).repeat(8, 1)
@@ -33,13 +33,13 @@ def photograph(name, label):
 
 
 def lookup(table, label):
-    """Stored numbers or colours of train ids: `table[i]` for class i, 0 or black for ignored pixels."""
+    """Return stored numbers or colours of train ids: `table[i]` for class i, 0 or black for ignored pixels."""
     values = np.array([*table, np.zeros_like(table[0])], np.uint8)
     return values[np.where(label == IGNORE, len(table), label)]
 
 
 def encoded(pixels, name):
-    """The file that `name`'s ending asks for."""
+    """Return the pixels encoded in the format of the extension of `name`."""
     form = {"png": "PNG", "tif": "TIFF", "tiff": "TIFF", "jpg": "JPEG"}[name.rsplit(".", 1)[1]]
     options = {"compression": "tiff_lzw"} if form == "TIFF" else {"quality": 95} if form == "JPEG" else {}
     buffer = io.BytesIO()
@@ -48,19 +48,19 @@ def encoded(pixels, name):
 
 
 def uncompressed(pixels):
-    """A TIFF file whose number of bytes depends on the number of pixels only."""
+    """Return a TIFF file whose number of bytes depends only on the number of pixels."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="TIFF")
     return buffer.getvalue()
 
 
 def decoded(data):
-    """Pixels of a file."""
+    """Return the pixels of an encoded file."""
     return np.asarray(Image.open(io.BytesIO(data)))
 
 
 def write_zip(path, pictures, stored=False):
-    """A zip of {name: pixels or bytes}."""
+    """Write a zip of {name: pixels or bytes}."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED if stored else zipfile.ZIP_DEFLATED) as archive:
         for name, content in pictures.items():
@@ -68,7 +68,7 @@ def write_zip(path, pictures, stored=False):
 
 
 def write_files(folder, pictures):
-    """{name: pixels or bytes} as files."""
+    """Write {name: pixels or bytes} as files."""
     for name, content in pictures.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,19 +11,19 @@ FIVE = (0, 1, 2, 2, 3, 4)  # six classes -> five
 
 
 def truth(scene, bands):
-    """Picture and train ids of the six classes."""
+    """Return image and train ids of the six classes."""
     label = pictures.labels(f"potsdam {scene}", HEIGHT, WIDTH, 6)
     image = pictures.photograph(f"potsdam {scene}", label)
     return (image if bands == "RGB" else image[..., ::-1].copy()), label
 
 
 def scenes():
-    """Every scene."""
+    """Return every scene."""
     return [scene for split in SCENES.values() for scene in split]
 
 
 def write(folder):
-    """The official archives, those that are not needed among them."""
+    """Write the official archives, including some that are not needed."""
     for archive, bands in (("2_Ortho_RGB", "RGB"), ("3_Ortho_IRRG", "IRRG")):
         files = {f"{archive}/top_potsdam_{scene}_{bands}.tif": truth(scene, bands)[0] for scene in scenes()}
         files |= {name.replace(".tif", ".tfw"): b"0.05" for name in files}
@@ -40,13 +40,13 @@ def write(folder):
 
 
 def faded(scene):
-    """The colours of a label as the real label of 4_12 has them: mixed with a sixth of the photograph."""
+    """Return the colours of a label like the real label of 4_12: mixed with a sixth of the photograph."""
     image, label = truth(scene, "RGB")
     return np.round(0.83 * pictures.lookup(isprs.PALETTE, label) + 0.17 * image.astype(float)).astype(np.uint8)
 
 
 def write_repacked(folder, five=False):
-    """Tiles as the authors' converter cuts them; with five classes in their folder Potsdam_Res."""
+    """Write tiles as cut by the authors' converter; with five classes, in their folder Potsdam_Res."""
     table = [FIVE[label] + 1 for label in range(6)] if five else isprs.STORED
     for bands in ("RGB", "IRRG"):
         root = folder / ("Potsdam_Res" if five else "potsdam_1-6") / bands

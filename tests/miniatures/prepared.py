@@ -1,4 +1,4 @@
-"""Preparing miniatures and reading them back."""
+"""Prepare miniatures and read the result."""
 
 import json
 
@@ -7,7 +7,7 @@ from crossearth_jax.prepare import prepare
 
 
 def examples(domain, manual_dir, data_dir, **options):
-    """Prepares `domain` and returns {split: {id: example}}."""
+    """Prepare `domain` and return {split: {id: example}}."""
     prepare(domain, data_dir, manual_dir, options)
     found = {}
     for split in prepared_splits(domain, data_dir):
@@ -20,5 +20,5 @@ def examples(domain, manual_dir, data_dir, **options):
 
 
 def metadata(domain, data_dir):
-    """What the builder recorded."""
+    """Return the metadata that the builder recorded."""
     return json.loads((dataset_directory(domain, data_dir) / "metadata.json").read_text())

@@ -13,14 +13,14 @@ WATER = (1, 10)
 
 
 def truth(name):
-    """The JPEG file of the photograph, and official numbers 0 to 10."""
+    """Return the JPEG file of the photograph, and official numbers 0 to 10."""
     numbers = pictures.labels(f"rescuenet {name}", HEIGHT, WIDTH, 11, ignored=False)
     image = pictures.photograph(f"rescuenet {name}", TRAIN_IDS[numbers])
     return pictures.encoded(image, "x.jpg"), numbers
 
 
 def write(folder):
-    """The official archive with a train split that is not used."""
+    """Write the official archive, with a train split that is not used."""
     files = {}
     for split, names in (("test", IDS), ("train", ("10781",))):
         for name in names:
@@ -31,7 +31,7 @@ def write(folder):
 
 
 def write_version_1(folder, sand=True):
-    """Version 1.0: twelve classes; 1 is debris, so that those up to the buildings are one further, and 11 is sand."""
+    """Write version 1.0 with twelve classes: 1 is debris, so some numbers are larger by one, and 11 is sand."""
     files = {}
     for name in IDS:
         image, numbers = truth(name)
@@ -43,7 +43,7 @@ def write_version_1(folder, sand=True):
 
 
 def write_repacked(folder):
-    """The authors' archive: five classes as 1 to 5, one pixel ignored (0)."""
+    """Write the authors' archive: five classes as 1 to 5, one pixel ignored (0)."""
     files = {}
     for name in IDS:
         image, numbers = truth(name)

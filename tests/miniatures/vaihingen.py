@@ -8,18 +8,18 @@ COUNTS = {"train": 6, "val": 4}
 
 
 def truth(scene):
-    """Picture and train ids."""
+    """Return image and train ids."""
     label = pictures.labels(f"vaihingen {scene}", *SIZES[scene], 6)
     return pictures.photograph(f"vaihingen {scene}", label), label
 
 
 def coloured(scene):
-    """The label with boundaries, in colours: nothing in it is black."""
+    """Return the label with boundaries, in colours, without black pixels."""
     return pictures.lookup(isprs.PALETTE, truth(scene)[1] % 6)
 
 
 def write(folder):
-    """The two official archives; in the first, labels with boundaries have the names and sizes of the images."""
+    """Write the two official archives; in the first, labels with boundaries have the names and sizes of the images."""
     files = {}
     for scene in SIZES:
         image = truth(scene)[0]
@@ -35,14 +35,14 @@ def write(folder):
 
 
 def write_all_labels(folder):
-    """Also the archive of labels with boundaries, whose names are those of the images."""
+    """Write the archive of labels with boundaries, which have the names of the images."""
     write(folder)
     labels = {f"top_mosaic_09cm_{scene}.tif": pictures.uncompressed(coloured(scene)) for scene in SIZES}
     pictures.write_zip(folder / "ISPRS_semantic_labeling_Vaihingen_ground_truth_COMPLETE.zip", labels)
 
 
 def write_repacked(folder):
-    """Tiles as the authors' converter cuts them."""
+    """Write tiles as cut by the authors' converter."""
     for split, names in SCENES.items():
         for scene in names:
             image, label = truth(scene)

@@ -7,12 +7,12 @@ from . import pictures
 SIDE = 64
 AERIAL = {"train": ("0", "1", "2"), "val": ("0", "1"), "test": ("0",)}
 SATELLITE = {"train": ("0", "1", "2"), "test": ("0", "1")}
-EMPTY = {"train": ("0", "7", "8", "9"), "test": ("0",)}  # satellite tiles without buildings, in folders of their own
+EMPTY = {"train": ("0", "7", "8", "9"), "test": ("0",)}  # satellite tiles without buildings, in separate folders
 COUNTS = {"aerial": {"train": 3, "val": 2, "test": 1}, "satellite_ii": {"train": 7, "test": 3}}
 
 
 def truth(platform, split, name):
-    """Picture and train ids."""
+    """Return image and train ids."""
     key = f"whu {platform} {split} {name}"
     label = pictures.labels(key, SIDE, SIDE, 2, ignored=False)
     return pictures.photograph(key, label), label
@@ -28,13 +28,13 @@ def _files(platform, split, names, folder, label_folder, bright):
 
 
 def empty(split, name):
-    """Picture and train ids of a satellite tile without buildings."""
+    """Return image and train ids of a satellite tile without buildings."""
     label = np.zeros((SIDE, SIDE), np.uint8)
     return pictures.photograph(f"whu {split}_no {name}", label), label
 
 
 def write(folder):
-    """Official splits, labels 0 and 255; the satellite tiles' archive as a zip, the aerial ones unpacked."""
+    """Write official splits, with labels 0 and 255; the satellite archive as a zip, the aerial one unpacked."""
     root = "3. The cropped image tiles and raster labels"
     for split, names in AERIAL.items():
         pictures.write_files(folder / root, _files("aerial", split, names, split, "label", 255))
@@ -49,7 +49,7 @@ def write(folder):
 
 
 def write_repacked(folder):
-    """The authors' folders, labels 0 and 1; their aerial `test` is the official validation split."""
+    """Write the authors' folders, with labels 0 and 1; their aerial `test` is the official validation split."""
     files = {
         **_files("aerial", "train", AERIAL["train"], "WHU/Aerial/train", "label2", 1),
         **_files("aerial", "val", AERIAL["val"], "WHU/Aerial/test", "label2", 1),

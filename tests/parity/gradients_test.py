@@ -1,7 +1,7 @@
 """Loss terms and gradients of whole training steps against the reference, from pixels to every trained tensor.
 
-What is random in a step (points, hidden blocks, restyled images) is given; everything between is the training code's
-own: backbone and heads, stacking of the two tasks, matching, losses.
+The random choices of a step (points, hidden blocks, restyled images) are given. Everything else is the training code:
+backbone and heads, stacking of the two tasks, matching, losses.
 """
 
 import dataclasses
@@ -55,10 +55,10 @@ def tiny_config():
 
 @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 def terms_and_gradients(trainable, frozen, example, points, kept, mim):
-    """Terms of a training step's loss and the gradient of their sum, with the random choices given.
+    """Return a function for the loss terms of a training step and the gradient of their sum, with given random choices.
 
-    `mim` is the weight of the reconstruction terms. One compilation serves all tests; it takes longer than
-    everything else, hence the compiler option.
+    `mim` is the weight of the reconstruction terms. All tests use one compilation; because it takes longest, a compiler
+    option makes it faster.
     """
     config = tiny_config()
     with pytest.MonkeyPatch.context() as patch:
@@ -86,7 +86,7 @@ def terms_and_gradients(trainable, frozen, example, points, kept, mim):
 
 @pytest.fixture(scope="module")
 def params():
-    """(trainable, frozen), with the reconstruction head and the mask token of the training goldens."""
+    """Return (trainable, frozen) parameters, with reconstruction head and mask token of the training golden data."""
     tensors = dict(np.load(GOLDEN / "tiny" / "params.npz")) | dict(np.load(GOLDEN / "train" / "mim_params.npz"))
     tensors["mask_token"] = np.load(GOLDEN / "train" / "train_step_inputs.npz")["mask_token"]
     ours = reference_names.from_reference(tensors)
@@ -109,9 +109,9 @@ def channels_last(array):
 
 
 def given_points(draws, targets):
-    """The stored draws by class, from rows in the order of (image, matched query).
+    """Return the stored random points by class, from rows in the order of (image, matched query).
 
-    `targets` holds the class of each query per prediction and image; classes without a query get a filler.
+    `targets` contains the class of each query per prediction and image; classes without a query get arbitrary points.
     """
     images = len(targets["last"])
     loss = np.full((images, len(PREDICTIONS), CLASSES, 588 + 49, 2), 0.5, np.float32)
@@ -124,9 +124,9 @@ def given_points(draws, targets):
 
 
 def twice(tree):
-    """Each image beside its copy: every loss is a mean, so terms and gradients are those of the image alone.
+    """Return a batch of an image and its copy, so that steps of one image have the shape of steps of two.
 
-    It makes the training steps of one image the shape of the batch of two.
+    Every loss is a mean, so terms and gradients are those of the single image.
     """
     return jax.tree.map(lambda x: repeat(jnp.asarray(x), "1 ... -> 2 ..."), tree)
 
