@@ -81,7 +81,7 @@ def vit(size: str, side: int, classes: int) -> dict[str, Any]:
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    """Return the experiment for "FILE,SOURCE" or "FILE,SOURCE,SIZE"."""
+    """Return the experiment for the argument "FILE,SOURCE" or "FILE,SOURCE,SIZE"."""
     path, source, size = (*argument.split(","), "tiny", "", "")[:3] if argument.count(",") in (1, 2) else ("", "", "")
     if not path or size not in SIZES:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Configurations that cannot be meant are refused before anything is prepared or compiled, and all others pass."""
+"""Inconsistent configurations are refused before anything is prepared or compiled; all others pass."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ from crossearth_jax.config import (
 from crossearth_jax.config_check import check_config
 from crossearth_jax.training.optimizer import schedule
 
-# Every optional section is there, so that every field can be set.
+# All optional sections are present, so that every field can be set.
 CONFIG = Config(
     name="a",
     data=DataConfig(source="blue_marble/arid_green"),
@@ -40,7 +40,7 @@ CONFIG = Config(
 
 
 def changed(fields):
-    """CONFIG with other values under dotted names."""
+    """Return CONFIG with other values for the given dotted names."""
     values = to_config_dict(CONFIG).to_dict()
     for name, value in fields.items():
         *sections, field = name.split(".")

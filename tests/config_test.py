@@ -1,4 +1,4 @@
-"""`from_config_dict` and `to_config_dict`: what is refused, in which words, and that nothing is lost."""
+"""`from_config_dict` and `to_config_dict`: their error messages, and that no field is lost."""
 
 import dataclasses
 import json

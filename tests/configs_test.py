@@ -1,7 +1,8 @@
-"""Every experiment in configs/ resolves to the text kept in golden/configs, so that a changed default shows in review.
+"""Every experiment in configs/ equals the text in golden/configs, so that a changed default is visible in a review.
 
-A config that takes an argument (`configs/x.py:argument`) lists the documented ones in `ARGUMENTS`. Its golden
-file has every field for the default and, per argument, the fields that differ. After a wanted change:
+A config that takes an argument (`configs/x.py:argument`) lists the documented arguments in `ARGUMENTS`. Its golden
+file has all fields for the default argument and, for each other argument, the fields that differ. After an intended
+change:
 `CROSSEARTH_UPDATE_GOLDEN=1 pytest tests/configs_test.py`, and read the diff.
 """
 
@@ -20,14 +21,14 @@ from crossearth_jax.config import UserError, from_config_dict, to_config_dict
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden" / "configs"
-# configs/own.py follows from a user's file; tests/own_domains_test.py has its cases.
+# configs/own.py depends on a user's file and is tested in tests/own_domains_test.py.
 FILES = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem != "own")
 NAMES = [path.stem for path in FILES]
 
 
 @pytest.fixture(autouse=True)
 def configs_import_each_other(monkeypatch):
-    """As under `python -m`, which puts the working directory on the path."""
+    """Put the project folder on the path, as `python -m` does."""
     monkeypatch.syspath_prepend(str(ROOT))
 
 
@@ -39,7 +40,7 @@ def load(name: str) -> ModuleType:
 
 
 def resolved(name: str) -> dict[str, ConfigDict]:
-    """Argument -> config, the default under ""."""
+    """Return argument -> config; "" stands for the default."""
     module = load(name)
     return {"": module.get_config()} | {
         argument: module.get_config(argument) for argument in getattr(module, "ARGUMENTS", ())
@@ -109,7 +110,7 @@ def test_unknown_argument_is_refused(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_docstring_starts_with_command_and_result(name):
-    """The experiment's file says how to run it and what came out, before anything else."""
+    """The docstring of an experiment contains the command that runs it."""
     docstring = load(name).__doc__ or ""
     assert f"--config=configs/{name}.py" in docstring, "give the command in the module's docstring"
 

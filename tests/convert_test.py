@@ -1,4 +1,4 @@
-"""The convert command: there and back without a changed bit, and one line for every mistake."""
+"""The convert command: conversion in both directions without a changed bit, and one line for every user error."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The command on a small corpus against two-pass moments, and what it refuses and warns of."""
+"""The command on a few images against two-pass moments, and its errors and warnings."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def write_raster(path, bands):
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """A folder of three images and an unreadable one, and a raster of six tiles of which one has no data."""
+    """Write a folder of three images and an unreadable one, and a raster of six tiles of which one is nodata."""
     root = tmp_path_factory.mktemp("corpus")
     (root / "photos" / "deeper").mkdir(parents=True)
     images = [picture(256, 256), picture(90, 300), picture(300, 280)]
@@ -49,7 +49,7 @@ def corpus(tmp_path_factory):
 
 
 class Thumbnails(StyleNetwork):
-    """Codes that need no compilation worth mentioning: a grid of red pixels."""
+    """A style network that compiles quickly: the code is a grid of red pixels."""
 
     def encode(self, params, images):
         return rearrange(images[:, ::26, ::26, 0], "b h w -> b (h w)")
@@ -75,9 +75,9 @@ def test_equals_two_pass_moments(corpus, capsys, monkeypatch):
 
 
 def test_photographs_are_read_by_the_rules_of_pictures(tmp_path, caplog):
-    """Upright, 8-bit RGB; what is not is skipped and named."""
+    """Images are read upright as 8-bit RGB; others are skipped with a warning."""
     image, exif = picture(30, 40), Image.Exif()
-    exif[0x0112] = 6  # the camera was held on its side
+    exif[0x0112] = 6  # the camera was rotated by 90 degrees
     Image.fromarray(image).save(tmp_path / "a.png", exif=exif)
     Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "b.png")
     Image.fromarray(image).convert("CMYK").save(tmp_path / "c.jpg")
@@ -90,7 +90,7 @@ def test_photographs_are_read_by_the_rules_of_pictures(tmp_path, caplog):
 
 
 def test_tiles_without_data_are_left_out_whatever_says_so(tmp_path):
-    """Of four tiles one is nodata, one masked, one has a missing pixel in a band, which is less than 1 %."""
+    """Of four tiles one is nodata, one is masked, and one has a nodata pixel in one band, which is less than 1 %."""
     bands = np.stack([picture(64, 64)[..., 0] // 2 + 20 for _ in range(3)])
     bands[:, :32, :32] = 0
     bands[1, 40, 40] = 0

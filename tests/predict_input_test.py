@@ -1,4 +1,4 @@
-"""Bad input through the real command: one line that says what is wrong, exit code 2, and nothing left behind."""
+"""Invalid input to the real command: one line that says what is wrong, exit code 2, and no files left."""
 
 import json
 import os
@@ -24,7 +24,7 @@ MODEL = ModelConfig(
                     decoder_mlp_width=16),
 )  # fmt: skip
 
-# Name -> (arguments, exit code, what the last line on stderr says); {} is the folder of the inputs.
+# Name -> (arguments, exit code, text of the last line on stderr); {} is the folder of the inputs.
 CALLS = {
     "no raster": (["{}/text.tif", "--out={}/out/a.tif"], 2, "error: cannot open {}/text.tif as a raster: "),
     "missing band": (["{}/good.tif", "--bands=nir,red,green", "--out={}/out/b.tif"], 2,
@@ -53,7 +53,7 @@ def write_scene(path, pixels, **profile):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A tiny model and scenes of 72 x 48 pixels, of which most have something wrong."""
+    """Write a tiny model and scenes of 72 x 48 pixels, most of them with a fault."""
     folder = tmp_path_factory.mktemp("inputs")
     params = jax.jit(SegmentationModel(MODEL).init)(jax.random.key(0))
     save_native(folder / "tiny.safetensors", params, Description(model=MODEL, class_names=("a", "b", "c")))
@@ -70,7 +70,7 @@ def folder(tmp_path_factory):
 
 
 def without_root_rights():
-    """Prefix under which permissions of files count for root as well."""
+    """Return the prefix of a command with which file permissions also apply to root."""
     return ["setpriv", "--bounding-set=-dac_override"] if os.geteuid() == 0 and shutil.which("setpriv") else []
 
 
@@ -91,7 +91,7 @@ for number, arguments in enumerate(json.load(open(sys.argv[1]))):
 
 @pytest.fixture(scope="module")
 def finished(folder):
-    """Exit code and stderr of every call; one process makes them all, since most of the time is importing."""
+    """Return exit code and stderr of every call; one process makes all calls, since imports take most of the time."""
     calls = [[argument.format(folder) for argument in arguments] for arguments, *_ in CALLS.values()]
     orders = folder / "calls.json"
     orders.write_text(json.dumps([[f"--checkpoint={folder}/tiny.safetensors", *call] for call in calls]))

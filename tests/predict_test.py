@@ -1,4 +1,4 @@
-"""The command with a tiny network: against a plain blend of its windows, on several devices, and its refusals."""
+"""The command with a tiny network: maps against a plain blend of its windows, several devices, and its errors."""
 
 import os
 import shutil
@@ -36,7 +36,7 @@ TINY = ModelConfig(
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A tiny random network that finds every class in the Landsat scene, whatever the draw of its weights."""
+    """Return a tiny network with random weights that predicts every class somewhere in the Landsat scene."""
     model = SegmentationModel(TINY)
     params = jax.jit(model.init)(jax.random.key(0))
     gains = {"reins/tokens_a": 100, "reins/tokens_b": 100, "head/mask_decoder/mask_head/2/kernel": 20}
@@ -56,7 +56,7 @@ def landsat_windows():
 
 
 def balanced(model, params, images):
-    """A class head under which the classes have about the same mean score, so that the image decides among them."""
+    """Return a class head with about the same mean score for all classes, so that the class depends on the image."""
     kernel, bias = "head/mask_decoder/class_head/kernel", "head/mask_decoder/class_head/bias"
     head = {kernel: params[kernel] * 5, bias: np.zeros(TINY.classes + 1, np.float32)}
     scores = jax.jit(model.scores)
@@ -67,7 +67,7 @@ def balanced(model, params, images):
 
 
 def blended(segmentor, image, stride):
-    """The mosaic written down the plain way: tapered windows added to one array and divided by their weights."""
+    """Return a mosaic computed directly: tapered windows are added to one array and divided by their weights."""
     height, width = image.shape[:2]
     side = segmentor.window
     taper = np.minimum(np.arange(side) + 0.5, side - np.arange(side) - 0.5)
@@ -198,7 +198,7 @@ def test_options_of_the_wrong_form(argument, capsys):
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 100), (100, 20), (17, 33)])
 def test_a_few_rows_or_columns(checkpoint, tmp_path, size):
-    """Less than a patch of the network, or one patch, of which its coarsest features would be half."""
+    """The scene is smaller than a patch of the network, or one patch, for which the coarsest level has half a pixel."""
     with rasterio.open(LANDSAT) as scene:
         left, top = scene.transform @ (50, 60)
         right, bottom = scene.transform @ (50 + size[1], 60 + size[0])
@@ -256,7 +256,7 @@ def test_no_output_replaces_an_input(tmp_path, name, out, arguments):
     with pytest.raises(UserError, match=r"which is an input; choose another --out|move it elsewhere"):
         predict.main(["--checkpoint=absent.pth", str(scene), f"--out={tmp_path / out}", *arguments])
     assert scene.read_bytes() == Path(NEON).read_bytes()
-    if arguments:  # what is not written is not in the way
+    if arguments:  # outputs that are not requested do not conflict
         with pytest.raises(UserError, match=r"absent\.pth"):
             predict.main(["--checkpoint=absent.pth", str(scene), f"--out={tmp_path / out}"])
 
@@ -281,7 +281,7 @@ def test_no_output_replaces_the_checkpoint(tmp_path):
 
 
 def test_without_the_extra_the_command_says_how_to_install_it():
-    # None in sys.modules is what makes Python say that a module is not there.
+    # With None in sys.modules Python reports a module as missing.
     script = """
 import runpy, sys
 sys.modules["rasterio"] = None

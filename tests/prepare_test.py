@@ -1,4 +1,4 @@
-"""Preparing is all or nothing, repeatable, and checks what it finds."""
+"""Preparation is atomic, repeatable, and verifies the result."""
 
 import dataclasses
 import fcntl
@@ -35,7 +35,7 @@ prepare("{DOMAIN}", sys.argv[1])
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """Prepared after a first attempt was killed in the middle."""
+    """Prepare a dataset after a first attempt was killed during the writing."""
     folder = tmp_path_factory.mktemp("prepared")
     killed = subprocess.run([sys.executable, "-c", KILLED_AFTER_TWENTY_TILES, str(folder)], capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
@@ -61,7 +61,7 @@ def test_a_running_preparation_is_left_alone(tmp_path):
 
 
 def test_preparing_without_file_locks(tmp_path, monkeypatch, caplog):
-    """What another preparation may be writing is named, not deleted."""
+    """Files that another preparation may be writing are reported and kept."""
     running = tmp_path / DOMAIN / "incomplete.ABCDEF_1.0.0"
     running.mkdir(parents=True)
     monkeypatch.setattr("crossearth_jax.prepare.fcntl", None)
@@ -142,7 +142,7 @@ def test_check_finds_unknown_labels_and_sizes(data_dir, monkeypatch):
 
 @pytest.fixture
 def damaged(data_dir, tmp_path):
-    """A copy of the prepared dataset to damage."""
+    """Return a copy of the prepared dataset that a test can damage."""
     directory = dataset_directory(DOMAIN, data_dir)
     copy = tmp_path / DOMAIN / directory.name
     copy.mkdir(parents=True)

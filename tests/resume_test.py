@@ -91,6 +91,6 @@ def test_a_full_disk_leaves_the_last_checkpoint_usable(disturbed):
     (line,) = disturbed.full_lines  # Python may print warnings after it about writes that orbax never started
     assert "could not be written to" in line
     last = disturbed.before_full
-    assert f"the last complete checkpoint is step {last}: make room and run the same command" in line
+    assert f"the last complete checkpoint is step {last}; make room and run the same command" in line
     assert max(disturbed.after_full) == last
     assert disturbed.log.count(f"restored step {last} from") == 2  # by the run that fails, and by the one after it

@@ -99,7 +99,9 @@ def find(program: Program, mesh: Mesh) -> list[Collective]:
 
 
 def _between_slices(program: Program, computation: str, send: Instruction, times: float, slices: int) -> Collective:
-    """Return the collective of a transfer between slices: of a whole array, or of a device's padded share of a sum.
+    """Return the collective that a transfer between slices belongs to.
+
+    The transfer sends whole arrays, or one device's padded share of arrays that its slice has summed.
 
     Raises:
       UserError: the transfer belongs to a collective other than a sum.
@@ -162,7 +164,7 @@ def device_groups(instruction: Instruction, devices: int) -> list[tuple[int, ...
 
 
 def mesh_axes(groups: Iterable[tuple[int, ...]], mesh: Mesh) -> tuple[str, ...]:
-    """Return the mesh axes along which the devices of a group differ."""
+    """Return the names of the mesh axes along which the devices within a group have different positions."""
     shape = tuple(mesh.shape.values())
     differ = [False] * len(shape)
     for group in groups:

@@ -216,16 +216,16 @@ def convolution_flops(
 
 
 def _input_gradient_flops(instruction: Instruction, *dims: tuple[int, ...]) -> float:
-    """Return the operations of the gradient with respect to the input: operands (output gradient, kernel).
+    """Return the operations of cuDNN's gradient with respect to the input, from (output gradient, kernel, input).
 
-    cuDNN's call describes the forward convolution.
+    The attributes of the call describe the forward convolution, so the operations are those of this convolution.
     """
     output, kernel, image = dims
     return convolution_flops(instruction, image, kernel, output)
 
 
 def _kernel_gradient_flops(instruction: Instruction, *dims: tuple[int, ...]) -> float:
-    """Return the operations of the gradient with respect to the kernel: operands (input, output gradient)."""
+    """Return the operations of cuDNN's gradient with respect to the kernel, from (input, output gradient, kernel)."""
     image, output, kernel = dims
     return convolution_flops(instruction, image, kernel, output)
 

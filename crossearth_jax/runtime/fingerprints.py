@@ -21,7 +21,7 @@ def digest(image: UInt8[np.ndarray, "h w 3"]) -> str | None:
 
 
 def perceptual_hash(image: UInt8[np.ndarray, "h w 3"]) -> int | None:
-    """Return a 64-bit hash: for each of 8 x 8 cells, whether its right neighbour is brighter.
+    """Return a 64-bit hash of the image: for each of 8 x 8 cells one bit, 1 if its right neighbour is brighter.
 
     Images that differ in compression, brightness or a few objects have nearly the same bits. The result is None for an
     image with too little contrast.

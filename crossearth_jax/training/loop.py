@@ -145,7 +145,7 @@ def _loop(
 
 
 class Averages:
-    """Means (or sums) of the metrics since the last log line, added up on the device so that no step waits."""
+    """Means (or sums) of the metrics since the last log line, summed on device: no step waits for the host."""
 
     def __init__(self) -> None:
         self.totals = dict.fromkeys(COUNTED, 0)

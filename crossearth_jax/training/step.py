@@ -34,7 +34,7 @@ Batch = dict[str, jax.Array]
 
 
 class AugmentedBatch(NamedTuple):
-    """Inputs of the network after augmentation, and their labels."""
+    """An augmented batch: images with and without injected styles, labels, and which pixels are not padding."""
 
     clean: Float[Array, "b s s 3"]  # normalised
     shown: Float[Array, "b s s 3"]  # the same after Earth-Style Injection

@@ -1,4 +1,4 @@
-"""Groups of devices in every notation, and what the sharding tables explain."""
+"""Groups of devices in every notation of HLO, and the collectives that the sharding tables explain."""
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +63,7 @@ def explained(kind: str, axes: tuple[str, ...], *dims: int, dtype: str = "f32") 
         ("all-gather", ("fsdp",), (3, 256, 384), PARAMETERS),
         ("reduce-scatter", ("fsdp",), (128, 384), REDUCED),
         ("all-reduce", ("model",), (2, 1025, 1024), ACTIVATIONS),
-        # Nothing in the tables gathers over data, moves images between devices or sums activations over the batch.
+        # No entry of the tables explains a gather over data, moving images between devices or a sum of activations.
         ("all-gather", ("data",), (3, 256, 384), UNEXPLAINED),
         ("all-to-all", ("data", "fsdp"), (2, 512, 512, 3), UNEXPLAINED),
         ("collective-permute", ("data",), (2, 512, 512, 3), UNEXPLAINED),
@@ -121,7 +121,7 @@ ENTRY %main (p: f32[5000,7]) -> f32[5000,7] {
 """.replace("HANDLER", HANDLER)
 
 
-# Small gradients joined and padded for one sum, which crosses whole, and a large one that each device keeps a part of.
+# Small gradients are concatenated and padded for one sum, sent whole; of a large one each device sends its part.
 JOINED = """
 ENTRY %main (a: f32[5000,7], b: f32[7], c: f32[5000,7]) -> f32[1250,7] {
   %a = f32[5000,7]{1,0} parameter(0)
@@ -156,7 +156,7 @@ def test_sums_between_slices_have_three_stages(monkeypatch):
         (collectives.BETWEEN_SLICES, ("data",), 2, GRADIENTS),
         ("all-gather", ("data",), 4, GRADIENTS),
     ]
-    # A quarter of the sum crosses, padded from 7 to 128 columns.
+    # A quarter of the sum is sent between slices, padded from 7 to 128 columns.
     assert stages[1].bytes == pytest.approx(1250 * 128 * 4)
 
 

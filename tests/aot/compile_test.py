@@ -1,4 +1,4 @@
-"""A small run's steps, compiled with the real TPU compiler, and what the command refuses."""
+"""The steps of a small run, compiled with the real TPU compiler, and the errors of the command."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from crossearth_jax.config import MeshConfig
 
 def run(*arguments, config="configs/blue_marble.py"):
     command = [sys.executable, "-m", "crossearth_jax.main", f"--config={config}", "--mode=compile"]
-    # The compiler is loaded into a process of its own: this one has made its backend already.
+    # The compiler is loaded in a separate process, because this one has initialised its backend already.
     return subprocess.run([*command, *arguments], capture_output=True, text=True, env=dict(os.environ), timeout=1200)
 
 
@@ -40,7 +40,7 @@ def test_steps_compile_for_a_tpu_slice_with_explained_collectives_only(compiled)
         assert record["unexplained"] == []
         assert 0 < record["hbm"]["total"] < record["hbm"]["capacity"] == 16e9
     train, evaluate = records
-    # Training gathers split parameters and sums their gradients; every device scores its own windows.
+    # Training gathers split parameters and sums their gradients. In evaluation each device scores its own windows.
     assert train["sent"]["all-reduce"] > 0 and train["sent"]["all-gather"] > 0
     assert evaluate["sent"] == {}
     assert train["flops"] > evaluate["flops"] > 0
@@ -50,7 +50,7 @@ def test_steps_compile_for_a_tpu_slice_with_explained_collectives_only(compiled)
 
 def test_state_is_donated_on_the_tpu(compiled):
     train = compiled[0][0]
-    # The state comes back in the buffers it was passed in; what is not aliased are the metrics.
+    # The new state uses the buffers of the old one. Only the metrics are not aliased.
     assert 0 <= train["hbm"]["outputs"] - train["hbm"]["aliased"] < 64 * 1024
 
 
@@ -105,7 +105,7 @@ def test_memory_that_is_missing_is_named():
 def test_steps_too_large_for_a_gpu_fail_although_its_compiler_lets_them_pass():
     assert memory_failure(90.0 * 2**30, CHIPS["h100"]) == {"failure": "needs 90.00G of 74.51G HBM"}
     assert memory_failure(80e9, CHIPS["h100"]) == {}
-    # The TPU compiler knows better than the maker's round number what fits.
+    # The TPU compiler knows the usable memory better than the rounded number of the specification.
     assert memory_failure(15.0 * 2**30, CHIPS["v5e"]) == {}
 
 

@@ -1,6 +1,6 @@
-"""What the GPU compiler makes of products and collectives.
+"""Products and collectives in programs of the GPU compiler.
 
-The lines are its own (jax-cuda12-plugin 0.12.0.1), of several programs, shortened.
+The lines are shortened output of the compiler (jax-cuda12-plugin 0.12.0.1) for several programs.
 """
 
 import importlib.util
@@ -67,7 +67,7 @@ STEP = textwrap.dedent("""
 
 def test_products_of_triton_cublas_and_cudnn_are_counted():
     convolution = 2 * 16 * 16 * 3 * 3 * 64 * 64  # the same for both of its gradients
-    # In the loop six times [128, 512] x [512, 512], cut into eight parts that are summed later.
+    # In the loop: six times [128, 512] x [512, 512], split into eight parts that are summed later.
     assert hlo.parse(STEP).flops() == 3 * convolution + 2 * 16 * 16 * 16 + 6 * 2 * 128 * 512 * 512
 
 
@@ -75,7 +75,7 @@ def test_calls_whose_work_is_unknown_are_refused():
     program = hlo.parse(STEP.replace("__cublas$lt$matmul", "__cublas$lt$groupedMatmul"))
     with pytest.raises(UserError, match=r"calls __cublas\$lt\$groupedMatmul; .* cannot count"):
         program.flops()
-    # A sort has no products, whoever does it.
+    # A sort has no products, also as a library call.
     other = hlo.parse(STEP.replace("__cublas$lt$matmul", "__cub$DeviceRadixSort"))
     assert other.flops() == hlo.parse(STEP).flops() - 2 * 16**3
 
@@ -107,7 +107,7 @@ def test_descriptions_of_gpus_agree_with_their_peaks():
     for name in gpus:
         fields = dict(line.split(": ") for line in target_config(name).splitlines() if line.count(": ") == 1)
         assert float(fields["  memory_bandwidth"]) == pytest.approx(CHIPS[name].memory_bandwidth, rel=1e-3)
-        # The data sheet's 80 GB are what a program may count on; the driver reports up to a fifteenth more.
+        # The limit is the data sheet's 80 GB; the driver reports up to a fifteenth more.
         assert CHIPS[name].memory <= float(fields["  device_memory_size"]) < CHIPS[name].memory * 16 / 15
 
 

@@ -1,4 +1,4 @@
-"""Numbers counted by hand in small programs, written down as the compiler writes them."""
+"""Hand-counted numbers of small programs in the notation of the compiler."""
 
 import textwrap
 
@@ -85,7 +85,7 @@ def flops_of(result, left, right, operation):
         (3, "size=3x3", 2 * 9 * 9 * 2 * 4),
         # Every second position: 2 + 3 + 2 taps.
         (3, "size=3x3 pad=1_1x1_1 stride=2x2", 2 * 7 * 7 * 2 * 4),
-        # Taps two pixels apart: 2 + 2 + 3 + 2 + 2.
+        # Dilation of 2: 2 + 2 + 3 + 2 + 2 taps.
         (5, "size=3x3 pad=2_2x2_2 rhs_dilate=2x2", 2 * 11 * 11 * 2 * 4),
     ],
 )
@@ -97,6 +97,6 @@ def test_convolutions_count_the_taps_that_fall_on_pixels(side, window, flops):
 def test_products_with_a_batch_are_counted():
     dot = "dot(%a, %b), lhs_batch_dims={0}, lhs_contracting_dims={2}, rhs_batch_dims={0}, rhs_contracting_dims={1}"
     assert flops_of("3,4,6", "3,4,5", "3,5,6", dot) == 3 * 2 * 4 * 5 * 6
-    # The same as a TPU writes it: the batch is a spatial axis of which each position sees one tap.
+    # The same product in a TPU program: the batch is a spatial axis of which each position sees one tap.
     window = "window={size=3 stride=2 lhs_dilate=3}"
     assert flops_of("3,4,6", "3,4,5", "3,5,6", f"convolution(%a, %b), {window}, dim_labels=0bf_0io->0bf") == 3 * 240

@@ -1,4 +1,4 @@
-"""What is computed from trainable parameters alone, followed through loops, branches and calls."""
+"""Values computed from trainable parameters alone, traced through loops, branches and calls."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def test_what_a_loop_carries_belongs_to_the_batch_once_it_has_met_it():
 
     found = sizes(loss, jnp.ones(3), jnp.ones((5, 7)), jnp.ones((11, 13)))
     assert {21, 105} <= found  # a product of one layer, and those of all
-    assert 2 not in found  # the sum met the batch in its second round only
+    assert 2 not in found  # the sum depends on the batch from its second iteration on
 
 
 def test_activations_of_the_backward_pass_are_of_the_batch():
@@ -43,6 +43,6 @@ def test_activations_of_the_backward_pass_are_of_the_batch():
         gradient = jax.grad(lambda w: jnp.tanh(images @ jnp.outer(w, w)).sum())(weight)
         return weight - gradient
 
-    # The product is shared; the gradient, of the weight's size, and what it gives are not.
+    # The product does not depend on the batch; the gradient, of the weight's size, and later values do.
     assert 9 in sizes(step, jnp.ones(3), jnp.ones(1), jnp.ones((11, 3)))
     assert not {33, 11} & sizes(step, jnp.ones(3), jnp.ones(1), jnp.ones((11, 3)))

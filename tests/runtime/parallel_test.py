@@ -1,4 +1,4 @@
-"""Properties of mesh and shardings, on eight virtual devices."""
+"""Mesh and shardings on eight virtual devices."""
 
 from types import SimpleNamespace
 from unittest import mock
@@ -100,7 +100,7 @@ def test_global_batch_puts_rows_in_order():
 
 
 def mesh_over_processes(shape, owners):
-    """A mesh whose devices, in its order, belong to these processes."""
+    """Return a mesh whose devices, in its order, belong to the given processes."""
     mesh = mock.Mock(spec=Mesh, shape=dict(zip(("data", "fsdp", "model"), shape, strict=True)))
     devices = np.empty(len(owners), object)
     devices[:] = [SimpleNamespace(process_index=owner) for owner in owners]
@@ -113,7 +113,11 @@ def mesh_over_processes(shape, owners):
     [
         ((4, 2, 1), [0, 0, 0, 0, 1, 1, 1, 1], [(0, 2), (1, 2)]),
         ((2, 2, 2), [0, 0, 0, 0, 1, 1, 1, 1], [(0, 2), (1, 2)]),
-        ((4, 1, 1), [1, 0, 0, 1], [(1, 2), (0, 2)]),  # a mesh that follows the wires, not the numbers
+        (
+            (4, 1, 1),
+            [1, 0, 0, 1],
+            [(1, 2), (0, 2)],
+        ),  # a mesh in the order of the physical connections instead of the indices
         ((1, 1, 4), [0, 0, 1, 1], [(0, 1), (0, 1)]),  # both hold all rows
         ((2, 1, 4), [0, 0, 1, 1, 2, 2, 3, 3], [(0, 2), (0, 2), (1, 2), (1, 2)]),
     ],

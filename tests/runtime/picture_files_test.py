@@ -1,4 +1,4 @@
-"""Pictures of every kind, made by hand: what is read gives the right values, the rest is refused by name."""
+"""Hand-made pictures of every kind: accepted ones have the right values, the others are refused by name."""
 
 import io
 import struct
@@ -29,7 +29,7 @@ def indexed():
 
 
 def png(width, height, bits, colour_type, rows):
-    """A PNG file bit by bit, for what Pillow does not write."""
+    """Return a PNG file written byte by byte, for formats that Pillow does not write."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -40,7 +40,7 @@ def png(width, height, bits, colour_type, rows):
 
 
 def tiff16(channels):
-    """A TIFF file of one pixel with 16 bits per channel."""
+    """Return a TIFF file of one pixel with 16 bits per channel."""
     pixel = struct.pack(f"<{channels}H", *[1000] * channels)
     tags = [
         (256, 4, 1, 1), (257, 4, 1, 1), (258, 3, channels, 122 if channels > 2 else 16), (259, 3, 1, 1),
@@ -52,7 +52,7 @@ def tiff16(channels):
     return data.ljust(122, b"\0") + struct.pack("<3H", 16, 16, 16) + pixel
 
 
-# What a camera's note says must be done to the stored pixels.
+# The transformation of the stored pixels for each value of the camera's orientation tag.
 UPRIGHT = {
     1: lambda image: image,
     2: lambda image: image[:, ::-1],
@@ -162,7 +162,7 @@ def test_other_modes_are_refused_by_name(mode, form, named):
 
 
 def test_photographs_with_previews_are_read():
-    """Drones write MPO: several JPEG pictures in one file."""
+    """Drones write MPO files, which hold several JPEG pictures."""
     image = Image.fromarray(np.full((8, 8, 3), 60, np.uint8))
     data = encoded(image, "MPO", save_all=True, append_images=[image.resize((2, 2))])
     found = picture_files.read_image(data, "x.jpg")

@@ -1,4 +1,4 @@
-"""Lines of `Progress` against hand-computed rates and times, with a clock the test moves."""
+"""Lines of `Progress` against hand-computed speeds and times, with a clock that the test sets."""
 
 import pytest
 from absl import logging

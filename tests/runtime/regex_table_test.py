@@ -1,4 +1,4 @@
-"""Properties: first match wins, the whole name must match, nothing is left over."""
+"""Tables of regular expressions: the first match counts, the whole name must match, every name needs a pattern."""
 
 import pytest
 

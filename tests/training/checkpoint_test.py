@@ -1,4 +1,4 @@
-"""Properties: a restored state is the saved one; what does not belong together is refused."""
+"""Checkpoints: a restored state equals the saved one; another configuration or other frozen weights are refused."""
 
 import dataclasses
 import gc
@@ -70,7 +70,7 @@ def test_a_checkpoint_holds_the_trainable_state_and_the_digests_of_the_rest(save
     assert {path.name for path in (saved_on_eight[0] / "3").iterdir() if path.is_dir()} == {"state", "meta"}
     names = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(stored["state"])}
     assert not [name for name in names if "backbone" in name]
-    # Parameters, their average and two moments; the step of the run, of Adam and of the schedule.
+    # Parameters, their moving average and two moments; the step counters of the run, of Adam and of the schedule.
     assert len(names) == 4 * len(SHAPES) + 3
     assert stored["meta"]["frozen"] == {"backbone": "abc"}
     assert stored["meta"]["config"]["seed"] == CONFIG.seed
@@ -101,7 +101,7 @@ def test_a_schedule_that_follows_the_steps_is_not_stretched_in_the_middle(tmp_pa
     longer = dataclasses.replace(follows, train=TrainConfig(steps=200))
     with pytest.raises(UserError, match=r"optimizer\.horizon: 100 -> 200"):
         Checkpoints(tmp_path, 2, identity(longer)).restore(shapes, shardings)
-    # Evaluation may name fewer steps: nothing is left to learn, so the schedule does not matter.
+    # Evaluation may name fewer steps: training is finished, so the schedule does not matter.
     evaluated = dataclasses.replace(follows, train=TrainConfig(steps=80))
     Checkpoints(tmp_path, 2, identity(evaluated)).restore(shapes, shardings)
 
@@ -113,7 +113,7 @@ def test_the_best_on_source_is_kept_beside_the_newest(tmp_path):
     for step, score in ((1, 10.0), (2, 30.0), (3, 20.0), (4, 30.0)):
         checkpoints.save(saved._replace(step=jnp.int32(step)), score)
     checkpoints.close()
-    # Opened again, as by a resumed run: scores are read back, of equals the later one wins and the earlier goes.
+    # Opened again, as by a resumed run: scores are read back; of equal scores the later step is kept.
     checkpoints = Checkpoints(tmp_path, 2, identity(config))
     assert (checkpoints.ranked("best_on_source"), checkpoints.ranked("last")) == ([4, 3], [4, 3])
     for step, score in ((5, 5.0), (6, 29.0), (7, 1.0)):
@@ -169,7 +169,7 @@ def damaged(two_saves, tmp_path):
         return Checkpoints(copy, 2, identity(SCORED))
 
     yield damage
-    gc.collect()  # reads that orbax gave up end here, each with a complaint
+    gc.collect()  # reads that orbax has abandoned end here, each with a warning
 
 
 def files_below(folder):
@@ -211,8 +211,8 @@ def test_a_damaged_checkpoint_is_passed_over_and_set_aside(two_saves, damaged, t
     assert_same_state(checkpoints.restore(shapes, shardings), states[1])
     (line,) = [record.getMessage() for record in caplog.records if "checkpoint 2" in record.getMessage()]
     assert "checkpoint 2 is damaged or incomplete (" in line and line.endswith("; step 1 is used") and "\n" not in line
-    assert checkpoints.steps == [2, 1]  # reading leaves the folder alone
-    # Training makes room for its own step 2 and deletes nothing.
+    assert checkpoints.steps == [2, 1]  # reading does not change the folder
+    # Training moves the damaged step 2 away, so that its own fits, and deletes nothing.
     left = files_below(tmp_path / "checkpoints" / "2")
     checkpoints.set_aside(1)
     assert checkpoints.steps == [1]

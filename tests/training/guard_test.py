@@ -1,4 +1,4 @@
-"""What the guard says, saves and refuses; whole runs with faults are in tests/training/loop_test.py."""
+"""Messages, saved batches and errors of the guard; tests/training/loop_test.py has whole runs with faults."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""Properties of whole runs: exact resume, the same numbers on any mesh, and what stops a run."""
+"""Whole runs: exact resumption, the same numbers on any mesh, and faults that stop a run."""
 
 import dataclasses
 import gc
@@ -96,7 +96,7 @@ def test_training_moves_the_trainable_and_only_them(tiny_config, whole_run):
 
 
 def poison(monkeypatch, *steps):
-    """Lets the loss and gradient of these steps be computed with a frozen parameter that is not a number."""
+    """Compute the loss and gradient of the given steps with a frozen parameter that is NaN."""
     build = start.build_program
 
     def poisoned_program(*args, **kwargs):
@@ -127,13 +127,13 @@ def test_a_step_that_is_not_finite_stops_the_run_and_can_be_replayed(tiny_config
         with pytest.raises(UserError, match=r"step 3 was not finite and the run stopped; .*replay .*step_3.npz'"):
             loop.train(tiny_config, tmp_path)
         assert np.load(saved)["image"].shape == (16, 64, 64, 3)
-        assert saved_steps(tmp_path) == [2]  # not step 4, which was due just after the fault
+        assert saved_steps(tmp_path) == [2]  # not step 4, which would have been saved just after the fault
         assert replay.main([str(saved)]) == 0
     printed = capsys.readouterr().out
     assert "step 3, replayed on 8 devices" in printed
     assert "loss is nan" in printed and re.search(r"loss/mask\S* is nan", printed)
     assert "gradients not finite in" in printed and "parameters not finite" not in printed
-    # Without the fault the same step is finite: the replay says so.
+    # Without the fault the step is finite in the replay.
     assert replay.main([str(saved)]) == 1
     assert capsys.readouterr().out == "step 3, replayed on 8 devices\n"
     with pytest.raises(UserError, match=r"cannot read .*config\.json.*expected a nonfinite_step_N\.npz"):
@@ -147,7 +147,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(tiny_config, whole_ru
     assert "1 steps were skipped and 0 corrupt records were replaced since this start" in caplog.text
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [record["nonfinite"] for record in records] == [0, 1]
-    # The skipped step has left the parameters where the first one had them.
+    # The skipped step has not changed the parameters.
     one = loop.train(with_train(tiny_config, steps=1), tmp_path / "one")
     assert_same(run.state.trainable, one.state.trainable)
 
@@ -167,11 +167,11 @@ def test_the_best_checkpoint_on_the_source_is_the_one_restored(tiny_config, whol
     assert_same(exported.params, {name: restored.params[name] for name in exported.params})
     last = start.restore(tiny_config, tmp_path)
     assert_same(run.params, last.params)
-    # Evaluation of another selection than the file was chosen by writes it again.
+    # Evaluation with another selection than that of the file writes the file again.
     other = crossearth_jax.load(ensure_exported(tmp_path, "last"))
     assert (other.description.step, other.description.selection) == (4, "last")
     assert_same(other.params, {name: last.params[name] for name in other.params})
-    assert_same(whole_run[0].params, last.params)  # looking at the source changes nothing
+    assert_same(whole_run[0].params, last.params)  # validation does not change the training
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [record["validation/miou"] for record in records] == [10.0, 30.0, 20.0, 5.0]
     with pytest.raises(UserError, match=r"evaluate\.select is 'best', expected one of last, best_on_source"):

@@ -1,4 +1,4 @@
-"""Golden numbers of the reference: schedules, parameter groups and one AdamW step; and the averaging by hand."""
+"""Schedules, parameter groups and one AdamW step against the reference; the moving average by hand."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Where a training step computes in bfloat16 and where it must not, and how near its numbers are to float32's."""
+"""Which operations of a training step use bfloat16, which must not, and the difference to float32 results."""
 
 import dataclasses
 from collections import Counter
@@ -29,7 +29,7 @@ from crossearth_jax.training.program import build_program
 
 
 def equations(program: Any) -> Iterator[Any]:
-    """All equations of a program, those of its loops and branches included."""
+    """Yield all equations of a program, including those in loops and branches."""
     for equation in program.eqns:
         yield equation
         for inner in inner_programs(equation.params):
@@ -53,7 +53,7 @@ def test_bfloat16_is_kept_away_from_softmax_norms_losses_and_state(tiny_config, 
     work: Counter[str] = Counter()
     for equation in equations(traced.jaxpr):
         types = {value.aval.dtype.name for value in equation.invars if jnp.issubdtype(value.aval.dtype, jnp.floating)}
-        # Softmax, norms, losses and costs of the matching are made of these. GELU may be as coarse as what it is
+        # Softmax, normalisation, losses and matching costs consist of these. GELU may have the precision of what it is
         # applied to; its derivative has an exponential.
         if equation.primitive.name in ("exp", "exp2", "log", "log1p", "rsqrt", "sqrt", "logistic"):
             gelu = equation.outvars[0].aval.shape[-1:] == (config.model.vit.mlp_width,)
@@ -65,7 +65,7 @@ def test_bfloat16_is_kept_away_from_softmax_norms_losses_and_state(tiny_config, 
 
 
 def small_model(**vit):
-    """A network whose residual branches are as large as the stream, which Rein changes by a thousandth."""
+    """Return a network with residual branches as large as the stream and Rein changes of a thousandth of it."""
     backbone = ViTConfig(image_size=16, patch_size=4, width=32, heads=2, mlp_width=64, layer_scale=1.0, **vit)
     head = HeadConfig(
         width=16, heads=2, groups=4, encoder_layers=1, encoder_mlp_width=16, points=2, decoder_layers=1,
@@ -76,7 +76,7 @@ def small_model(**vit):
 
 
 def in_both_precisions(config, compute):
-    """`compute(model)` in float32 and in bfloat16."""
+    """Return `compute(model)` in float32 and in bfloat16."""
     types = ("float32", "bfloat16")
     return [compute(SegmentationModel(dataclasses.replace(config, dtype=dtype))) for dtype in types]
 
@@ -102,16 +102,16 @@ PARTS = ("reins/tokens_a", "reins/tokens_b", "reins/token_to_feature", "reins/de
 
 def test_loss_and_direction_of_a_bfloat16_step_are_those_of_float32():
     model = small_model(depth=6, feature_blocks=(0, 1, 3, 5))
-    # With importance 1 of all candidates no point is chosen by rounding.
+    # With all candidates chosen, floating-point rounding does not change the points.
     loss_config = LossConfig(points=64, oversample=1.0, importance=1.0)
     augment = AugmentConfig(crop_size=16, scales=(1.0,), max_class_share=1.0, flip=False, photometric=False)
     config = Config(name="small", model=model, mim=MimTaskConfig(), loss=loss_config, augment=augment)
     params = jax.jit(SegmentationModel(model).init)(jax.random.key(0))
-    # As drawn, all queries are nearly the same, and rounding would decide which of them is matched to a class.
+    # The initial queries are nearly equal, so that rounding would decide which of them is matched to a class.
     params = {name: 10 * value if name.startswith("reins/tokens") else value for name, value in params.items()}
     frozen = {name: value for name, value in params.items() if name.startswith("backbone/")}
     trainable = {name: value for name, value in params.items() if name not in frozen}
-    # The gradient of Rein's scale is a sum of terms of both signs; on this batch it is not small by chance.
+    # The gradient of Rein's scale is a sum of terms of both signs. On this batch the terms do not cancel.
     rng = np.random.default_rng(6)
     images = rng.integers(0, 256, (8, 4, 4, 3), np.uint8).repeat(4, axis=1).repeat(4, axis=2)
     labels = rng.integers(0, 5, (8, 4, 4), np.uint8).repeat(4, axis=1).repeat(4, axis=2)

@@ -32,7 +32,7 @@ def fully_sharded(tiny_config):
 
 
 def collectives_of(step, config, monkeypatch):
-    """The collectives of a step whose arrays are all small: "small" has to mean smaller than any activation."""
+    """Return the collectives of a step of small arrays; the limit `SMALL` is set below the size of any activation."""
     text, mesh, traced = step
     monkeypatch.setattr(collectives, "SMALL", 32)
     found = explained(hlo.parse(text), config, mesh, traced)
@@ -42,7 +42,7 @@ def collectives_of(step, config, monkeypatch):
 
 def test_data_parallel_step_sums_gradients_and_losses_and_moves_nothing_else(data_parallel, tiny_config, monkeypatch):
     found = collectives_of(data_parallel, tiny_config, monkeypatch)
-    # In particular no all-gather: the frozen backbone is whole on every device.
+    # In particular there is no all-gather: the frozen backbone is replicated.
     assert {(collective.kind, collective.axes) for collective in found} == {("all-reduce", ("data",))}
     assert {collective.reason for collective in found} == {GRADIENTS, SUMS}
 
@@ -51,7 +51,7 @@ def test_sharded_step_gathers_parameters_and_sums_their_gradients(fully_sharded,
     found = collectives_of(fully_sharded, tiny_config, monkeypatch)
     assert {GRADIENTS, SUMS, PARAMETERS} <= {collective.reason for collective in found}
     assert {collective.axes for collective in found if collective.kind == "all-gather"} == {("fsdp",)}
-    # The layers of a scan are gathered one at a time: a kernel of the backbone is never whole for all layers.
+    # The layers of a scan are gathered one at a time: a backbone kernel is never gathered for all layers.
     vit = tiny_config.model.vit
     layer, stack = ((*depth, vit.width, 3 * vit.width) for depth in ((), (vit.depth,)))
     gathered = {s.dims: c.times for c in found if c.kind == "all-gather" for s in c.arrays}

@@ -1,4 +1,4 @@
-"""What a run prints about the memory of its mesh."""
+"""The memory per device that a run logs."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""A training step's gradient does not depend on micro-batches, and padding is nobody's."""
+"""The gradient of a training step depends neither on the number of micro-batches nor on padding."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ PLAIN = AugmentConfig(crop_size=16, scales=(1.0,), max_class_share=1.0, flip=Fal
 
 @pytest.fixture(scope="module")
 def batch():
-    """Four images with 256, 128, 20 and no labelled pixels and one to four classes; one of them is half padding."""
+    """Return four images with 256, 128, 20 and 0 labelled pixels and one to four classes; one image is half padding."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (4, 16, 16, 3), np.uint8)
     labels = rng.integers(0, 4, (4, 16, 16), np.uint8)
@@ -32,7 +32,7 @@ def batch():
 
 
 def fixed_points(config, key, classes):
-    """The same points for every image, so that the cut into micro-batches changes none of them."""
+    """Use the same points for every image, so that the division into micro-batches does not change them."""
     del key
     return mask_set.Points(*(jax.random.uniform(jax.random.key(n), s) for n, s in enumerate(_shapes(config, classes))))
 

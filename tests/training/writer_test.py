@@ -1,4 +1,4 @@
-"""The metrics writer: what stands in both files, and what a resumed run makes of an interrupted one."""
+"""The metrics writer: the content of both files, and the records after an interruption and a resumption."""
 
 import json
 import struct
@@ -18,7 +18,7 @@ def records(workdir):
 
 
 def events(workdir):
-    """(tag, value, step) of every scalar, read by the framing of the file: length, crc, data, crc."""
+    """Return (tag, value, step) of every scalar; the file consists of records of length, crc, data, crc."""
     found, first_steps = [], []
     for path in sorted(workdir.glob("events.out.tfevents.*")):
         data, at = path.read_bytes(), 0
@@ -36,7 +36,7 @@ def test_both_files_hold_the_numbers(tmp_path):
     with MetricsWriter(tmp_path / "run") as writer:
         writer.write(50, {"loss": np.float32(2.5), "learning_rate": 1e-4})
         writer.write(100, {"loss": jnp.float32(1.25), "images_per_second": 80})
-        on_disk = records(tmp_path / "run")  # before closing: a killed run keeps what it has logged
+        on_disk = records(tmp_path / "run")  # before closing: a killed run keeps its log
     assert [{k: v for k, v in record.items() if k != "time"} for record in on_disk] == [
         {"step": 50, "loss": 2.5, "learning_rate": 1e-4},
         {"step": 100, "loss": 1.25, "images_per_second": 80.0},
@@ -67,7 +67,7 @@ def test_resume_drops_what_is_repeated_and_a_cut_line(tmp_path):
     with MetricsWriter(tmp_path, restored_step=100) as writer:
         writer.write(150, {"loss": -1.0})
     assert [(r["step"], r["loss"]) for r in records(tmp_path)] == [(50, 50), (100, 100), (150, -1)]
-    assert 101 in events(tmp_path)[1]  # TensorBoard hides what an older file has from this step on
+    assert 101 in events(tmp_path)[1]  # TensorBoard hides the events of older files from this step on
     assert [path.name for path in tmp_path.glob("*.tmp")] == []
 
 
