@@ -82,9 +82,9 @@ def check_source(segmentor: Segmentor, source: str, workdir: Path) -> None:
 
 
 def is_evaluated(config: Config, workdir: Path, segmentor: Segmentor) -> bool:
-    """Return whether `results.json` holds scores of this checkpoint for every setting of the configuration.
+    """Return whether `results.json` has an entry with this checkpoint's step for every setting of the configuration.
 
-    All processes of a run call it together. The answer is yes only if every process finds the scores.
+    All processes of a run call it together. The answer is yes only if every process finds these entries.
     """
     try:
         rows = json.loads((workdir / "results.json").read_text(encoding="utf-8"))
@@ -108,7 +108,7 @@ def evaluate_model(
       batch_size: windows scored together.
 
     Returns:
-      mIoU and class IoU as in `results.json`, and the confusion matrix they are computed from, with four examples.
+      mIoU and class IoU as in `results.json`, and the result they are computed from, with up to four examples.
 
     Raises:
       UserError: the target is not prepared, or the model has another number of classes.

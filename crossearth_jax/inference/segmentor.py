@@ -94,9 +94,9 @@ class Segmentor:
     ) -> UInt8[np.ndarray, "b h w"]:
         """Return the class of every pixel of 8-bit RGB images of any size, found with a sliding window.
 
-        The result is that of the reference. The reference fails where an axis is shorter than the window and not a
-        multiple of the patch size. Here such an axis is padded with the mean colour, on the right or at the bottom, as
-        in training.
+        Windows and averaging are those of the reference. The reference fails where an axis is shorter than the window
+        and not a multiple of the patch size. Here such an axis is padded with the mean colour, on the right or at the
+        bottom, as in training.
 
         Args:
           images: all of the same size.
@@ -145,7 +145,7 @@ class Segmentor:
 
 
 def default_stride(window: int) -> int:
-    """Return two thirds of the window, as in the published settings (341 for 512 pixels, 683 for 1024)."""
+    """Return two thirds of the window in pixels, as in the published settings (341 for 512, 683 for 1024)."""
     return round(window * 2 / 3)
 
 

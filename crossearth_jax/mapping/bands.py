@@ -30,7 +30,7 @@ def select_bands(dataset: DatasetReader, request: str | None) -> tuple[int, int,
 
     Raises:
       UserError: a band does not exist, `request` names neither one nor three bands, or it is None and the raster has
-        two bands.
+        two bands (or alpha bands only).
     """
     names = band_names(dataset)
     if request is not None:
@@ -61,13 +61,12 @@ def _default(dataset: DatasetReader, names: tuple[str, ...]) -> list[int]:
     data = [i for i, colour in zip(dataset.indexes, dataset.colorinterp, strict=True) if colour != ColorInterp.alpha]
     if len(data) == 1:
         return data * 3
-    if len(data) == 2:
+    if len(data) in (0, 2):
         raise UserError(f"{dataset.name} has {_listing(names)}; choose which to use with --bands, e.g. --bands=1")
     if len(data) > 3:
         logging.warning(
-            "%s has %s; bands 1, 2, 3 are used as red, green, blue; choose others with --bands",
-            dataset.name,
-            _listing(names),
+            "%s has %s; bands %d, %d, %d are used as red, green, blue; choose others with --bands",
+            *(dataset.name, _listing(names), *data[:3]),
         )
     return data[:3]
 

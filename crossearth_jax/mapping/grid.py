@@ -42,7 +42,7 @@ class Grid:
         return math.hypot(t.a, t.d) * unit, math.hypot(t.b, t.e) * unit
 
     def ground_size(self) -> tuple[float, float] | None:
-        """Return width and height on the ground, in metres, of the central pixel; None without a place on Earth."""
+        """Return width and height of the central pixel in metres on the ground; None if its position is unknown."""
         if self.crs is None or self.transform.is_identity:
             return None
         # Measured over several pixels, since projections are accurate to about a millimetre only.
@@ -61,7 +61,7 @@ class Grid:
         """Return width and height of a pixel in metres on the ground, measured in the middle of the grid.
 
         If the size in projected coordinates differs from it by less than `SURVEY`, that size is returned, so that
-        pixels of, for example, exactly 10 m in UTM coordinates have 10 m. None without a place on Earth.
+        pixels of, for example, exactly 10 m in UTM coordinates have 10 m. None if the position on Earth is unknown.
         """
         ground, nominal = self.ground_size(), self.nominal_size()
         if ground and nominal and np.allclose(nominal, ground, rtol=SURVEY):

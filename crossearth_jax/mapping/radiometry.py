@@ -39,7 +39,7 @@ class Stretch:
         return f"{', '.join(f'{low:g}..{high:g}' for low, high in self.ranges)} to 0..255 ({self.origin})"
 
 
-AS_IS = Stretch(((0.0, 255.0),) * 3, "8 bit, as they are")
+AS_IS = Stretch(((0.0, 255.0),) * 3, "8 bit, unchanged")
 
 
 def fixed(low: float, high: float) -> Stretch:

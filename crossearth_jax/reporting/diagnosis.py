@@ -12,7 +12,7 @@ LOSSES = 12  # rows of the table
 
 
 def loss_table(run: Run) -> Table | None:
-    """Return the classes and target domains with the largest loss of IoU against the source domain; None without any.
+    """Return a table of the largest losses of class IoU from the source domain to a target; None if no class loses.
 
     Where the confusion matrix is available, the table also names the most frequent confusions of the class.
     """
@@ -67,7 +67,7 @@ def confusions(evaluation: Evaluation | None, name: str) -> tuple[str, str]:
 
 
 def centre_table(run: Run, features: ClassFeatures) -> Table | None:
-    """Return, by domain and class, how many features are nearest to the centre of their own class in the source domain.
+    """Return a table of `projection.nearest_centres` by domain and class, with centres in the source domain.
 
     None if the features do not include an in-domain target.
     """

@@ -86,7 +86,7 @@ def class_map(labels: UInt8[np.ndarray, "h w"], palette: UInt8[np.ndarray, "k 3"
 
 
 def class_colours(labels: UInt8[np.ndarray, "h w"], palette: UInt8[np.ndarray, "k 3"]) -> UInt8[np.ndarray, "h2 w2 4"]:
-    """Return RGBA of a label map, subsampled as in the page; ignored pixels are transparent."""
+    """Return a label map as RGBA in the colours of the classes, subsampled as in the page; ignored is transparent."""
     colours = np.zeros((256, 4), np.uint8)
     colours[: len(palette)] = np.pad(palette, ((0, 0), (0, 1)), constant_values=255)
     return colours[_shrunk(labels)]
@@ -102,7 +102,7 @@ def error_map(
 def error_colours(
     image: UInt8[np.ndarray, "h w 3"], labels: UInt8[np.ndarray, "h w"], predictions: UInt8[np.ndarray, "h w"]
 ) -> UInt8[np.ndarray, "h2 w2 4"]:
-    """Return RGBA of the image in pale grey with wrong pixels in red; ignored pixels are transparent."""
+    """Return an RGBA error map: the image in pale grey, wrong pixels in red, ignored pixels transparent."""
     labels, predictions = _shrunk(labels), _shrunk(predictions)
     size = (labels.shape[1], labels.shape[0])
     grey = np.asarray(Image.fromarray(image).convert("L").resize(size, Image.Resampling.BOX), np.float32)

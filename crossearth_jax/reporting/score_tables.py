@@ -92,7 +92,7 @@ def score_columns(cells: Sequence[Cell]) -> list[tuple[str, summary.Value]]:
 
 
 def main_table(run: Run) -> Table:
-    """Return the mIoU of every setting beside baselines and published numbers, grouped by gap.
+    """Return a table with the mIoU of every setting beside baselines and published numbers, grouped by gap.
 
     Means are over unseen domains only.
     """
@@ -143,7 +143,7 @@ def _marks(columns: Sequence[tuple[str, summary.Value]], values: Sequence[float 
 
 
 def class_table(run: Run) -> Table:
-    """Return the IoU of every class in every setting; classes that the setting does not score are muted."""
+    """Return a table with the IoU of every class in every setting; classes that a setting does not score are muted."""
     blocks = []
     for group in summary.groups(run.cells):
         rows = []
@@ -169,7 +169,10 @@ def _class_entry(cell: Cell, name: str) -> Entry:
 
 
 def gap_table(run: Run) -> Table | None:
-    """Return the change of class IoU from the source domain to each unseen domain; None without an in-domain score."""
+    """Return a table of the changes of class IoU from the source domain to each unseen domain.
+
+    None if no unseen domain can be compared with an in-domain score.
+    """
     gaps = summary.gaps(run.cells)
     if not gaps:
         return None
@@ -197,7 +200,7 @@ def gap_table(run: Run) -> Table | None:
 
 
 def shift_table(robustness: Robustness) -> Table:
-    """Return the mIoU by shift and strength, its mean over the strengths, and the change against unchanged images."""
+    """Return a table of the mIoU by shift and strength, its mean over strengths, and the change to the clean mIoU."""
     strengths = sorted({strength for shift in robustness.shifts.values() for strength in shift.scores})
     clean = robustness.clean.miou
     rows, means = [], []
@@ -227,7 +230,7 @@ def _mean_and_drop(mean: float | None, clean: float | None) -> tuple[Entry, Entr
 
 
 def confusion_table(evaluation: Evaluation, title: str) -> Table:
-    """Return the confusion matrix in percent of the pixels of each true class (row)."""
+    """Return the confusion matrix as a table, in percent of the pixels of each true class (row)."""
     counts = evaluation.confusion.astype(np.float64)
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, totals, out=np.full_like(counts, np.nan), where=totals > 0)
@@ -251,7 +254,10 @@ def _share(value: float, *, diagonal: bool) -> Entry:
 
 
 def comparison_table(runs: Mapping[str, Run]) -> Table:
-    """Return the mIoU by setting and run, the best in bold, with means over the unseen settings that all runs have."""
+    """Return a table of the mIoU by setting and run, with means over the unseen settings that all runs have.
+
+    The best run of a row is bold.
+    """
     everything: dict[str, Cell] = {cell.name: cell for run in runs.values() for cell in run.cells}
     of_run = {title: {cell.name: cell for cell in run.cells} for title, run in runs.items()}
     blocks = []
@@ -277,7 +283,7 @@ def comparison_table(runs: Mapping[str, Run]) -> Table:
 
 
 def class_comparison_table(runs: Mapping[str, Run]) -> Table | None:
-    """Return the mean IoU by class and run, over the unseen settings that score the class in every run.
+    """Return a table of the mean IoU by class and run, over the unseen settings that score the class in every run.
 
     None if there are no such settings.
     """
@@ -306,7 +312,7 @@ def _best_bold(values: Sequence[float | None]) -> list[Entry]:
 
 
 def difference_table(runs: Mapping[str, Run]) -> Table | None:
-    """Return the configuration fields whose values differ between the runs; None if there are none."""
+    """Return a table of the configuration fields whose values differ between the runs; None if there are none."""
     keys = dict.fromkeys(key for run in runs.values() for key in run.config)
     rows = []
     for key in keys:
