@@ -78,5 +78,5 @@ def test_a_prepared_dataset_keeps_its_options(tmp_path):
     miniature.write_repacked(tmp_path)
     prepare("whu_building/aerial", tmp_path / "data", tmp_path, {"test_folder": "val"})
     prepare("whu_building/aerial", tmp_path / "data")
-    with pytest.raises(UserError, match=r"was prepared with whu_building\.test_folder=val, now test is asked for"):
+    with pytest.raises(UserError, match=r"was prepared with whu_building\.test_folder=val, but test is given now"):
         prepare("whu_building/aerial", tmp_path / "data", tmp_path, {"test_folder": "test"})

@@ -246,7 +246,7 @@ def test_a_run_without_a_whole_checkpoint_is_refused(tiny_config, damaged_run, t
     workdir = damaged_run(without_meta, 2, 4)
     (workdir / "model.safetensors").unlink()  # as a run of an older version
     for use in (loop.train, start.restore):
-        with pytest.raises(UserError, match=r"no checkpoint in \S+ can be read \(step 4: .*; step 2: .*\); expected"):
+        with pytest.raises(UserError, match=r"no checkpoint in \S+ can be read \(step 4: .*; step 2: .*\), expected"):
             use(tiny_config, workdir)
     with pytest.raises(SystemExit) as end:
         command.run(convert.main, [str(workdir), str(tmp_path / "out.safetensors")])
