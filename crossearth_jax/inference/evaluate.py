@@ -148,7 +148,7 @@ def validate(config: Config, params: Mapping[str, jax.Array]) -> float:
 
 
 def scored_classes(source: str, data_dir: str) -> tuple[str, ...]:
-    """Return the classes scored in the source domain: those of its in-domain settings, or all if it has none."""
+    """Return the classes scored in the source domain: those of its in-domain settings, else all classes."""
     own = [setting.classes for setting in settings_from(source, data_dir) if not setting.cross_domain]
     names = source_domains(source, data_dir)[0].classes
     return tuple(name for name in names if not own or any(name in classes for classes in own))
