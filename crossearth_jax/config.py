@@ -61,7 +61,9 @@ class ReinsConfig:
 class HeadConfig:
     """The segmentation head: Mask2Former's pixel decoder and transformer decoder, or a small convolutional head."""
 
-    kind: str = "mask2former"  # or "fcn", which uses only `width` and `groups`
+    # "mask2former"; "fcn", which uses only `width` and `groups`; or "linear", a classifier of single patches that uses
+    # none of the fields below.
+    kind: str = "mask2former"
     width: int = 256
     heads: int = 8
     groups: int = 32  # of the group normalisation
@@ -114,6 +116,16 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MixConfig:
+    """An augmentation that mixes the images of a batch (`augment.mixing`); not part of the reference."""
+
+    kind: str = "fourier"  # "fourier", "statistics" (appearance only), "cutmix" or "grid_shuffle" (with the labels)
+    probability: float = 0.5  # that an image is mixed
+    strength: float = 1.0  # largest share of the partner: of amplitudes, of the statistics, or of the area
+    grid: int = 4  # cells along a side for "grid_shuffle"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
     """Augmentations inside the jitted step, in the order in which they are applied."""
 
@@ -129,6 +141,7 @@ class AugmentConfig:
     contrast: tuple[float, float] = (0.5, 1.5)  # smallest and largest factor
     saturation: tuple[float, float] = (0.5, 1.5)  # smallest and largest factor
     hue: int = 18  # largest change, in steps of two degrees
+    mix: MixConfig | None = None  # mixes the images of a batch after all of the above
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -170,7 +183,7 @@ class MimTaskConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Mask2Former's set loss and a pixel-wise cross-entropy; for the head "fcn" cross-entropy and Dice loss."""
+    """Mask2Former's set loss and a pixel-wise cross-entropy; for the other heads cross-entropy and Dice loss."""
 
     points: int = 12544  # sampled points of a mask
     oversample: float = 3.0  # candidates per point, from which the uncertain points are chosen

@@ -7,6 +7,7 @@ fields that belong together.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,6 +27,8 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (r"augment\.(brightness|contrast|saturation|hue)", lambda x: x >= 0, "0 or more"),
     (r"augment\.max_class_share", lambda x: 0.5 < x <= 1, "more than 0.5 and at most 1 (1 accepts every crop)"),
     (r"augment\.(scales|longest)", lambda x: x > 0, "more than 0"),
+    (r"augment\.mix\.(probability|strength)", lambda x: 0 <= x <= 1, "0 to 1"),
+    (r"augment\.mix\.grid", lambda x: x >= 2, "2 or more"),
     (r"(style|mim)\.(probability|alpha|mask_ratio)", lambda x: 0 <= x <= 1, "0 to 1"),
     (r"style\.draw_scale", lambda x: x > 0, "more than 0"),
     (r"loss\.importance", lambda x: 0 <= x <= 1, "0 to 1"),
@@ -45,7 +48,9 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
 )  # fmt: skip
 
 _CHOICES = {
+    "augment.mix.kind": ("fourier", "statistics", "cutmix", "grid_shuffle"),
     "data.corrupt_records": ("stop", "skip"),
+    "model.head.kind": ("mask2former", "fcn", "linear"),
     "model.dtype": ("float32", "bfloat16"),
     "style.backend": ("mobile", "inception"),
     "style.detail": ("network", "low", "scaled"),
@@ -68,9 +73,8 @@ def check_config(config: Config) -> None:
         if not fits(value):
             raise UserError(f"{name} is {value}, expected {range_}")
     for name, choices in _CHOICES.items():
-        section, field = name.split(".")
-        value = getattr(getattr(config, section), field, choices[0])  # `style` may be None
-        if value not in choices:
+        value = functools.reduce(lambda section, field: getattr(section, field, None), name.split("."), config)
+        if value is not None and value not in choices:  # None: a section is left out
             raise UserError(f"{name} is '{value}', expected one of {', '.join(choices)}")
     for check in (
         _check_tasks,
@@ -132,10 +136,10 @@ def _check_model(config: Config) -> None:
     vit, head = config.model.vit, config.model.head
     divisors = [("model.vit.width", "model.vit.heads", vit), ("model.vit.image_size", "model.vit.patch_size", vit)]
     if head is not None:
-        if head.kind not in ("mask2former", "fcn"):
-            raise UserError(f"model.head.kind is '{head.kind}', expected mask2former or fcn")
-        if head.kind == "fcn" and config.loss is not None and not config.loss.pixel_weight:
-            raise UserError("loss.pixel_weight is 0, but the head 'fcn' is trained with this loss; set it, e.g. to 1.0")
+        if head.kind != "mask2former" and config.loss is not None and not config.loss.pixel_weight:
+            raise UserError(
+                f"loss.pixel_weight is 0, but the head '{head.kind}' is trained with this loss; set it, e.g. to 1.0"
+            )
         divisors += [("model.head.width", "model.head.heads", head), ("model.head.width", "model.head.groups", head)]
     for whole, part, section in divisors:
         _check_multiple(whole, part, section)

@@ -2,16 +2,20 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
+from PIL import Image
 
 from benchmarks.generalisation import __main__ as study
 from benchmarks.generalisation import backbone, summary
 from benchmarks.generalisation.variants import HEADS, VARIANTS, Budget, recipe
+from crossearth_jax.analysis import baselines, diagnostics
+from crossearth_jax.benchmark.domains_file import read_domains_file
 from crossearth_jax.config import UserError, ViTConfig
 from crossearth_jax.config_check import check_config
 from crossearth_jax.models.network import SegmentationModel
@@ -52,13 +56,31 @@ def test_interval_of_a_mean():
     assert summary.interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
 
 
+SHIFTS = [
+    {"head": "fcn", "variant": variant, "source": "a", "seed": 1, "shift": shift, "strength": 3, "miou": miou}
+    for variant, shift, miou in (("rein", "haze", 20.0), ("rein", "jpeg", 30.0), ("crossearth", "haze", 26.0))
+]
+
+
 def test_table_by_hand():
-    lines = summary.table(ROWS)
+    lines = summary.table(ROWS, SHIFTS)
     # Unseen are b and c; the mean of rein is that of 11, 12, 21, 22, of crossearth that of 14, 13, 26.
-    assert lines[2] == "| rein | 16.5 |  | 15.0 |  | 2 | 1.50 M | 1.5 |"
-    assert lines[3].startswith("| crossearth | 17.7 | +3.0 [+1.0, +5.0] | 9.0 | -1.0 | 2 |")
+    assert lines[2] == "| rein | 16.5 |  | 15.0 |  | 25.0 |  | 2 | 1.50 M | 1.5 |"
+    assert lines[3].startswith("| crossearth | 17.7 | +3.0 [+1.0, +5.0] | 9.0 | -1.0 | 26.0 | +6.0 | 2 |")
     assert "| crossearth | 9.0 | 20.0 | 13.0 |" in summary.by_target(ROWS)
-    assert "## Head fcn" in summary.report(ROWS)
+    assert "| crossearth | 26.0 | - |" in summary.by_shift(SHIFTS)
+    text = summary.report(ROWS, SHIFTS, ["figures/a.png"])
+    assert "## Head fcn" in text and "![figures/a.png](figures/a.png)" in text
+
+
+def test_baselines_and_the_upper_bound_stand_beside_the_variants():
+    rows = [*ROWS, row("rein", "b", 1, 40.0, source="b"), row("rein", "a", 1, 5.0, source="b")]
+    simple = [{**row("colour", "b", 0, 7.0), "head": "baseline"}]
+    lines = summary.by_target(rows, simple)
+    assert lines[0] == "| variant | a → a | a → b | a → c | b → b | b → a |"
+    assert lines[2] == "| colour | - | 7.0 | - | - | - |"
+    # Trained on b itself, Rein has 40 there; in its own domain a it has (10 + 20) / 2.
+    assert lines[-1] == "| rein, trained on the target | 15.0 | 40.0 | - | 40.0 | 15.0 |"
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -76,13 +98,15 @@ def run(out, *arguments):
 def test_a_study_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, capsys):
     trained, real = [], study.run_cell
 
-    def run_cell(cell, config, out):
+    def run_cell(cell, *arguments):
         trained.append(cell.variant.name)
         if len(trained) == 2:
             raise KeyboardInterrupt
-        real(cell, config, out)
+        real(cell, *arguments)
 
     monkeypatch.setattr(study, "run_cell", run_cell)
+    monkeypatch.setattr(baselines, "PIXELS", 5000)
+    monkeypatch.setattr(diagnostics, "DISTANCE_IMAGES", 2)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, "--variants", "frozen", "rein")
     assert run(tmp_path, "--variants", "frozen", "rein") == 0
@@ -91,17 +115,36 @@ def test_a_study_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, capsys)
         rows = list(csv.DictReader(file))
     assert [(row["variant"], row["target"], row["cross_domain"]) for row in rows] == [
         (variant, f"dubai_sample/{target}", str(target != "inland"))
-        for variant in ("frozen", "rein")
+        for variant in ("majority", "colour", "frozen", "rein")
         for target in ("inland", "coast")
     ]
-    assert all(0 <= float(row["miou"]) <= 100 and json.loads(row["iou"]) and int(row["steps"]) == 2 for row in rows)
-    assert "| rein |" in (tmp_path / "report.md").read_text()
+    steps = [0] * 4 + [2] * 4
+    assert all(0 <= float(row["miou"]) <= 100 and json.loads(row["iou"]) for row in rows)
+    assert [int(row["steps"]) for row in rows] == steps
+    with (tmp_path / "shifts.csv").open() as file:
+        shifts = list(csv.DictReader(file))
+    assert [(row["variant"], row["shift"]) for row in shifts] == [
+        (variant, shift) for variant in ("frozen", "rein") for shift in study.QUICK_SHIFTS
+    ]
+    report = (tmp_path / "report.md").read_text()
+    assert "| rein |" in report
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", report)
+    assert len(pictures) == 6  # differences, classes, robustness, style distance, maps of two targets
+    for picture in pictures:
+        with Image.open(tmp_path / picture) as image:
+            assert min(image.size) > 150
     assert not list((tmp_path / "runs").iterdir())
     assert capsys.readouterr().out == f"{tmp_path / 'report.md'}\n"
 
 
+@pytest.mark.parametrize("name", ["roads", "landcover"])
+def test_specifications_of_public_datasets_can_be_read(name):
+    file = read_domains_file(Path(study.__file__).parent / "domains" / f"{name}.toml")
+    assert file.name == name and "mbrsc" in file.domains
+
+
 def test_arguments_that_cannot_be_meant(tmp_path):
-    with pytest.raises(UserError, match="unknown variants: reign; known: frozen, rein"):
+    with pytest.raises(UserError, match="unknown variants: reign; known: linear_probe, frozen, rein"):
         run(tmp_path, "--variants", "reign")
     with pytest.raises(UserError, match="leaves out rein, which all others are compared with"):
         run(tmp_path, "--variants", "frozen")

@@ -1,4 +1,4 @@
-"""Trains every variant on every source and scores it on all domains that it has not seen.
+"""Train every variant on every source and score it on all domains that it has not seen.
 
     python -m benchmarks.generalisation.backbone vit_s.safetensors
     python -m benchmarks.generalisation --data=domains.toml --backbone=vit_s.safetensors --out=runs/generalisation
@@ -7,8 +7,8 @@ Every domain of the file with a train split is a source in turn; the others are 
 head, variant, source, seed. Cells are taken seed by seed, so that an interrupted study has whole tables of fewer seeds.
 The same command continues: finished cells are left alone, and an unfinished run goes on from its last checkpoint.
 
-`OUT/results.csv` has a row for each cell and target; `OUT/report.md` is written again after every cell. The protocol is
-in docs/generalisation.md.
+`OUT/results.csv` has a row for each cell and target, `OUT/shifts.csv` one for each cell and appearance shift;
+`OUT/report.md` and `OUT/figures/` are made from them again after every cell. The protocol is in docs/generalisation.md.
 """
 
 from __future__ import annotations
@@ -25,27 +25,41 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
+from jaxtyping import UInt8
 
-from benchmarks.generalisation import summary
-from benchmarks.generalisation.variants import HEADS, REFERENCE, VARIANTS, Budget, Variant, find, recipe
-from crossearth_jax.benchmark.registry import find_domain
-from crossearth_jax.config import Config, UserError, ViTConfig
+from benchmarks.generalisation import figures, summary
+from benchmarks.generalisation.summary import BASELINE, Row
+from benchmarks.generalisation.variants import HEADS, OF_SOURCE, REFERENCE, VARIANTS, Budget, Variant, find, recipe
+from crossearth_jax import estimate_style
+from crossearth_jax.analysis import baselines
+from crossearth_jax.analysis.diagnostics import style_distances
+from crossearth_jax.augment.shifts import SHIFTS
+from crossearth_jax.benchmark.registry import find_domain, settings_of
+from crossearth_jax.config import Config, DataConfig, StyleConfig, UserError, ViTConfig
 from crossearth_jax.inference.evaluate import evaluate
+from crossearth_jax.inference.results import row
+from crossearth_jax.inference.robustness import score_shifts
 from crossearth_jax.inference.segmentor import load
+from crossearth_jax.inputs.sources import PreparedSplit
 from crossearth_jax.prepare import prepare_file
 from crossearth_jax.runtime import command
-from crossearth_jax.runtime.atomic import replacing, write_json
+from crossearth_jax.runtime.atomic import replacing, write_json, write_npz
 from crossearth_jax.training.export import ensure_exported
 from crossearth_jax.training.loop import train
 from crossearth_jax.training.stop import Stopped
 from crossearth_jax.weights.native import read_description
 
-COLUMNS: list[str] = [
+COLUMNS = (
     "head", "variant", "source", "target", "seed", "cross_domain", "miou", "iou", "pixels", "steps", "trainable",
     "seconds", "device",
-]  # fmt: skip
+)  # fmt: skip
+SHIFT_COLUMNS = ("head", "variant", "source", "seed", "shift", "strength", "miou")
+SHIFT_STRENGTHS = (3,)  # of five: the middle one, since all five cost more than a training run
 QUICK = Budget(steps=2, crop=64, batch=8)
+QUICK_SHIFTS = ("haze", "jpeg")
+MAP_TILES = 2  # tiles of each domain whose predictions are kept for the figure, of the first seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +78,7 @@ class Cell:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the cells that are missing."""
+    """Run the cells that are missing."""
     arguments = _parser().parse_args(argv)
     try:
         variants = find(arguments.variants)
@@ -76,9 +90,12 @@ def main(argv: Sequence[str]) -> int:
     budget = QUICK if arguments.quick else Budget(arguments.steps, arguments.crop, arguments.batch)
     vit = _backbone(arguments.backbone, budget)
     data_dir = str(arguments.data_dir or arguments.out / "data")
-    file = prepare_file(arguments.data, data_dir)
-    sources = [own.key for own in file.find(arguments.sources or None)]
-    sources = [key for key in sources if find_domain(key, data_dir).counts.get("train")]
+    file = prepare_file(arguments.data, data_dir, arguments.domains or None)
+    domains = [own.key for own in file.find(arguments.domains or None)]
+    named = [own.key for own in file.find(arguments.sources or None)]
+    sources = [key for key in domains if key in named and find_domain(key, data_dir).counts.get("train")]
+    if not sources:
+        raise UserError(f"none of {', '.join(named)} is among the domains of the study and has a train split")
     cells = [
         Cell(head, variant, source, seed)
         for seed in range(arguments.seeds)
@@ -87,14 +104,16 @@ def main(argv: Sequence[str]) -> int:
         for variant in variants
     ]
     arguments.out.mkdir(parents=True, exist_ok=True)
+    for source in sources:
+        score_baselines(source, data_dir, arguments.out)
     began, ran = time.monotonic(), 0
     for i, cell in enumerate(cells):
         if _result(arguments.out, cell).exists():
             continue
         logging.info("cell %d of %d: %s", i + 1, len(cells), cell.name)
-        config = _config(cell, budget, vit, len(file.taxonomy.classes), data_dir, arguments.backbone)
+        config = _config(cell, budget, vit, len(file.taxonomy.classes), data_dir, arguments)
         try:
-            run_cell(cell, config, arguments.out)
+            run_cell(cell, config, arguments.out, QUICK_SHIFTS if arguments.quick else tuple(SHIFTS))
         except Stopped as stopped:
             logging.warning("%s", stopped)
             return stopped.exit_code
@@ -102,8 +121,8 @@ def main(argv: Sequence[str]) -> int:
         left = sum(not _result(arguments.out, other).exists() for other in cells)
         each = (time.monotonic() - began) / ran
         logging.info("%d of %d cells are missing, about %.1f hours", left, len(cells), left * each / 3600)
-        write_tables(arguments.out, cells)
-    write_tables(arguments.out, cells)
+        write_tables(arguments.out, cells, data_dir)
+    write_tables(arguments.out, cells, data_dir)
     print(arguments.out / "report.md")
     return 0
 
@@ -120,7 +139,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data_dir", help="where domains are prepared; OUT/data without")
     parser.add_argument("--variants", nargs="*", default=[], help=f"of {', '.join(v.name for v in VARIANTS)}")
     parser.add_argument("--heads", nargs="*", default=HEADS[:1], choices=HEADS)
-    parser.add_argument("--sources", nargs="*", default=[], help="domains to train on; all of the file without")
+    parser.add_argument("--domains", nargs="*", default=[], help="domains of the study; all of the file without")
+    parser.add_argument("--sources", nargs="*", default=[], help="domains to train on; all of the study without")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--crop", type=int, default=160, help="side of crops, in pixels")
@@ -138,73 +158,182 @@ def _backbone(path: Path | None, budget: Budget) -> ViTConfig:
     return read_description(path).model.vit
 
 
-def _config(cell: Cell, budget: Budget, vit: ViTConfig, classes: int, data_dir: str, backbone: Path | None) -> Config:
+def _config(
+    cell: Cell, budget: Budget, vit: ViTConfig, classes: int, data_dir: str, arguments: argparse.Namespace
+) -> Config:
     config = cell.variant.change(recipe(budget, cell.head, vit, classes))
+    if config.style is not None and config.style.statistics == OF_SOURCE:
+        statistics = str(own_styles(cell.source, data_dir, arguments.out))
+        config = dataclasses.replace(config, style=dataclasses.replace(config.style, statistics=statistics))
+    init_from = None if arguments.backbone is None else str(arguments.backbone)
     return dataclasses.replace(
         config,
         seed=cell.seed,
         data=dataclasses.replace(config.data, source=cell.source, data_dir=data_dir),
-        train=dataclasses.replace(config.train, init_from=None if backbone is None else str(backbone)),
+        train=dataclasses.replace(config.train, init_from=init_from),
     )
 
 
-def run_cell(cell: Cell, config: Config, out: Path) -> None:
-    """Trains, scores all targets, and keeps the scores alone."""
+def own_styles(source: str, data_dir: str, out: Path) -> Path:
+    """Estimate the style statistics of the source's own training images, once."""
+    path = out / "styles" / f"{source.replace('/', '_')}.npz"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        estimate_style.main([source, f"--source={source}", f"--data_dir={data_dir}", f"--out={path}"])
+    return path
+
+
+def run_cell(cell: Cell, config: Config, out: Path, shifts: Sequence[str]) -> None:
+    """Trains, score all targets and the appearance shifts of the source, and keep only the scores and a few maps."""
     workdir, began = out / "runs" / cell.name, time.monotonic()
     run = train(config, workdir)
-    trainable = sum(value.size for value in jax.tree.leaves(run.state.trainable))
-    evaluate(
-        config, workdir, load(ensure_exported(workdir), window=config.evaluate.window, stride=config.evaluate.stride)
-    )
+    trained = time.monotonic()
+    segmentor = load(ensure_exported(workdir), window=config.evaluate.window, stride=config.evaluate.stride)
+    evaluate(config, workdir, segmentor)
+    of_shifts = json.loads(score_shifts(config, workdir, segmentor, shifts, SHIFT_STRENGTHS).read_text("utf-8"))
     rows = json.loads((workdir / "results.json").read_text("utf-8"))
     made = {
         "steps": config.train.steps,
-        "trainable": trainable,
-        "seconds": round(time.monotonic() - began),  # since the last start, where a run was interrupted
+        "trainable": sum(value.size for value in jax.tree.leaves(run.state.trainable)),
+        "seconds": round(trained - began),  # of training, since the last start where a run was interrupted
         "device": jax.devices()[0].device_kind,
     }
-    write_json(_result(out, cell), {"rows": rows, "made": made})
+    if cell.seed == 0:
+        predictions = {
+            scored["target"]: [
+                segmentor.predict(image[None])[0] for image, _ in tiles(scored["target"], config.data.data_dir)
+            ]
+            for scored in rows.values()
+        }
+        write_npz(
+            _maps(out, cell),
+            **{f"{target} {i}": labels for target, found in predictions.items() for i, labels in enumerate(found)},
+        )
+    write_json(_result(out, cell), {"rows": rows, "shifts": of_shifts["shifts"], "made": made})
     shutil.rmtree(workdir)
     jax.clear_caches()
+
+
+def tiles(domain: str, data_dir: str) -> list[tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]]:
+    """The tiles of a domain's evaluation split that the figure shows, evenly spread, with their labels."""
+    split = PreparedSplit(domain, find_domain(domain, data_dir).eval_split, data_dir)
+    chosen = [split[i * len(split) // MAP_TILES] for i in range(min(MAP_TILES, len(split)))]
+    return [(record["image"], record["label"]) for record in chosen]
+
+
+def score_baselines(source: str, data_dir: str, out: Path) -> None:
+    """Score the classifiers that need no network, once, and measure how far the style of each target is."""
+    path = out / "cells" / f"{BASELINE}-{source.replace('/', '_')}.json"
+    if path.exists():
+        return
+    settings = settings_of(source, (), data_dir)
+    targets = [setting.target for setting in settings]
+    style = Config(name="styles", data=DataConfig(source=source, data_dir=data_dir), style=StyleConfig())
+    distances = style_distances(style, targets)
+    matrices = baselines.confusions(source, targets, data_dir)
+    rows = {
+        name: {
+            setting.name: row(setting, find_domain(setting.target, data_dir).classes, found[setting.target], None)
+            for setting in settings
+        }
+        for name, found in matrices.items()
+    }
+    write_json(path, {"rows": rows, "style_distances": distances})
 
 
 def _result(out: Path, cell: Cell) -> Path:
     return out / "cells" / f"{cell.name}.json"
 
 
-def records(out: Path, cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
-    """A row of `results.csv` for each finished cell and each of its targets."""
+def read_cells(out: Path, cells: Sequence[Cell]) -> tuple[list[Row], list[Row]]:
+    """Read the scores of the baselines and of the finished cells.
+
+    Returns:
+      The rows of `results.csv`, and those of `shifts.csv`.
+    """
+    scores: list[Row] = []
+    shifts: list[Row] = []
+    for source in _sources(cells):
+        for name, rows in _baseline(out, source)["rows"].items():
+            made = {"head": BASELINE, "variant": name, "source": source, "seed": 0, "steps": 0, "trainable": 0}
+            scores += [made | {"seconds": 0, "device": "cpu"} | _scores(scored) for scored in rows.values()]
     for cell in cells:
-        path = _result(out, cell)
-        if not path.exists():
+        if not _result(out, cell).exists():
             continue
-        content = json.loads(path.read_text("utf-8"))
-        for row in content["rows"].values():
-            yield {
-                "head": cell.head,
-                "variant": cell.variant.name,
-                "source": cell.source,
-                "target": row["target"],
-                "seed": cell.seed,
-                "cross_domain": row["cross_domain"],
-                "miou": row["miou"],
-                "iou": json.dumps(row["iou"]),
-                "pixels": row["pixels"],
-                **content["made"],
-            }
+        content = json.loads(_result(out, cell).read_text("utf-8"))
+        made = {"head": cell.head, "variant": cell.variant.name, "source": cell.source, "seed": cell.seed}
+        scores += [made | content["made"] | _scores(scored) for scored in content["rows"].values()]
+        shifts += [
+            made | {"shift": name, "strength": int(strength), "miou": found["miou"]}
+            for name, shift in content["shifts"].items()
+            for strength, found in shift["strengths"].items()
+        ]
+    return scores, shifts
 
 
-def write_tables(out: Path, cells: Sequence[Cell]) -> None:
-    """Writes `results.csv` and `report.md` of the finished cells."""
-    rows = list(records(out, cells))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    with replacing(out / "results.csv") as temporary:
-        temporary.write_text(text.getvalue(), "utf-8")
+def _sources(cells: Sequence[Cell]) -> list[str]:
+    return list(dict.fromkeys(cell.source for cell in cells))
+
+
+def _baseline(out: Path, source: str) -> dict[str, Any]:
+    return json.loads((out / "cells" / f"{BASELINE}-{source.replace('/', '_')}.json").read_text("utf-8"))
+
+
+def _scores(scored: Row) -> dict[str, Any]:
+    columns = ("target", "cross_domain", "miou", "pixels")
+    return {key: scored[key] for key in columns} | {"iou": json.dumps(scored["iou"])}
+
+
+def write_tables(out: Path, cells: Sequence[Cell], data_dir: str) -> None:
+    """Write `results.csv`, `shifts.csv`, `report.md` and the figures of the finished cells."""
+    scores, shifts = read_cells(out, cells)
+    for name, columns, rows in (("results", COLUMNS, scores), ("shifts", SHIFT_COLUMNS, shifts)):
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        with replacing(out / f"{name}.csv") as temporary:
+            temporary.write_text(text.getvalue(), "utf-8")
+    folder, drawn = out / "figures", []
+    distances = {
+        (source, target): distance
+        for source in _sources(cells)
+        for target, distance in _baseline(out, source)["style_distances"].items()
+    }
+    for head in HEADS:
+        of_head = [scored for scored in scores if scored["head"] == head]
+        if any(scored["cross_domain"] for scored in of_head):
+            drawn += [
+                figures.differences(folder, of_head),
+                figures.classes(folder, of_head),
+                figures.effective_robustness(folder, of_head),
+                figures.style_distance(folder, of_head, distances),
+            ]
+            drawn += draw_maps(out, [cell for cell in cells if cell.head == head], data_dir)
     with replacing(out / "report.md") as temporary:
-        temporary.write_text(summary.report(rows), "utf-8")
+        temporary.write_text(summary.report(scores, shifts, [str(path.relative_to(out)) for path in drawn]), "utf-8")
+
+
+def draw_maps(out: Path, cells: Sequence[Cell], data_dir: str) -> Iterator[Path]:
+    """Draws, for each source and target, the kept predictions of all variants on the same tiles."""
+    for source in _sources(cells):
+        kept = {
+            cell.variant.name: np.load(_maps(out, cell))
+            for cell in cells
+            if cell.source == source and cell.seed == 0 and _maps(out, cell).exists()
+        }
+        targets = dict.fromkeys(name.rpartition(" ")[0] for arrays in kept.values() for name in arrays)
+        for target in targets:
+            images, labels = zip(*tiles(target, data_dir), strict=True)
+            maps = {"labels": labels} | {
+                name: [arrays[f"{target} {i}"] for i in range(len(images))] for name, arrays in kept.items()
+            }
+            name = f"maps_{cells[0].head}_{source}_{target}.png".replace("/", "_")
+            yield figures.sample_maps(out / "figures" / name, images, maps, find_domain(target, data_dir).palette)
+
+
+def _maps(out: Path, cell: Cell) -> Path:
+    return out / "maps" / f"{cell.name}.npz"
 
 
 if __name__ == "__main__":

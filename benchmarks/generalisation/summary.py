@@ -12,6 +12,7 @@ from benchmarks.generalisation.variants import REFERENCE, VARIANTS
 
 RESAMPLES = 10_000
 LEVEL = 0.95
+BASELINE = "baseline"  # in the column `head` of what needs no network
 
 Row = Mapping[str, Any]
 
@@ -33,22 +34,34 @@ def interval(differences: Sequence[float], seed: int = 0) -> tuple[float, float]
     return float(low), float(high)
 
 
-def report(rows: Sequence[Row]) -> str:
-    """The report as Markdown: a table for each head, and the differences by source and target."""
+def report(rows: Sequence[Row], shifts: Sequence[Row], figures: Sequence[str]) -> str:
+    """Write the report as Markdown.
+
+    Args:
+      rows: of `results.csv`.
+      shifts: of `shifts.csv`.
+      figures: paths of the pictures relative to the report.
+    """
     parts = ["# Generalisation", ""]
-    for head in dict.fromkeys(row["head"] for row in rows):
+    simple = [row for row in rows if row["head"] == BASELINE]
+    for head in dict.fromkeys(row["head"] for row in rows if row["head"] != BASELINE):
         of_head = [row for row in rows if row["head"] == head]
-        parts += [f"## Head {head}", "", *table(of_head), "", *by_target(of_head), ""]
+        of_shifts = [row for row in shifts if row["head"] == head]
+        parts += [f"## Head {head}", "", *table(of_head, of_shifts), "", *by_target(of_head, simple), ""]
+        if of_shifts:
+            parts += ["Appearance shifts of the source's test split, mIoU:", "", *by_shift(of_shifts), ""]
+    parts += [line for path in figures for line in (f"![{path}]({path})", "")]
     return "\n".join(parts)
 
 
-def table(rows: Sequence[Row]) -> list[str]:
-    """One line for each variant, in the order of the variants."""
+def table(rows: Sequence[Row], shifts: Sequence[Row] = ()) -> list[str]:
+    """Write one line for each variant, in the order of the variants."""
     lines = [
-        f"| variant | unseen mIoU | difference to {REFERENCE} [95 %] | in-domain mIoU | difference [95 %] | runs | "
-        "trainable | minutes a run |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| variant | unseen mIoU | difference to {REFERENCE} [95 %] | in-domain mIoU | difference [95 %] | "
+        "shifts mIoU | difference [95 %] | runs | trainable | minutes a run |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
+    shifted = [{**row, "target": f"{row['shift']} {row['strength']}"} for row in shifts]
     unseen, own = ([row for row in rows if row["cross_domain"] is wanted] for wanted in (True, False))
     for variant in VARIANTS:
         mine = [row for row in rows if row["variant"] == variant.name]
@@ -56,7 +69,7 @@ def table(rows: Sequence[Row]) -> list[str]:
             continue
         runs = {(row["source"], row["seed"]): row for row in mine}
         columns = [variant.name]
-        for part in (unseen, own):
+        for part in (unseen, own, shifted):
             scores = [row["miou"] for row in part if row["variant"] == variant.name]
             columns += [f"{np.mean(scores):.1f}" if scores else "-", _difference(part, variant.name)]
         parameters = next(iter(runs.values()))["trainable"] / 1e6
@@ -78,18 +91,42 @@ def _difference(rows: Sequence[Row], variant: str) -> str:
     return f"{np.mean(differences):+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def by_target(rows: Sequence[Row]) -> list[str]:
-    """Mean mIoU over the seeds for each pair of source and target."""
+def by_target(rows: Sequence[Row], baselines: Sequence[Row] = ()) -> list[str]:
+    """Write the mean mIoU over the seeds for each pair of source and target, of every variant and baseline.
+
+    The last line is the score of Rein trained on the target itself: how much of the gap is left.
+    """
     pairs = list(dict.fromkeys((row["source"], row["target"]) for row in rows))
-    names = [f"{_short(source)} → {_short(target)}" for source, target in pairs]
+    names = [f"{short(source)} → {short(target)}" for source, target in pairs]
     lines = [f"| variant | {' | '.join(names)} |", f"|---{'|---' * len(pairs)}|"]
+    own = [row for row in rows if row["variant"] == REFERENCE and not row["cross_domain"]]
+    upper = [{**row, "source": source} for row in own for source, target in pairs if target == row["target"]]
+    groups = [(name, [row for row in baselines if row["variant"] == name]) for name in _named(baselines)]
+    groups += [(v.name, [row for row in rows if row["variant"] == v.name]) for v in VARIANTS]
+    groups += [(f"{REFERENCE}, trained on the target", upper)]
+    for name, mine in groups:
+        if mine:
+            cells = [[r["miou"] for r in mine if (r["source"], r["target"]) == pair] for pair in pairs]
+            lines.append(f"| {name} | {' | '.join(f'{np.mean(c):.1f}' if c else '-' for c in cells)} |")
+    return lines
+
+
+def by_shift(rows: Sequence[Row]) -> list[str]:
+    """Write the mean mIoU over sources and seeds for each appearance shift and variant."""
+    columns = list(dict.fromkeys((row["shift"], row["strength"]) for row in rows))
+    lines = [f"| variant | {' | '.join(f'{s} {k}' for s, k in columns)} |", f"|---{'|---' * len(columns)}|"]
     for variant in VARIANTS:
         mine = [row for row in rows if row["variant"] == variant.name]
         if mine:
-            cells = [[r["miou"] for r in mine if (r["source"], r["target"]) == pair] for pair in pairs]
+            cells = [[r["miou"] for r in mine if (r["shift"], r["strength"]) == column] for column in columns]
             lines.append(f"| {variant.name} | {' | '.join(f'{np.mean(c):.1f}' if c else '-' for c in cells)} |")
     return lines
 
 
-def _short(domain: str) -> str:
+def _named(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row["variant"] for row in rows))
+
+
+def short(domain: str) -> str:
+    """Returns the name of a domain without that of its dataset."""
     return domain.rpartition("/")[2]

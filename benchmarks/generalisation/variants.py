@@ -19,6 +19,7 @@ from crossearth_jax.config import (
     LossConfig,
     MimConfig,
     MimTaskConfig,
+    MixConfig,
     ModelConfig,
     OptimizerConfig,
     ReinsConfig,
@@ -32,6 +33,9 @@ REFERENCE = "rein"  # what differences are taken to
 PAPER_STYLES = StyleConfig()  # a tenth of the images, a tenth of the code, blocks
 # The change of colour alone, in all images. The blocks of the paper would cut it into patches of different colour.
 LOW_STYLES = StyleConfig(probability=1.0, alpha=0.5, mask_ratio=1.0, detail="low", draw_scale=0.5)
+
+OF_SOURCE = "source"  # in the place of a statistics file: it is estimated from the source's train split
+OWN_STYLES = replace(LOW_STYLES, statistics=OF_SOURCE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,12 +76,23 @@ def recipe(budget: Budget, head: str, vit: ViTConfig, classes: int) -> Config:
             learning_rate=5e-4, warmup_steps=min(50, budget.steps // 10), clip_norm=1.0, ema=0.99
         ),
         train=TrainConfig(steps=budget.steps, checkpoint_every=100, keep_checkpoints=1),
-        evaluate=EvaluateConfig(window=crop, stride=round(crop * 2 / 3), batch_size=8, examples=0),
+        evaluate=EvaluateConfig(window=crop, stride=round(crop * 2 / 3), batch_size=16, examples=0),
     )
+
+
+def _linear_probe(config: Config) -> Config:
+    """A linear classifier on the frozen features, with the pixel-wise loss of the light head."""
+    head = HeadConfig(kind="linear")
+    loss = LossConfig(pixel_weight=1.0, dice_weight=1.0)
+    return replace(_without_rein(config), model=replace(config.model, reins=None, head=head), loss=loss)
 
 
 def _augment(**changes: object) -> Callable[[Config], Config]:
     return lambda config: replace(config, augment=replace(config.augment, **changes))  # pyright: ignore[reportArgumentType]
+
+
+def _mix(kind: str) -> Callable[[Config], Config]:
+    return _augment(mix=MixConfig(kind=kind))
 
 
 def _styles(style: StyleConfig) -> Callable[[Config], Config]:
@@ -99,13 +114,14 @@ def _both(style: StyleConfig) -> Callable[[Config], Config]:
 
 
 def _full(config: Config) -> Config:
-    """Trains the backbone too, at a tenth of the learning rate."""
+    """Train the backbone too, at a tenth of the learning rate."""
     train = replace(config.train, frozen=((r".*", False),))
     rates = ((r"backbone/.*", 0.1), (r".*", 1.0))
     return replace(_without_rein(config), train=train, optimizer=replace(config.optimizer, rates=rates))
 
 
 VARIANTS = (
+    Variant("linear_probe", "frozen backbone, linear classifier of patches", _linear_probe),
     Variant("frozen", "frozen backbone and a head", _without_rein),
     Variant("rein", "Rein adapters in the frozen backbone", lambda config: config),
     Variant("rein_styles", "Rein and Earth-Style Injection as published", _styles(PAPER_STYLES)),
@@ -118,6 +134,12 @@ VARIANTS = (
     Variant("rein_jitter", "Rein and twice the distortion of colours", _augment(
         brightness=64.0, contrast=(0.25, 1.75), saturation=(0.0, 2.0), hue=36
     )),
+    Variant("rein_scales", "Rein and crops at half to twice their size", _augment(scales=(1.0, 1.4, 2.0, 2.8, 4.0))),
+    Variant("rein_fourier", "Rein and Fourier amplitudes mixed within the batch", _mix("fourier")),
+    Variant("rein_statistics", "Rein and colour statistics mixed within the batch", _mix("statistics")),
+    Variant("rein_cutmix", "Rein and CutMix", _mix("cutmix")),
+    Variant("rein_grid_shuffle", "Rein and crops with their cells shuffled", _mix("grid_shuffle")),
+    Variant("rein_styles_own", "as rein_styles_low, with the styles of the source's own images", _styles(OWN_STYLES)),
 )  # fmt: skip
 
 

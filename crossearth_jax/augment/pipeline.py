@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int, Key, UInt8
 
 from crossearth_jax.augment.geometric import draw_geometric, geometric
+from crossearth_jax.augment.mixing import mix
 from crossearth_jax.augment.photometric import draw_photometric, photometric
 from crossearth_jax.config import AugmentConfig
 from crossearth_jax.ops.normalization import MEAN
@@ -85,4 +86,5 @@ def augment(
     keys = jax.random.split(key, images.shape[0])
     if sizes is None:
         sizes = jnp.broadcast_to(jnp.asarray(labels.shape[1:]), (len(labels), 2))
-    return parallel.per_example(functools.partial(augment_sample, config))(keys, images, labels, sizes)
+    augmented = parallel.per_example(functools.partial(augment_sample, config))(keys, images, labels, sizes)
+    return augmented if config.mix is None else mix(config.mix, named_key(key, "mix"), *augmented)

@@ -7,12 +7,10 @@ is NaN where it is undefined.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
-
-Metric = Callable[[np.ndarray], np.ndarray]
 
 
 def confusion(
@@ -79,14 +77,6 @@ def mean(values: Float[np.ndarray, " k"], scored: Sequence[int] | None = None) -
     values = values if scored is None else values[list(scored)]
     values = values[~np.isnan(values)]
     return float(values.mean()) if values.size else float("nan")
-
-
-def grouped_mean(matrices: Mapping[str, Int[np.ndarray, "k k"]], metric: Metric = iou) -> float:
-    """Return the unweighted mean over groups (domains) of each group's class mean, whatever the size of the groups.
-
-    CrossEarth's grouped metric averages group values that are rounded to 0.01 %; here nothing is rounded.
-    """
-    return mean(np.array([mean(metric(matrix)) for matrix in matrices.values()]))
 
 
 def _divide(numerator: np.ndarray | np.integer, denominator: np.ndarray | np.integer) -> np.ndarray:

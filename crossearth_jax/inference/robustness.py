@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,13 @@ SEED = 0  # for the random part of a shift, so that every model is scored with t
 _shifted = jax.jit(shifted, static_argnums=(0, 2))
 
 
-def score_shifts(config: Config, workdir: Path, segmentor: Segmentor) -> Path:
+def score_shifts(
+    config: Config,
+    workdir: Path,
+    segmentor: Segmentor,
+    shifts: Sequence[str] = tuple(SHIFTS),
+    strengths: Sequence[int] = STRENGTHS,
+) -> Path:
     """Score the evaluation split of the source, unchanged and under every shift and strength, and write `shifts.json`.
 
     The file is written after every cell (one shift at one strength). A later call continues from it if model, data
@@ -47,6 +53,8 @@ def score_shifts(config: Config, workdir: Path, segmentor: Segmentor) -> Path:
       config: gives the source, the folder of the prepared data and the batch size of the windows.
       workdir: folder for the file.
       segmentor: the run's model.
+      shifts: names of the shifts to score.
+      strengths: of each of them, from 1 to 5.
 
     Returns:
       The path of the file.
@@ -66,7 +74,7 @@ def score_shifts(config: Config, workdir: Path, segmentor: Segmentor) -> Path:
     path, identity = workdir / "shifts.json", _identity(domains, segmentor, data_dir)
     setting = _setting(source, data_dir)
     windows = segmentor.sliding_windows(batch_size=config.evaluate.batch_size)
-    cells = [("clean", 0), *((name, strength) for name in SHIFTS for strength in STRENGTHS)]
+    cells = [("clean", 0), *((name, strength) for name in shifts for strength in strengths)]
     found = _stored(path, identity)
     done = [cell for cell in cells if parallel.all_agree(cell in found)]
     progress = Progress(len(cells), "cells of appearance shifts", done=len(done))

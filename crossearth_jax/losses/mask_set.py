@@ -69,12 +69,12 @@ def mask_set_loss(
     """
     predictions, batch, _, classes = class_logits.shape
 
-    def image_sums(key: PRNGKeyArray, *image: Array) -> Sums:
-        draw = functools.partial(draw_points, config, classes=classes - 1)
-        return _image_sums(config, jax.vmap(draw)(jax.random.split(key, predictions)), *image)
+    def draw(key: PRNGKeyArray) -> Points:
+        draw_one = functools.partial(draw_points, config, classes=classes - 1)
+        return jax.vmap(draw_one)(jax.random.split(key, predictions))
 
-    logits = _batch_first(class_logits, mask_logits)
-    return _terms(config, parallel.per_example(image_sums)(jax.random.split(key, batch), *logits, labels))
+    points = parallel.per_example(draw)(jax.random.split(key, batch))
+    return loss_from_points(config, points, class_logits, mask_logits, labels)
 
 
 def loss_from_points(
@@ -86,11 +86,8 @@ def loss_from_points(
 ) -> dict[str, Float[Array, ""]]:
     """Compute `mask_set_loss` at given points, whose leading axes are (b, p)."""
     image_sums = parallel.per_example(functools.partial(_image_sums, config))
-    return _terms(config, image_sums(points, *_batch_first(class_logits, mask_logits), labels))
-
-
-def _batch_first(class_logits: Array, mask_logits: Array) -> tuple[Array, Array]:
-    return einops.rearrange(class_logits, "p b ... -> b p ..."), einops.rearrange(mask_logits, "p b ... -> b p ...")
+    logits = (einops.rearrange(x, "p b ... -> b p ...") for x in (class_logits, mask_logits))
+    return _terms(config, image_sums(points, *logits, labels))
 
 
 def draw_points(config: LossConfig, key: PRNGKeyArray, classes: int) -> Points:

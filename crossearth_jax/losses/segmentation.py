@@ -36,7 +36,7 @@ def segmentation_normalisers(
 ) -> dict[str, Float[Array, ""]]:
     """Return the divisor of each kind of loss term (the first part of its name), up to constant factors."""
     assert model.head is not None
-    if model.head.kind == "fcn":
+    if model.head.kind != "mask2former":
         return dense_normalisers(config, model.classes, labels)
     queries = model.reins.tokens if model.reins else model.head.queries
     sums = mask_set_normalisers(config, queries, model.classes, labels)

@@ -1,7 +1,6 @@
-"""A light head: a fully convolutional network that classifies every pixel, without queries or matching.
+"""Light heads that classify every pixel directly, without queries or matching; not part of the reference.
 
-Not part of the reference. It trains in a fraction of Mask2Former's time, so methods can be compared without a heavy
-head. This is the usual per-pixel head (Long et al., arXiv 1411.4038) on the feature levels of the backbone.
+They train in a fraction of Mask2Former's time, so methods can be compared without a heavy head.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from crossearth_jax.ops.resize import scale_bilinear
 
 
 class FcnHead(nnx.Module):
-    """Turn the patch features of the feature blocks into class logits by two 3 x 3 and one 1 x 1 convolution."""
+    """The usual per-pixel head (Long et al., arXiv 1411.4038): two 3 x 3 and one 1 x 1 convolution."""
 
     def __init__(self, config: HeadConfig, backbone: ViTConfig, classes: int, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         self.enlargement = max(backbone.pyramid)
@@ -36,3 +35,18 @@ class FcnHead(nnx.Module):
         x = nnx.relu(self.norm1(self.conv1(jnp.concatenate(levels, axis=-1))))
         x = nnx.relu(self.norm2(self.conv2(scale_bilinear(x, self.enlargement))))
         return self.classifier(x).astype(jnp.float32)
+
+
+class LinearHead(nnx.Module):
+    """A linear classifier of single patches: what is linearly separable in the features of the backbone."""
+
+    def __init__(self, backbone: ViTConfig, classes: int, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+        levels = len(backbone.feature_blocks)
+        self.classifier = conv(levels * backbone.width, classes, 1, dtype, axes=(), rngs=rngs)
+
+    def __call__(self, levels: tuple[Float[Array, "b h w c"], ...]) -> Float[Array, "b h w k"]:
+        """Predict float32 logits at the patch grid from the concatenated levels."""
+        return self.classifier(jnp.concatenate(levels, axis=-1)).astype(jnp.float32)
+
+
+PixelHead = FcnHead | LinearHead

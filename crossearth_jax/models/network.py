@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from crossearth_jax.config import ModelConfig, UserError
-from crossearth_jax.models.fcn_head import FcnHead
+from crossearth_jax.models.fcn_head import FcnHead, LinearHead, PixelHead
 from crossearth_jax.models.mask_decoder import MaskDecoder, Predictions
 from crossearth_jax.models.mim_head import MimHead
 from crossearth_jax.models.parameters import initial_values
@@ -65,9 +65,11 @@ def _rein(config: ModelConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs) -> Rein | No
     return Rein(config.reins, config.vit.depth, config.vit.width, query_width, dtype, rngs=rngs)
 
 
-def _head(config: ModelConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs) -> Mask2FormerHead | FcnHead | None:
+def _head(config: ModelConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs) -> Mask2FormerHead | PixelHead | None:
     if config.head is None:
         return None
+    if config.head.kind == "linear":
+        return LinearHead(config.vit, config.classes, dtype, rngs=rngs)
     if config.head.kind == "fcn":
         return FcnHead(config.head, config.vit, config.classes, dtype, rngs=rngs)
     return Mask2FormerHead(config, dtype, rngs=rngs)
@@ -129,18 +131,19 @@ class SegmentationModel:
 
         Returns:
           Head "mask2former": class and mask logits before the first decoder layer and after each. Head "fcn": float32
-          class logits of every pixel, at a quarter of the images' size if patches have 16 pixels.
+          class logits of every pixel, at a quarter of the images' size if patches have 16 pixels. Head "linear":
+          float32 class logits of every patch.
 
         Raises:
           UserError: the model has no head.
         """
         head = self._head(params)
-        if isinstance(head, FcnHead):
+        if isinstance(head, PixelHead):
             return head(features.levels)
         pixels = head.pixel_decoder(features.levels)
         return head.mask_decoder.predict(head.mask_decoder.states(pixels, features.queries), pixels.masks)
 
-    def _head(self, params: Mapping[str, jax.Array]) -> Mask2FormerHead | FcnHead:
+    def _head(self, params: Mapping[str, jax.Array]) -> Mask2FormerHead | PixelHead:
         head = self.network(params).head
         if head is None:
             raise UserError("config.model.head is None: the model is for pretraining only; set model.head to segment")
@@ -163,14 +166,14 @@ class SegmentationModel:
         """Compute the class scores of every pixel of normalised images, each of one window.
 
         With the head "mask2former" these are the sums of `ops.scores.pixel_scores`, which are neither probabilities nor
-        logits. With the head "fcn" they are probabilities.
+        logits. With the other heads they are probabilities.
 
         Raises:
           UserError: the model has no head.
         """
         features = self.features(params, images)
         head = self._head(params)
-        if isinstance(head, FcnHead):
+        if isinstance(head, PixelHead):
             return jax.nn.softmax(resize_bilinear(head(features.levels), images.shape[1:3]))
         pixels = head.pixel_decoder(features.levels)
         last = head.mask_decoder.states(pixels, features.queries)[-1:]

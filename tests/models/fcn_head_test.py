@@ -75,3 +75,16 @@ def test_a_file_with_the_light_head_predicts(tiny_config, tmp_path):
     np.testing.assert_allclose(scores.sum(-1), 1, rtol=1e-5)
     image = np.random.default_rng(0).integers(0, 256, (1, 40, 33, 3), np.uint8)
     assert loaded.predict(image).shape == (1, 40, 33) and loaded.predict(image).max() < 5
+
+
+def test_a_linear_head_is_one_matrix_on_the_concatenated_levels(tiny_config):
+    head = HeadConfig(kind="linear")
+    model = SegmentationModel(dataclasses.replace(tiny_config.model, head=head, reins=None, mim=None))
+    params = model.init(jax.random.key(0))
+    assert [name for name in params if name.startswith("head/")] == ["head/classifier/bias", "head/classifier/kernel"]
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(1, 32, 32, 3)), jnp.float32)
+    features = model.features(params, images)
+    stacked = np.concatenate([np.asarray(level) for level in features.levels], axis=-1)
+    wanted = stacked @ np.asarray(params["head/classifier/kernel"])[0, 0] + np.asarray(params["head/classifier/bias"])
+    np.testing.assert_allclose(model.decode(params, features), wanted, rtol=1e-4, atol=1e-4)
+    assert model.scores(params, images).shape == (1, 32, 32, tiny_config.model.classes)
