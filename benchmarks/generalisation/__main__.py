@@ -51,11 +51,11 @@ from crossearth_jax.training.loop import train
 from crossearth_jax.training.stop import Stopped
 from crossearth_jax.weights.native import read_description
 
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "head", "variant", "source", "target", "seed", "cross_domain", "miou", "iou", "pixels", "steps", "trainable",
     "seconds", "device",
 )  # fmt: skip
-SHIFT_COLUMNS = ("head", "variant", "source", "seed", "shift", "strength", "miou")
+SHIFT_COLUMNS: tuple[str, ...] = ("head", "variant", "source", "seed", "shift", "strength", "miou")
 SHIFT_STRENGTHS = (3,)  # of five: the middle one, since all five cost more than a training run
 QUICK = Budget(steps=2, crop=64, batch=8)
 QUICK_SHIFTS = ("haze", "jpeg")

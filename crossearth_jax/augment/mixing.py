@@ -18,6 +18,7 @@ from crossearth_jax.runtime import parallel
 Images = Float32[Array, "b h w 3"]
 Labels = UInt8[Array, "b h w"]
 Masks = Bool[Array, "b h w"]
+Sample = tuple[Array, ...]  # image, labels and mask of one sample
 
 
 def mix(
@@ -26,7 +27,7 @@ def mix(
     """Mix each image of a batch with the next one, with probability `config.probability`.
 
     Args:
-      config: kind, probability and strength.
+      config: kind, probability and strength (`config_check` refuses unknown kinds).
       key: of this step.
       images: on the 0..255 scale.
       labels: classes, 255 = ignored.
@@ -34,9 +35,6 @@ def mix(
 
     Returns:
       Images as whole numbers in 0..255, labels and masks, changed alike.
-
-    Raises:
-      UserError: from `config_check.check_config`, for an unknown kind.
     """
     coin_key, draw_key = jax.random.split(key)
     chosen = jax.random.uniform(coin_key, images.shape[:1]) < config.probability
@@ -44,19 +42,11 @@ def mix(
     batch = (images, labels, inside)
     partners = jax.tree.map(lambda x: jnp.roll(x, -1, axis=0), batch)
 
-    def one(
-        key: Key[Array, ""],
-        chosen: Bool[Array, ""],
-        own: tuple[Array, Array, Array],
-        partner: tuple[Array, Array, Array],
-    ) -> tuple[Array, ...]:
+    def one(key: Key[Array, ""], chosen: Bool[Array, ""], own: Sample, partner: Sample) -> Sample:
         mixed = _KINDS[config.kind](config, key, own, partner)
         return tuple(jnp.where(chosen, new, old) for new, old in zip(mixed, own, strict=True))
 
     return parallel.per_example(one)(keys, chosen, batch, partners)
-
-
-Sample = tuple[Array, Array, Array]  # image, labels, mask of one sample
 
 
 def _fourier(config: MixConfig, key: Key[Array, ""], own: Sample, partner: Sample) -> Sample:
