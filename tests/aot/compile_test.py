@@ -59,7 +59,7 @@ def test_state_is_donated_on_the_tpu(compiled):
     [
         (["--topology=v9:2x4"], "error: unknown topology 'v9:2x4'; expected a chip (v5e, v6e, v5p, h100, a100)"),
         (["--topology=v5e:3x5"], "error: topology 'v5e:3x5' does not exist"),
-        (["--topology=v5e:2x4:0"], "error: topology 'v5e:2x4:0' does not exist (expected the sides of a slice and optionally,"),
+        (["--topology=v5e:2x4:0"], "error: topology 'v5e:2x4:0' does not exist (expected the sides of a slice and opt"),
         (["--topology=v6e:16x32"], "error: topology 'v6e:16x32' does not exist (a side has at most 16 chips; "),
         ([], "error: --mode=compile needs --topology"),
         (["--topology=v5e:2x4", "--batch_per_chip=0"], "error: flag --batch_per_chip=0"),
