@@ -1,8 +1,9 @@
 """The Mask2Former set loss: class, mask and Dice terms of every prediction after Hungarian matching.
 
-Masks are compared at random points, never at all pixels. The matching uses the same uniform points for all masks. The
-loss draws points for each matched mask, most of them where the mask logit is nearest to 0. Pixels without a label count
-as background. All sums are normalised over the global batch, so the loss does not depend on how the batch is sharded.
+Masks are compared at random points, never at all pixels. The matching uses the same uniform points for all masks. In
+the loss every matched mask has its own points, most of them where its logit is nearest to 0. Pixels without a label
+count as background. All sums are normalised over the global batch, so the loss does not depend on how the batch is
+sharded.
 
 Class weights apply to the class term only. The cross-entropy of a query has the weight w[k] if the query is matched to
 class k, and `no_object_weight` if it is unmatched; the sum is divided by the sum of these weights. The mask and Dice

@@ -84,7 +84,7 @@ class MaskDecoder(nnx.Module):
         return states
 
     def attention_mask(self, state: Float[Array, "b q d"], features: Float[Array, "b h w d"]) -> Bool[Array, "b q n"]:
-        """Return where the queries may attend: where their current masks are non-negative. There is no gradient."""
+        """Return where the queries may attend: where their current mask logits are not negative. No gradient."""
         logits = mask_logits(jax.lax.stop_gradient(self.embed(state)), features)
         return rearrange(logits >= 0, "b q h w -> b q (h w)")
 

@@ -57,7 +57,7 @@ def load_weights(
     logging.info("%s: %d tensors, %s bytes", name, len(file.tensors), f"{pathlib.Path(path).stat().st_size:,}")
     if ignore is not None:
         left_out = {key for key in file.tensors if re.fullmatch(ignore, key)}
-        logging.warning("%d tensors are ignored as asked: %s", len(left_out), ", ".join(sorted(left_out)[:10]))
+        logging.warning("%d tensors are left out (ignore): %s", len(left_out), ", ".join(sorted(left_out)[:10]))
         file = dataclasses.replace(file, tensors={k: v for k, v in file.tensors.items() if k not in left_out})
     try:
         image_size = config.vit.image_size if config and not image_size else image_size

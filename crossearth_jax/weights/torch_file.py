@@ -84,7 +84,7 @@ def map_file(path: str | os.PathLike[str]) -> mmap.mmap:
 
 
 def _describe(buffer: mmap.mmap) -> str:
-    """Return an error text that says what a file seems to be that is not a torch file."""
+    """Return the error text for a file that is not a torch file, with a guess at what it is."""
     head = buffer[:512]
     text = head.lstrip().lower()
     if head.startswith(b"version https://git-lfs"):

@@ -1,4 +1,4 @@
-"""Golden numbers (mmsegmentation, exact), numpy as an independent reference, properties."""
+"""Geometric augmentation compared exactly with golden numbers of mmsegmentation and with NumPy, and properties."""
 
 import functools
 import json
@@ -16,7 +16,7 @@ from crossearth_jax.ops import opencv_resize
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden/train"
 CASES = json.loads((GOLDEN / "crop.json").read_text())
 ARRAYS = np.load(GOLDEN / "crop.npz")
-# The golden crops are cut from an image that is not resized: short sides 96 and 40 at a crop of 64.
+# The golden crops are from images that are not resized, with short sides of 96 and 40 and a crop of 64.
 CONFIGS = {short: AugmentConfig(crop_size=64, scales=(short / 64,)) for short in (96, 40)}
 
 
@@ -25,7 +25,7 @@ def draws(boxes, scale=0, flip=False, vertical_flip=False):
 
 
 def offered(case, tries=11):
-    """The golden offsets, filled up to the static number of candidates."""
+    """Return the golden offsets, padded to the static number of candidates."""
     offsets = case["offered"][:tries]
     return np.array(offsets + [offsets[-1]] * (tries - len(offsets)))
 

@@ -1,4 +1,4 @@
-"""Golden numbers (exact) and properties."""
+"""Block masks compared exactly with golden numbers, and properties."""
 
 import json
 import pathlib

@@ -1,7 +1,7 @@
-"""Golden numbers (mmsegmentation and OpenCV) and properties.
+"""Photometric distortion compared with golden numbers of mmsegmentation and OpenCV, and properties.
 
-Tolerance: OpenCV truncates a float32 product; where the compiler fuses a multiplication with an addition (it may
-on other processors), one colour in 250 differs by one level per conversion, and a later contrast doubles it.
+Tolerance: OpenCV truncates a float32 product. If the compiler fuses multiplications with additions, which depends on
+the processor, one colour in 250 differs by one level per conversion. A later change of contrast can double this.
 """
 
 import colorsys
@@ -24,7 +24,7 @@ distort = jax.jit(photometric.photometric)
 
 
 def golden_draws(taken):
-    """Sorts the reference's draws, listed in the order they were taken, into our fields."""
+    """Assign the reference's draws, which are listed in their order, to our fields."""
     values = iter(value for _, _, value in taken)
     brightness = next(values) if next(values) else 0.0
     first = bool(next(values))
@@ -66,7 +66,7 @@ def test_primary_colours_and_greys():
     rgb = jnp.asarray([[255, 0, 0], [255, 255, 0], [0, 255, 0], [0, 0, 255], [255, 0, 255], [7, 7, 7], [0, 0, 0]])
     hsv = [[0, 255, 255], [30, 255, 255], [60, 255, 255], [120, 255, 255], [150, 255, 255], [0, 0, 7], [0, 0, 0]]
     np.testing.assert_array_equal(jax.jit(photometric.rgb_to_hsv)(rgb), hsv)
-    # Truncation: a sector boundary that float32 misses from above loses a level, in OpenCV as here.
+    # If float32 does not meet a sector boundary exactly, truncation can lose a level, as in OpenCV.
     np.testing.assert_allclose(jax.jit(photometric.hsv_to_rgb)(jnp.asarray(hsv)), rgb, atol=1)
 
 
@@ -76,7 +76,7 @@ def test_hue_rotation_agrees_with_colorsys():
     for before, after in zip(image[:, 0] / 255, rotated[:, 0], strict=True):
         hue, saturation, value = colorsys.rgb_to_hsv(*before)
         expected = np.array(colorsys.hsv_to_rgb((hue - 17 / 180) % 1, saturation, value)) * 255
-        # 8 bit of hue is a step of two degrees, an error of up to 1/60 of the spread, beside the truncation.
+        # A step of the 8-bit hue is two degrees: an error of up to 1/60 of the spread, in addition to the truncation.
         np.testing.assert_allclose(after, expected, atol=2 + 255 / 60)
 
 

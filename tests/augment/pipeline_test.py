@@ -1,4 +1,4 @@
-"""Golden numbers (mmsegmentation's whole pipeline, injected draws) and properties."""
+"""The augmentation pipeline compared with golden numbers of mmsegmentation's for the same draws, and properties."""
 
 import functools
 import json
@@ -44,8 +44,8 @@ def test_pipeline_equals_the_reference(name):
     assert int(example.inside.sum()) == height * width
     packed = np.moveaxis(ARRAYS[f"{name}.packed"], 0, -1)[..., ::-1].astype(int)
     levels = np.abs(np.asarray(example.image[:height, :width]).astype(int) - packed)
-    # OpenCV rounds instead of truncating in the last 19 columns of `small_padded` (51 is no multiple of 32); this
-    # level may double in the two colour steps. A fused multiply-add adds one level here and there.
+    # OpenCV rounds instead of truncating in the last 19 columns of `small_padded` (51 is not a multiple of 32). This
+    # difference of one level may double in the two colour conversions. A fused multiply-add can add one level.
     whole = width // 32 * 32
     assert np.mean(levels[:, :whole] > 0) <= 0.01 and levels[:, :whole].max() <= 1
     assert levels.max() <= 2

@@ -1,4 +1,4 @@
-"""Shifts by hand and against other programs' arithmetic: Pillow's JPEG, SciPy's cosine transform."""
+"""Shifts compared with values computed by hand, with Pillow's JPEG and with SciPy's cosine transform."""
 
 import colorsys
 import io
@@ -21,7 +21,7 @@ def pixel(*rgb):
 
 
 def photograph(side=120):
-    """Smooth colours with edges and grain, like an aerial image; its sides are no multiples of 16."""
+    """Return an image with smooth colours, edges and noise, like an aerial image; its sides are no multiples of 16."""
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(40, 220, (6, 6, 3), np.uint8))
     image = np.asarray(coarse.resize((side, side - 3), Image.Resampling.BICUBIC), np.float32)
@@ -56,7 +56,7 @@ def test_values_by_hand(found, expected):
 
 def test_blur_averages_areas_and_interpolates():
     row = jnp.asarray([0, 100, 200, 100], jnp.float32)[None, None, :, None] * jnp.ones((1, 2, 1, 3))
-    # Means 50 and 150 at positions 0.5 and 2.5 of the old pixels.
+    # The means are 50 and 150, at positions 0.5 and 2.5 of the original pixels.
     np.testing.assert_allclose(shifts.blur(row, 2.0)[0, :, :, 0], np.tile([50, 75, 125, 150], (2, 1)), atol=1e-4)
 
 
@@ -69,7 +69,7 @@ def test_jpeg_equals_pillow(quality, subsampling):
         expected = np.asarray(picture, np.float32)
     found = np.asarray(jax.jit(lambda x: shifts.jpeg(x, quality, subsampling=subsampling))(image[None])[0])
     difference = np.abs(found - expected)
-    # libjpeg transforms in whole numbers: some frequencies at the middle between two steps go the other way.
+    # libjpeg uses an integer transform, so some coefficients in the middle between two steps are rounded differently.
     assert difference.mean() < (0.12 if quality <= 60 else 0.25) * np.abs(expected - image).mean()
     assert difference.mean() < 0.8 and np.mean(difference <= 2) > 0.94
 
@@ -77,7 +77,7 @@ def test_jpeg_equals_pillow(quality, subsampling):
 def test_jpeg_quantises_the_cosine_transform_of_scipy():
     block = photograph()[:8, :8, 1].astype(np.float64)
     table = shifts.quantisation(shifts.LUMINANCE_TABLE, 30)
-    np.testing.assert_array_equal(table[0, :3], [27, 18, 17])  # 16, 11, 10 times 1.66, rounded
+    np.testing.assert_array_equal(table[0, :3], [27, 18, 17])  # 16, 11 and 10 times 1.66, rounded
     frequencies = scipy.fft.dctn(block - 128, norm="ortho")
     expected = np.clip(np.rint(scipy.fft.idctn(np.rint(frequencies / table) * table, norm="ortho") + 128), 0, 255)
     grey = jnp.asarray(np.repeat(block[None, ..., None], 3, -1), jnp.float32)  # stays grey
@@ -92,7 +92,7 @@ def test_shadows_cover_their_share_with_the_light_that_is_left():
     np.testing.assert_allclose(covered, shifts.SHADOW_SHARE, atol=0.05)
     np.testing.assert_allclose(found.min((0, 1, 2)), [45, 50, 62.5], atol=1e-3)
     assert found.max() == 100
-    assert not np.array_equal(found[0], found[1])  # every image has its own
+    assert not np.array_equal(found[0], found[1])  # every image has its own shadows
     np.testing.assert_allclose(shifts.shadow(images, 0.9, KEY)[..., 2], 100, atol=1e-3)  # 1.25 x 0.9 is at most 1
 
 

@@ -1,4 +1,4 @@
-"""Golden numbers (style-augmentation, CrossEarth's step) and properties of the injection."""
+"""Style injection compared with golden numbers of style-augmentation and CrossEarth's step, and properties."""
 
 import dataclasses
 import functools
@@ -26,7 +26,7 @@ SIDE = 32
 
 
 class Mirror:
-    """Gives images back as they are."""
+    """A style network that returns images unchanged."""
 
     def encode(self, params, images):
         return jnp.zeros((len(images), 100))
@@ -36,7 +36,7 @@ class Mirror:
 
 
 class Tint:
-    """Shades the image by the code: a style network whose result can be computed by hand."""
+    """A style network that changes brightness by the code, so that results can be computed by hand."""
 
     def encode(self, params, images):
         return jnp.tile(images.mean((1, 2)) * params["style/gain"], (1, 34))[:, :100]
@@ -103,7 +103,7 @@ def test_segmentation_input_equals_the_reference(case):
         shown, expected = denormalize(normalize(255 * shown)) / 255, denormalize(jnp.asarray(expected)) / 255
     kept = kept & np.ones(3, bool)
     np.testing.assert_allclose(np.asarray(shown)[~kept], np.asarray(expected)[~kept], atol=1e-6)
-    # Truncation to 8 bit may turn out one level apart.
+    # Truncation to 8 bits may differ by one level.
     np.testing.assert_allclose(np.asarray(shown)[kept], np.asarray(expected)[kept], atol=1.001 / 255)
 
 
@@ -153,7 +153,7 @@ def test_every_image_is_styled_with_the_probability(size, shards, probability):
     config = StyleConfig(probability=probability)
     inject = style_injection.style_injection(config, Mirror(), STATISTICS, shards)
     images = batch(size, 8)
-    # A loop instead of vmap: the coin stays a branch, as in a training step.
+    # A loop instead of vmap, so that the random choice remains a branch, as in a training step.
     draw = jax.jit(lambda keys: jax.lax.map(lambda key: inject(PARAMS, key, images)[1], keys))
     styled = np.asarray(draw(jax.random.split(jax.random.key(0), 4000)))
     np.testing.assert_allclose(styled.mean(0), probability, atol=0.03)
@@ -246,13 +246,13 @@ def test_padding_changes_no_style_and_stays_as_it_is(detail):
 
 
 def test_low_adds_the_change_of_cells_interpolated_between_their_centres():
-    # The network makes the left half brighter by 0.2, and draws noise that no cell's mean sees.
+    # The network makes the left half brighter by 0.2, and adds noise whose mean over every cell is 0.
     noise = jnp.where((jnp.arange(32)[:, None] + jnp.arange(32)) % 2 == 0, 0.3, -0.3)
     change = jnp.where(jnp.arange(32) < 16, 0.2, 0.0)[None, :, None]
     images = jnp.full((1, 32, 32, 3), 0.4).at[0, 5, 3].set(0.95)
     config = StyleConfig(detail="low", cell_size=256, draw_scale=1.0)  # cells of 16 pixels
     found = style_injection.redraw(config, lambda x, codes: x + change + noise[..., None], images, jnp.zeros((1, 100)))
-    # Centres of cells are at 7.5 and 23.5; in between the change falls by 0.2 / 16 a pixel.
+    # The centres of the cells are at 7.5 and 23.5; between them the change falls by 0.2 / 16 per pixel.
     expected = np.clip(0.2 * (1 - (np.arange(32) - 7.5) / 16), 0, 0.2)
     np.testing.assert_allclose(found[0, 0], np.tile(0.4 + expected[:, None], 3), atol=1e-6)
     np.testing.assert_allclose(found[0, 5, 3], 1.0, atol=1e-6)  # clipped
@@ -273,7 +273,7 @@ def test_low_lets_the_network_draw_a_smaller_image():
 
 @functools.cache
 def restyled_forest(detail):
-    """An aerial photograph in three sampled styles: originals and what each form makes of them, in [0, 1]."""
+    """Return an aerial photograph, and its versions in three sampled styles for a value of `detail`, in [0, 1]."""
     network, statistics = StyleNetwork("mobile"), load_statistics(None, "mobile").sampler
     params = load_style(network)
     with Image.open(ROOT / "data" / "scenes" / "neon_osbs_029.tif") as picture:
@@ -287,7 +287,7 @@ def restyled_forest(detail):
 
 
 def gradients_kept(image, restyled):
-    """Correlation of the differences between neighbouring pixels."""
+    """Return the correlation of the differences between neighbouring pixels."""
     pairs = [[np.diff(x, axis=axis).ravel() for axis in (0, 1)] for x in (image, restyled)]
     return np.corrcoef(*map(np.concatenate, pairs))[0, 1]
 
@@ -323,7 +323,7 @@ def test_padding_stays_as_it_is_and_reaches_no_cell_when_low_frequencies_change(
     images = jnp.where(inside[..., None], batch(2), 0.0)
     shown, _ = injection(Tint, config)(PARAMS, jax.random.key(1), images, inside)
     np.testing.assert_array_equal(jnp.where(inside[..., None], 0, shown), 0)
-    # The image without padding, in cells of the same size; beyond the last centre of a cell nothing is interpolated.
+    # The image without padding, with cells of the same size. Beyond the last centre of a cell nothing is interpolated.
     alone = injection(Tint, dataclasses.replace(config, cell_size=256))
     expected, _ = alone(PARAMS, jax.random.key(1), images[:, : SIDE // 2, : SIDE // 2])
     np.testing.assert_allclose(shown[:, :12, :12], expected[:, :12, :12], atol=1e-5)

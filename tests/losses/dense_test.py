@@ -1,4 +1,4 @@
-"""Cross-entropy and Dice of a per-pixel head against NumPy in float64."""
+"""Cross-entropy and Dice loss of a per-pixel head compared with NumPy in float64."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ def logits():
 
 @pytest.fixture
 def labels():
-    """Class 3 is in the first image alone, the second one has no label, and others have some rows without."""
+    """Return labels: class 3 only in the first image, no label in the second, and unlabelled rows in the others."""
     found = np.random.default_rng(1).integers(0, 3, (BATCH, SIZE, SIZE)).astype(np.uint8)
     found[0, 5:] = 3
     found[1] = 255
@@ -57,7 +57,7 @@ def test_terms_equal_numpy(logits, labels, weights):
 
 def test_coarse_logits_are_enlarged(labels):
     coarse = np.zeros((BATCH, 2, 2, CLASSES), np.float32)
-    coarse[..., 1] = 2.0  # the same everywhere, so that any interpolation gives the same
+    coarse[..., 1] = 2.0  # constant, so that every interpolation gives the same values
     whole = np.broadcast_to(coarse[:, :1, :1], (BATCH, SIZE, SIZE, CLASSES))
     for name, value in loss(CONFIG, coarse, labels).items():
         np.testing.assert_allclose(value, loss(CONFIG, whole, labels)[name], rtol=1e-6)

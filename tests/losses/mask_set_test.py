@@ -1,4 +1,4 @@
-"""The set loss against the reference with its own random points, and properties it does not store."""
+"""The set loss compared with the reference at the reference's random points, and further properties."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "tiny"
 CONFIG = LossConfig(points=196)
 CLASSES = 6
 PREDICTIONS = ("d0", "d1", "d2", "last")
-# Five times the reference's own float32 noise (README of the golden numbers).
+# Five times the float32 noise of the reference (README of the golden numbers).
 TERM_TOLERANCE = {"loss": 2e-5, "loss_one_empty": 2e-5, "loss_all_empty": 5e-5}
 COST_TOLERANCE = 3e-5
 
@@ -26,13 +26,13 @@ mask_set_loss = jax.jit(mask_set.mask_set_loss, static_argnums=0)
 
 @pytest.fixture(scope="module")
 def logits():
-    """Class and mask logits (p, b, …) of the reference's forward pass, on which its losses were computed."""
+    """Return class and mask logits (p, b, …) of the reference's forward pass, from which its losses were computed."""
     forward = np.load(GOLDEN / "forward.npz")
     return tuple(np.stack([forward[f"{name}{i}"] for i in range(4)]) for name in ("cls_pred", "mask_pred"))
 
 
 def golden_points(golden):
-    """The stored draws; the reference draws for matched masks only, so absent classes get a filler."""
+    """Return the stored points. The reference draws them for matched masks only, so other classes get a filler."""
     batch = len(golden["gt"])
     loss = np.full((batch, 4, CLASSES, 588 + 49, 2), 0.5, np.float32)
     for p, name in enumerate(PREDICTIONS):
@@ -43,7 +43,7 @@ def golden_points(golden):
 
 
 def matched_rows(golden, name):
-    """(image, label) of each matched mask in the reference's order."""
+    """Return (image, label) of each matched mask in the reference's order."""
     return [(i, label) for i in range(len(golden["gt"])) for label in golden[f"{name}.img{i}.matched_labels"]]
 
 
@@ -58,7 +58,7 @@ def test_terms_equal_the_reference(case, logits):
             value = terms[f"{ours}/{p.removeprefix('d')}"]
             np.testing.assert_allclose(value, expected, rtol=0, atol=TERM_TOLERANCE[case], err_msg=f"{ours}/{p}")
     assert len(terms) == 12
-    # The total adds twelve terms' rounding.
+    # The total contains the rounding errors of twelve terms.
     np.testing.assert_allclose(sum(terms.values()), golden["total"], rtol=0, atol=12 * TERM_TOLERANCE[case])
 
 
@@ -93,7 +93,7 @@ def test_points_that_count_equal_the_reference_as_a_set(logits):
         weights = np.asarray(mask_set.point_weights(CONFIG, sample(masks, points)))
         np.testing.assert_array_equal(weights.sum(1), CONFIG.points)
         for place, weight, theirs in zip(points, weights, golden[f"{name}.points"], strict=True):
-            # Near ties may fall either way: one point of 196 may differ.
+            # Nearly equal logits may be ordered differently: one point of 196 may differ.
             assert len({*map(tuple, place[weight > 0])} & {*map(tuple, theirs)}) >= 195
 
 
@@ -110,7 +110,7 @@ SMALL = LossConfig(points=40)
 
 @jax.jit
 def gradient(class_logits, mask_logits, labels):
-    """((loss, terms), gradients); one compilation serves several tests."""
+    """Return ((loss, terms), gradients); compiled once for several tests."""
 
     def total(class_logits, mask_logits):
         terms = mask_set.mask_set_loss(SMALL, jax.random.key(0), class_logits, mask_logits, labels)
@@ -138,7 +138,7 @@ def test_gradient_equals_differences():
     ahead, behind = (
         gradient(class_logits + s * of_classes, mask_logits + s * of_masks, labels)[0][0] for s in (step, -step)
     )
-    # 2e-2: rounding of a loss near 20, and points that enter or leave the chosen set.
+    # 2e-2: rounding of a loss near 20, and points that are selected in one case but not in the other.
     np.testing.assert_allclose((ahead - behind) / (2 * step), slope, rtol=2e-2)
 
 
@@ -154,7 +154,7 @@ def test_low_precision_logits_give_float32_losses():
     (_, exact), _ = gradient(*random_batch())
     for name, value in mask_set_loss(SMALL, jax.random.key(0), *random_batch(jnp.bfloat16)).items():
         assert value.dtype == jnp.float32
-        # The logits themselves are rounded to 8 bits.
+        # The logits are rounded to 8 bits.
         np.testing.assert_allclose(value, exact[name], rtol=2e-2)
 
 
@@ -183,7 +183,7 @@ def test_more_classes_than_queries_matches_every_query():
 
 
 def test_class_weights_weigh_the_class_term_alone():
-    """Two classes, three queries: two are matched, one to each class, and the third is "no object"."""
+    """Two classes and three queries: one query is matched to each class, and the third is "no object"."""
     labels = jnp.asarray([[[0, 0, 1, 1]] * 4], jnp.uint8)
     class_logits = jnp.log(jnp.asarray([[[[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.25, 0.25, 0.5]]]]))
     left, right = (jnp.where(jnp.asarray(labels == label), 9.0, -9.0) for label in (0, 1))

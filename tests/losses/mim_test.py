@@ -1,4 +1,4 @@
-"""Reconstruction terms against the reference's, given its predictions."""
+"""Reconstruction terms compared with the reference's, from the reference's predictions."""
 
 import zlib
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_all_styled_equals_the_reference(images, styled):
 def test_none_styled_equals_the_reference(images):
     golden = np.load(GOLDEN / "train" / "mim_masked_only.npz")
     prediction = channels_last(golden["prediction"])
-    # What stands in for the missing reconstruction must not matter, not even to the gradient.
+    # Reconstructions of samples that are not restyled must have no influence, not even on the gradient.
     nothing = jnp.full_like(prediction, 7.0)
     terms = loss(CONFIG, images, prediction, nothing, jnp.zeros(2, bool))
     np.testing.assert_allclose(sum(terms.values()), golden["loss"], rtol=0, atol=TOLERANCE)
@@ -57,7 +57,7 @@ def test_none_styled_equals_the_reference(images):
 
 def test_image_of_another_size_is_resized_as_the_reference_does():
     golden = np.load(GOLDEN / "train" / "mim_wide.npz")
-    # The README's rule for what is not stored.
+    # Arrays that are not stored follow the rule in the README of the golden numbers.
     rng = np.random.Generator(np.random.PCG64(606 + zlib.crc32(b"mim_wide.image")))
     image = channels_last(rng.standard_normal((1, 3, 80, 96)).astype(np.float32))
     prediction = channels_last(golden["prediction"])
@@ -80,7 +80,7 @@ def test_weights_and_low_precision(images, styled):
     config = MimTaskConfig(masked_weight=2.0, styled_weight=3.0, consistency_weight=0.0)
     terms = loss(config, images.astype(jnp.bfloat16), *predictions, jnp.ones(2, bool))
     assert all(value.dtype == jnp.float32 for value in terms.values())
-    # Inputs rounded to 8 bits.
+    # The inputs are rounded to 8 bits.
     np.testing.assert_allclose(terms["mim/masked"], 2 * styled["l1_masked"], rtol=1e-3)
     np.testing.assert_allclose(terms["mim/styled"], 3 * styled["l1_styled"], rtol=1e-3)
     assert terms["mim/consistency"] == 0
@@ -96,7 +96,7 @@ def test_padding_does_not_count():
     np.testing.assert_allclose(terms["mim/masked"], by_hand / 3 / pixels, rtol=1e-6)
     np.testing.assert_allclose(terms["mim/styled"], np.abs(styled - image)[0, :4].sum() / 3 / pixels, rtol=1e-6)
     np.testing.assert_allclose(terms["mim/consistency"], np.abs(styled - masked)[0, :4].sum() / 3 / pixels, rtol=1e-6)
-    # Pixels of a smaller target into which padding was mixed do not count either: rows 0 and 1 of 4, columns 0 to 2.
+    # Pixels of a smaller target that contain padding do not count either: rows 0 and 1 of 4 and columns 0 to 2 remain.
     small = loss(CONFIG, image, masked[:, ::2, ::2], styled[:, ::2, ::2], jnp.zeros(2, bool), inside)
     target = np.asarray(image).reshape(2, 4, 2, 4, 2, 3).mean((2, 4))
     difference = np.abs(np.asarray(masked)[:, ::2, ::2] - target)

@@ -1,4 +1,4 @@
-"""The cross-entropy of the pixels' scores against NumPy in float64."""
+"""The pixel-wise cross-entropy of scores compared with NumPy in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def rng():
 
 @pytest.fixture
 def logits(rng):
-    """Class and mask logits; the masks have the labels' size, so that NumPy need not resize."""
+    """Return class and mask logits. The masks have the size of the labels, so that no resizing is needed."""
     return (
         rng.normal(size=(PREDICTIONS, BATCH, QUERIES, CLASSES + 1)).astype(np.float32),
         rng.normal(size=(PREDICTIONS, BATCH, QUERIES, SIZE, SIZE)).astype(np.float32),
@@ -54,10 +54,10 @@ def test_class_weights_make_a_weighted_mean():
     labels = jnp.array([[[0, 0], [1, 255]]], np.uint8)
     config = LossConfig(points=16, pixel_weight=1.0, class_weights=(0.5, 3.0))
     np.testing.assert_allclose(pixel_weights(config, labels, 2), [[[0.5, 0.5], [3.0, 0.0]]])
-    masks = np.full((1, 1, 1, 2, 2), 50.0, np.float32)  # of one query, open everywhere
+    masks = np.full((1, 1, 1, 2, 2), 50.0, np.float32)  # one query with a mask of 1 everywhere
     even = loss(config, np.zeros((1, 1, 1, 3), np.float32), masks, labels)["pixel"]
     np.testing.assert_allclose(even, np.log(2), rtol=1e-5)
-    # Class 0 has three times the probability of class 1: log 4/3 where it is right, log 4 where class 1 is.
+    # Class 0 has three times the probability of class 1: log 4/3 where the label is 0, log 4 where it is 1.
     logits = np.log(np.array([[[[0.6, 0.2, 0.2]]]], np.float32))
     expected = (2 * 0.5 * np.log(4 / 3) + 3 * np.log(4)) / 4
     np.testing.assert_allclose(loss(config, logits, masks, labels)["pixel"], expected, rtol=5e-3)  # FLOOR
@@ -84,7 +84,7 @@ def test_a_batch_without_any_label_costs_nothing(logits):
 def test_closed_masks_have_a_finite_loss_and_gradient(logits, labels):
     closed = np.full_like(logits[1], -200)
     value, gradient = jax.value_and_grad(lambda masks: loss(CONFIG, logits[0], masks, labels)["pixel"])(closed)
-    # No score is above the floor, so every class has the same share.
+    # All scores are 0, so with the floor every class has the same probability.
     np.testing.assert_allclose(value, CONFIG.pixel_weight * PREDICTIONS * np.log(CLASSES), rtol=1e-6)
     assert np.isfinite(gradient).all()
 

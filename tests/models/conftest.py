@@ -1,4 +1,4 @@
-"""The tiny network of the golden numbers, as config and parameters."""
+"""Fixtures: configuration and parameters of the tiny network of the golden numbers."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ TINY_MIM = MimConfig(width=32, image_size=64, token_size=64)
 
 
 def load(name):
-    """Arrays of a golden file."""
+    """Return the arrays of a golden file."""
     with np.load(GOLDEN / f"{name}.npz") as file:
         return dict(file)
 
@@ -45,7 +45,7 @@ def golden():
 
 @pytest.fixture(scope="session")
 def noise():
-    """Largest difference of the reference in float32 from itself in float64, per `file/stage`."""
+    """Largest difference between the reference in float32 and in float64, per `file/stage`."""
     text = (GOLDEN / "tiny/float32_noise.json").read_text("utf-8")
     return {stage: float(value) for stage, value in json.loads(text).items()}
 

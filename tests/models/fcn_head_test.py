@@ -1,4 +1,4 @@
-"""The light head against SciPy, and a model that has it."""
+"""The light head compared with SciPy, and training and inference of a model with this head."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The attention mask's rules; the numbers are in segmentor_test."""
+"""Rules of the attention mask; network_test compares the decoder with golden numbers."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Reconstruction head against the reference: prediction, pyramid and gradients of its L1 loss."""
+"""Reconstruction head compared with the reference: prediction, pyramid and gradients of its L1 loss."""
 
 import dataclasses
 import json
@@ -41,7 +41,7 @@ def forward(golden):
 
 
 def check_gradients(case, gradients, expected, golden_name):
-    """Compares gradients by norm: an L1 loss has sign gradients, of which single ones may jump."""
+    """Compare gradients by norm: the gradient of an L1 loss is a sign, and single signs may flip."""
     for name, reference in from_reference(expected).items():
         error = np.linalg.norm(gradients[name] - reference) / np.linalg.norm(reference)
         noise = max(float(n["rel_norm"]) for key, n in NOISE.items() if key.startswith(f"{case}/grad.task_head"))
@@ -75,7 +75,7 @@ def test_masked_only_equals_the_reference(golden, model, tiny_params, mim_params
         np.testing.assert_allclose(x, last(expected[f"aspp{i}"]), rtol=0, atol=5 * noise)
     check_gradients("mim_masked_only", gradients, weights_of(expected), "masked only")
     for i, factor in enumerate(PYRAMID):
-        # The reference's gradient is that of the enlarged level: bring it back to the patch grid.
+        # The reference's gradient is with respect to the resized level, so it is pulled back to the patch grid.
         _, pullback = jax.vjp(lambda x, factor=factor: scale_bilinear(x, factor), levels[i])
         reference = pullback(last(expected[f"grad.feat{i}"]))[0]
         error = np.linalg.norm(level_gradients[i] - reference) / np.linalg.norm(reference)
@@ -86,7 +86,7 @@ def test_wide_maps_reach_all_dilations(golden, model, tiny_params, mim_params):
     expected = golden("train/mim_wide")
 
     def draw(name, shape):
-        # The README's rule for what is not stored.
+        # Arrays that are not stored follow the rule in the README of the golden numbers.
         generator = np.random.Generator(np.random.PCG64(606 + zlib.crc32(name.encode())))
         return last(generator.standard_normal(shape).astype(np.float32))
 

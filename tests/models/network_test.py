@@ -1,4 +1,4 @@
-"""Every stage of the network against the reference's golden numbers, and the functional door's promises."""
+"""Every stage of the network compared with the reference's golden numbers, and the interface of `SegmentationModel`."""
 
 import dataclasses
 import functools
@@ -55,7 +55,7 @@ def encoder_stages(decoder, levels):
 
 @functools.partial(jax.jit, static_argnums=0)
 def run(model, params, images):
-    """All stages under the names of the golden files, in the reference's layout."""
+    """Return all stages under the names of the golden files, in the reference's layout."""
     network = model.network(params)
     features = model.features(params, images)
     stages = backbone_stages(network, images) | encoder_stages(network.head.pixel_decoder, features.levels)
@@ -97,7 +97,7 @@ def test_attention_mask_equals_the_reference(case, i):
 
 
 class Normalised:
-    """A normalised image as a raster; what is beyond it is zero, the mean colour."""
+    """A normalised image as a raster; pixels outside are zero, the mean colour."""
 
     def __init__(self, image):
         self.image, self.size = image, image.shape[:2]
@@ -111,7 +111,7 @@ class Normalised:
 @pytest.mark.parametrize("name", ["slide", "slide_small"])
 def test_sliding_scores_equal_the_reference(golden, noise, tiny_model, tiny_params, name):
     expected = golden(f"tiny/{name}")
-    images = rearrange(expected["input"], "b c h w -> b h w c")  # normalised, where the engine is given 8 bit
+    images = rearrange(expected["input"], "b c h w -> b h w c")  # already normalised; inference passes 8-bit images
     score = jax.jit(functools.partial(tiny_model.scores, tiny_params))
     windows = SlidingWindows(
         score=lambda images, _: score(images),
@@ -135,7 +135,7 @@ def test_parameter_count_is_the_paper_models():
     sizes = {name: np.prod(s.shape, dtype=int) for name, s in SegmentationModel(ModelConfig()).shapes().items()}
     total = {part: sum(n for name, n in sizes.items() if name.startswith(part)) for part in ("reins", "head")}
     assert total == {"reins": 2_990_081, "head": 20_576_455}
-    # The reference counts a final norm and a mask token that have no effect.
+    # The reference's count includes a final norm and a mask token that have no effect.
     assert sum(n for name, n in sizes.items() if name.startswith("backbone")) == 304_199_680 - 3 * 1024
 
 
@@ -165,7 +165,7 @@ def test_without_reins_queries_are_learnt(tiny_model, tiny_params):
     assert not any(name.startswith("reins/") for name in model.shapes())
     queries = jnp.asarray(np.random.default_rng(0).standard_normal((8, 32)), jnp.float32)
     params = tiny_params | {"head/mask_decoder/queries": queries}
-    # Nothing else of the features is asked for, so nothing else is computed.
+    # Only the queries are returned, so XLA computes nothing else.
     result = jax.jit(lambda p: model.features(p, jnp.zeros((1, 64, 64, 3))).queries)(params)
     np.testing.assert_array_equal(result, queries)
 
@@ -176,7 +176,7 @@ def test_bfloat16_stays_near_float32(golden, tiny_model, tiny_params):
     features = jax.jit(model.features)(tiny_params, images)
     assert {x.dtype for x in features.levels} == {jnp.dtype("float32")}
     expected = golden("tiny/forward")["feat_raw3"]
-    # bfloat16 keeps 8 bits: a relative error of 2^-8 per operation, averaged over the network.
+    # bfloat16 has 8 significant bits: a relative error of 2^-8 per operation, which partly averages out.
     error = np.linalg.norm(channels_first(features.levels[3]) - expected) / np.linalg.norm(expected)
     assert error < 0.02
     predictions = jax.eval_shape(model.decode, tiny_params, features)

@@ -1,4 +1,4 @@
-"""Initial values of every parameter against the reference's distributions (exhaustive table), and logical axes."""
+"""Initial values of every parameter compared with the reference's distributions (full table), and logical axes."""
 
 import dataclasses
 import math
@@ -38,7 +38,7 @@ XAVIER_NORMAL = normal(lambda shape: math.sqrt(2 / (shape[-2] + shape[-1])))
 CAFFE_UNIFORM = uniform(lambda shape: math.sqrt(3 / fan_in(shape)))
 XAVIER_UNIFORM = uniform(lambda shape: math.sqrt(6 / (shape[-2] + shape[-1])))
 
-# First match counts.
+# The first match counts.
 TABLE = (
     (r".*norm\d?/scale", constant(1.0)),
     (r".*norm\d?/bias", constant(0.0)),
@@ -89,7 +89,7 @@ def check(name, kind, size, values):
         np.testing.assert_array_equal(values, np.full(values.shape, size, np.float32), err_msg=name)
     elif kind == "uniform":
         assert np.abs(values).max() <= size, name
-    # A share of the tensors is small: 5 standard errors of the estimated spread.
+    # Some tensors are small, so the tolerance is 5 standard errors of the estimated deviation.
     if kind in ("uniform", "normal"):
         std = size / math.sqrt(3) if kind == "uniform" else size
         assert abs(values.std() / std - 1) < 5 / math.sqrt(2 * values.size), f"{name}: {values.std()} for {std}"
@@ -109,7 +109,7 @@ def test_logical_axes_say_how_large_parameters_are_split(tiny_model, mim_config)
         assert len(logical) in (0, len(shapes[name].shape)), name
         placed = [parallel.MESH_AXES[axis] for axis in logical if axis and parallel.MESH_AXES[axis]]
         assert len(placed) == len(set(placed)), name  # no mesh axis twice
-        # Stacks that a scan runs over, and nothing else, are gathered one layer at a time.
+        # Only stacks of layers, over which a scan runs, are gathered one layer at a time.
         assert ("layers" in logical) == name.startswith(("backbone/blocks/", "head/pixel_decoder/encoder/")), name
     assert axes["backbone/blocks/attention/qkv/kernel"] == ("layers", "embed", "heads")
     assert axes["backbone/blocks/norm1/scale"] == ("layers", None)

@@ -1,4 +1,4 @@
-"""Golden numbers of the paper's predictor stage by stage, and the small one's depthwise convolution."""
+"""The paper's predictor compared with golden numbers at every stage, and the small one's depthwise convolution."""
 
 import json
 import pathlib
@@ -35,7 +35,7 @@ CHAINS = {
 
 @jax.jit
 def stages(params, images):
-    """Recorded stages, computed with the modules' own parts."""
+    """Compute the recorded stages with the parts of the modules."""
     modules = NETWORK.modules(params).predictor
     found = {"Conv2d_1a_input": inception_colours(images)}
     x = found["Conv2d_1a_input"]

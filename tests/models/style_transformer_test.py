@@ -1,4 +1,4 @@
-"""Golden numbers of the paper's transformer stage by stage, and properties of the small one's size."""
+"""The paper's transformer compared with golden numbers at every stage, and properties of the small one."""
 
 import json
 import pathlib
@@ -33,7 +33,7 @@ def channel_last(image):
 
 @jax.jit
 def stages(params, images, codes):
-    """Every recorded stage, computed with the modules' own parts."""
+    """Compute every recorded stage with the parts of the modules."""
     modules = NETWORK.modules(params).transformer
     x, found = images, {}
     for i, conv in enumerate(modules.contract):

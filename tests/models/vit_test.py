@@ -1,4 +1,4 @@
-"""What the golden numbers do not reach: chosen feature blocks, the gated MLP, the position table's rules."""
+"""Properties that the golden numbers do not test: feature blocks, gated MLP, resizing of the position table."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ CONFIG = ViTConfig(
 
 
 class Counting:
-    """An adapter that adds its block's number."""
+    """An adapter that adds the number of the block."""
 
     def per_block(self):
         return jnp.arange(1.0, 5.0)
@@ -80,7 +80,7 @@ def test_gated_mlp_equals_the_formula():
 def test_position_table_is_resized_unless_it_fits_exactly():
     table = jnp.asarray(np.random.default_rng(0).standard_normal((16, 3)), jnp.float32)
     np.testing.assert_array_equal(position_table(table, 4, 4), table.reshape(4, 4, 3))
-    # As many patches in another shape are not the table.
+    # The table is also resized for a grid of another shape with the same number of patches.
     assert position_table(table, 2, 8).shape == (2, 8, 3)
     resized = position_table(table, 2, 4)[:, 1, 0]
     rows = interpolation_matrix(4, 2, scale=2.1 / 4, kernel=cubic_kernel)

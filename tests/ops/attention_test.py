@@ -1,4 +1,4 @@
-"""Both formulations of attention against a float64 formula, with values and gradients."""
+"""Values and gradients of both formulations of attention compared with a formula in float64."""
 
 import jax
 import jax.numpy as jnp

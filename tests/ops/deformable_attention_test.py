@@ -1,4 +1,4 @@
-"""Deformable sampling against scipy, its gradients against a direct formula, and its behaviour when sharded."""
+"""Deformable sampling compared with SciPy, its gradients with a direct formula, and its behaviour when sharded."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ WEIGHTS = RNG.uniform(size=(B, Q, K, len(SIZES), P)).astype(np.float32)
 
 
 def levels(values):
-    """Each level's maps as (b, h, w, k, d)."""
+    """Return the maps of each level as (b, h, w, k, d)."""
     parts = np.split(values, [SIZES[0][0] * SIZES[0][1]], axis=1)
     return [part.reshape(B, h, w, K, D) for part, (h, w) in zip(parts, SIZES, strict=True)]
 
@@ -49,14 +49,14 @@ def test_bfloat16_values_lose_no_more_than_their_precision(formulation):
 
     result = sample(formulation, values)
     assert result.dtype == jnp.bfloat16
-    # Eight bits each: of the result, of rows, of columns, and of what is left after the columns are summed.
+    # Four roundings to 8 bits: of the row weights, the column weights, the sum over columns, and the result.
     error = jnp.abs(result.astype(jnp.float32) - sample(sample_by_gather, values.astype(jnp.float32)))
     largest = sample(sample_by_gather, jnp.abs(values).astype(jnp.float32))
     assert float((error / largest).max()) < 4 * 2**-8
 
 
 def hat_sampling(values, locations, weights):
-    """The same by weights of every pixel: a formula without gathers."""
+    """Compute the same from weights of all pixels, without gathers."""
     total, start = 0, 0
     for level, (h, w) in enumerate(SIZES):
         maps = values[:, start : start + h * w].reshape(B, h, w, K, D)
@@ -70,7 +70,7 @@ def hat_sampling(values, locations, weights):
 
 @pytest.mark.parametrize("formulation", [sample_by_gather, sample_by_products])
 def test_gradients_equal_those_of_the_formula(monkeypatch, formulation):
-    # More queries than go at once, and a remainder.
+    # More queries than are computed at once, with a remainder.
     monkeypatch.setattr(module, "QUERIES_AT_ONCE", 2)
 
     def gradients(function):

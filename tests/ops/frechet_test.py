@@ -1,4 +1,4 @@
-"""Closed forms of the Fréchet distance, and scipy's matrix square root."""
+"""The Fréchet distance compared with closed forms and with SciPy's matrix square root."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Matching against scipy's linear_sum_assignment and the cost against its definition in float64."""
+"""Matching compared with SciPy's linear_sum_assignment, and the cost with its definition in float64."""
 
 import jax
 import jax.numpy as jnp

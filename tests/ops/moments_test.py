@@ -1,4 +1,4 @@
-"""Streaming moments against numpy's two-pass ones, the published factor, and known dimensions."""
+"""Streaming moments compared with NumPy, the covariance factor with the published one, and effective dimensions."""
 
 import pathlib
 
@@ -11,7 +11,7 @@ GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "train"
 
 
 def test_streaming_equals_two_passes_however_it_is_cut():
-    vectors = np.random.default_rng(0).normal(1e6, 1e-2, (103, 5))  # cancels to nothing in a naive sum of squares
+    vectors = np.random.default_rng(0).normal(1e6, 1e-2, (103, 5))  # a naive sum of squares would lose all digits
     parts = Moments(5), Moments(5)
     for part, batches in zip(parts, (np.split(vectors[:40], [1, 8]), np.split(vectors[40:], [0, 30])), strict=True):
         for batch in batches:
@@ -36,7 +36,7 @@ def test_factor_of_the_published_statistics():
     factor = covariance_factor(covariance)
     np.testing.assert_allclose(factor @ factor.T, covariance, atol=1e-12)
     np.testing.assert_allclose(np.sum(factor**2, axis=0), golden["singular_values"], rtol=1e-9)
-    signs = np.sign(np.sum(factor * golden["A"], axis=0))  # free in a decomposition
+    signs = np.sign(np.sum(factor * golden["A"], axis=0))  # arbitrary in a decomposition
     np.testing.assert_allclose(factor * signs, golden["A"], atol=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""Normalisation against the reference's preprocessor."""
+"""Normalisation compared with the reference's preprocessor."""
 
 from pathlib import Path
 

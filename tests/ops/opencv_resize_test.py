@@ -1,4 +1,4 @@
-"""Golden numbers (OpenCV through mmcv, exact) and the identity."""
+"""Resizing compared exactly with golden numbers of OpenCV, and the identity."""
 
 import json
 import pathlib
@@ -21,7 +21,7 @@ SIZES = geometric.resized_sizes(AugmentConfig(crop_size=96), 96, 128)
 
 @jax.jit
 def resize_all(image, label, scale):
-    """Resizes to the scale's size; positions beyond it repeat the last one."""
+    """Resize to the size of the scale; positions beyond it repeat the last one."""
     axes = []
     for length, sizes in zip(label.shape, zip(*SIZES, strict=True), strict=True):
         positions = jnp.minimum(jnp.arange(max(sizes)), jnp.asarray(sizes)[scale] - 1)

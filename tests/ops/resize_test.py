@@ -1,4 +1,4 @@
-"""Resizing against slow formulas written from the definition, and hand-computed borders."""
+"""Resizing compared with slow formulas from the definition, and with borders computed by hand."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +8,7 @@ from crossearth_jax.ops import resize
 
 
 def keys_cubic(x, a=-0.75):
-    """Cubic convolution kernel as in Keys' paper."""
+    """Return the cubic convolution kernel of Keys' paper."""
     x = abs(x)
     if x <= 1:
         return (a + 2) * x**3 - (a + 3) * x**2 + 1
@@ -16,7 +16,7 @@ def keys_cubic(x, a=-0.75):
 
 
 def slow_resize(row, size, scale, weight):
-    """Resizes one row of numbers, sample by sample."""
+    """Resize one row of numbers, sample by sample."""
     out = []
     for i in range(size):
         source = (i + 0.5) / scale - 0.5
@@ -67,7 +67,7 @@ def test_low_precision_is_kept():
 @pytest.mark.parametrize(("size", "new_size"), [(6, 3), (5, 3), (7, 4), (4, 4), (3, 5)])
 def test_area_averages_equal_parts(size, new_size):
     row = np.random.default_rng(2).standard_normal(size)
-    # Every pixel repeated so often that each part is a whole number of repetitions.
+    # Every pixel is repeated so often that each part is a whole number of repetitions.
     expected = np.repeat(row, new_size).reshape(new_size, size).mean(1)
     np.testing.assert_allclose(resize.area_matrix(size, new_size) @ row, expected, atol=1e-6)
 

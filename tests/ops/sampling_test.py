@@ -1,4 +1,4 @@
-"""Bilinear sampling against scipy, which interpolates towards zeros outside as we do."""
+"""Bilinear sampling compared with SciPy, with zeros outside the map."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Selection of the smallest values against a sort."""
+"""Selection of the smallest values compared with a sort."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Sine encoding against numbers from the definition."""
+"""Sine encoding compared with numbers computed from the definition."""
 
 import math
 

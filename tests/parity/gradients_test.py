@@ -1,7 +1,7 @@
-"""Loss terms and gradients of whole training steps against the reference, from pixels to every trained tensor.
+"""Loss terms and gradients of whole training steps compared with the reference, for every trained tensor.
 
-The random choices of a step (points, hidden blocks, restyled images) are given. Everything else is the training code:
-backbone and heads, stacking of the two tasks, matching, losses.
+The random choices of a step (points, hidden blocks, restyled images) are given. Everything else is computed by the
+training code: backbone and heads, stacking of the two tasks, matching, losses.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ from crossearth_jax.weights import reference_names
 GOLDEN = Path(__file__).parents[1] / "golden"
 PREDICTIONS = ("d0", "d1", "d2", "last")
 CLASSES = 6
-# Five times the reference's own float32 noise, per tensor relative to its norm (golden/tiny/README.md).
+# Five times the float32 noise of the reference; gradients relative to the norm of each tensor (golden/tiny/README.md).
 GRADIENT_TOLERANCE = 5 * 2e-5
 TERM_TOLERANCE = 5 * 4e-6
 
@@ -48,17 +48,17 @@ def tiny_config():
         model=dataclasses.replace(model, mim=MimConfig(width=32, image_size=64, token_size=64)),
         loss=LossConfig(points=196),
         mim=MimTaskConfig(),
-        # Literal: the whole batch may be restyled.
+        # `literal` accepts a batch that is restyled as a whole.
         style=StyleConfig(literal=True),
     )
 
 
 @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 def terms_and_gradients(trainable, frozen, example, points, kept, mim):
-    """Return a function for the loss terms of a training step and the gradient of their sum, with given random choices.
+    """Return the loss terms of a training step and the gradient of their sum, for given random choices.
 
-    `mim` is the weight of the reconstruction terms. All tests use one compilation; because it takes longest, a compiler
-    option makes it faster.
+    `mim` is the weight of the reconstruction terms. The function is compiled once for all tests. Compilation takes
+    longer than everything else, so the compiler optimises little.
     """
     config = tiny_config()
     with pytest.MonkeyPatch.context() as patch:
@@ -86,7 +86,7 @@ def terms_and_gradients(trainable, frozen, example, points, kept, mim):
 
 @pytest.fixture(scope="module")
 def params():
-    """Return (trainable, frozen) parameters, with reconstruction head and mask token of the training golden data."""
+    """Return (trainable, frozen), with the reconstruction head and the mask token of `golden/train`."""
     tensors = dict(np.load(GOLDEN / "tiny" / "params.npz")) | dict(np.load(GOLDEN / "train" / "mim_params.npz"))
     tensors["mask_token"] = np.load(GOLDEN / "train" / "train_step_inputs.npz")["mask_token"]
     ours = reference_names.from_reference(tensors)
@@ -96,7 +96,7 @@ def params():
 
 
 class Example(NamedTuple):
-    """Normalised images of a step with their labels, and the restyled ones."""
+    """Normalised images of a step, the same with some restyled, which those are, and labels."""
 
     clean: jax.Array
     shown: jax.Array
@@ -109,9 +109,9 @@ def channels_last(array):
 
 
 def given_points(draws, targets):
-    """Return the stored random points by class, from rows in the order of (image, matched query).
+    """Return the stored points by class; the reference stores them by (image, matched query).
 
-    `targets` contains the class of each query per prediction and image; classes without a query get arbitrary points.
+    `targets` holds the class of each query per prediction and image. Classes without a query get a filler.
     """
     images = len(targets["last"])
     loss = np.full((images, len(PREDICTIONS), CLASSES, 588 + 49, 2), 0.5, np.float32)
@@ -124,9 +124,9 @@ def given_points(draws, targets):
 
 
 def twice(tree):
-    """Return a batch of an image and its copy, so that steps of one image have the shape of steps of two.
+    """Repeat a batch of one image, so that all steps have the shape of a batch of two and compile once.
 
-    Every loss is a mean, so terms and gradients are those of the single image.
+    Every loss is a mean over the batch, so terms and gradients are those of the single image.
     """
     return jax.tree.map(lambda x: repeat(jnp.asarray(x), "1 ... -> 2 ..."), tree)
 
@@ -153,7 +153,7 @@ def test_segmentation_alone_on_two_images(params):
     kept = jnp.ones((2, 64, 64, 1), bool)
     terms, gradients = terms_and_gradients(*params, example, given_points(golden, targets), kept, 0.0)
     assert_terms(terms, golden, "")
-    assert "pixel" not in terms  # the reference has no such term, and the config gives it no weight
+    assert "pixel" not in terms  # the reference has no such term, and its weight in the configuration is 0
     found = reference_names.to_reference(jax.tree.map(np.asarray, gradients))
     expected = np.load(GOLDEN / "tiny" / "grads.npz")
     assert set(expected) == {name for name in found if not name.startswith(("task_head", "mask_token"))}

@@ -1,4 +1,4 @@
-"""Torch files of any content, also such as torch would never write."""
+"""Fixtures: torch files with any content, including content that torch never writes."""
 
 import zipfile
 
@@ -9,7 +9,7 @@ STORAGE = b"(X\x07\x00\x00\x00storagectorch\n%s\nX\x01\x00\x00\x00%sX\x03\x00\x0
 
 @pytest.fixture
 def save(tmp_path):
-    """Writes a zip archive that holds a pickle and storages, and returns its path."""
+    """Write a zip archive with a pickle and storages, and return its path."""
 
     def write(pickle, storages=(b"\0" * 16,), *, name="file.pth", compression=zipfile.ZIP_STORED, **members):
         path = tmp_path / name
@@ -26,7 +26,7 @@ def save(tmp_path):
 
 @pytest.fixture
 def tensor_pickle():
-    """The pickle of one float tensor over storage 0, with any claims about it."""
+    """Return the pickle of one float tensor over storage 0, with any claims about it."""
 
     def program(count=4, offset=0, shape=(4,), strides=(1,), storage=b"FloatStorage", key=b"0"):
         claim = STORAGE % (storage, key, count.to_bytes(4, "little", signed=True))

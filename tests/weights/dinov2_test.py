@@ -1,4 +1,4 @@
-"""DINOv2 files against PyTorch's resizes and transformers' own numbers."""
+"""DINOv2 files: resizing compared with PyTorch, and names with the features that transformers computes."""
 
 import re
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_patch_kernel_equals_torch(resized):
     np.testing.assert_allclose(resize_kernel(resized["kernel"], 16), resized["kernel16"], rtol=0, atol=2e-6)
 
 
-# At 20 patches PyTorch's float32 sample positions are off by up to 4e-6 of a cell.
+# At 20 patches PyTorch's sample positions in float32 have errors of up to 4e-6 of a cell.
 @pytest.mark.parametrize(("side", "atol"), [(32, 2e-6), (64, 2e-6), (20, 2e-5)])
 def test_positions_equal_torch_and_the_class_position_stays(resized, side, atol):
     found = resize_positions(resized["positions"], side)
@@ -43,7 +43,7 @@ def test_positions_equal_torch_and_the_class_position_stays(resized, side, atol)
 
 
 def original(depth=2, width=8, hidden=12, chunked=False):
-    """A small backbone under the original names."""
+    """Return a small backbone under the original names."""
     random = np.random.default_rng(0)
     shapes = {
         "cls_token": (1, 1, width),
@@ -104,7 +104,7 @@ OLD_NAMES = {
 
 
 def published_names(tensors):
-    """The names of the published files: before transformers 5, the gated layer still packed."""
+    """Return the names of the published files: as before transformers 5, and with the packed gated layer."""
     renamed = {}
     for name, tensor in tensors.items():
         for new, old in OLD_NAMES.items():
@@ -189,7 +189,7 @@ SIZES = {  # width, depth, heads, hidden width; of the paper's table (arXiv 2304
 
 
 def full_size(width, depth, hidden, gated):
-    """A backbone of zeros that take no memory, under the original names."""
+    """Return a backbone of zeros, which take no memory, under the original names."""
     shapes = {name: np.shape(x) for name, x in original(depth, 2, 1).items()}
     sizes = {"fc1.weight": (hidden, width), "fc1.bias": (hidden,), "fc2.weight": (width, hidden)}
     sizes |= {"qkv.weight": (3 * width, width), "qkv.bias": (3 * width,), "attn.proj.weight": (width, width)}
@@ -210,7 +210,7 @@ def full_size(width, depth, hidden, gated):
 def test_the_four_published_sizes_are_recognised(size):
     width, depth, heads, hidden = SIZES[size]
     tensors = to_backbone(full_size(width, depth, hidden, size == "g"))
-    # Layers are all alike: stacking two of them tells as much as forty, in a twentieth of the memory.
+    # All layers have the same shapes, so two of them are enough for the test and take much less memory than 40.
     shapes = infer.shapes_of(from_reference({k: v for k, v in tensors.items() if ".blocks." not in k}))
     block = {k: v for k, v in tensors.items() if re.match(r"backbone\.blocks\.[01]\.", k)}
     stacked = infer.shapes_of(from_reference(block))
@@ -222,7 +222,7 @@ def test_the_four_published_sizes_are_recognised(size):
 
 
 def hugging_face_names(tensors):
-    """S, B and L under the names of the published files: projections apart, feed-forward part as fc1 and fc2."""
+    """Return S, B or L under the names of the published files: separate projections, and fc1 and fc2 as the MLP."""
     renamed = {}
     for name, tensor in tensors.items():
         name = re.sub(r"^(cls_token|mask_token)$", r"embeddings.\1", name)

@@ -1,4 +1,4 @@
-"""The model that shapes belong to, and the parameter counts of the reference."""
+"""Configurations inferred from shapes, and the parameter counts of the reference."""
 
 import math
 
@@ -8,7 +8,7 @@ from crossearth_jax.config import HeadConfig, MimConfig, ModelConfig, ReinsConfi
 from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.weights.infer import check, feature_blocks, infer_config, shapes_of
 
-# ViT-g with every other size changed too.
+# ViT-g, with all other sizes changed too.
 OTHER = ModelConfig(
     classes=2,
     vit=ViTConfig(
@@ -40,7 +40,7 @@ def numbers(found, part):
 
 
 def test_counts_of_the_reference(full):
-    """Table of section 0 of the reference's facts, without the 2,048 + 1,024 numbers that have no effect."""
+    """Compare with the reference's parameter counts, without 2,048 + 1,024 numbers that have no effect."""
     assert numbers(full, "backbone/") == 304_199_680 - 3 * 1024
     assert numbers(full, "reins/") == 2_990_081
     assert numbers(full, "head/") == 20_576_455

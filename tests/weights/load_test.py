@@ -1,4 +1,4 @@
-"""From files of every kind to the same parameters."""
+"""Weights files of every kind give the same parameters."""
 
 from pathlib import Path
 
@@ -88,7 +88,7 @@ def test_number_of_classes_is_read_from_the_file(tmp_path, reference):
     write_torch_zip(tmp_path / "a.pth", {"meta": {"classes": NAMES}, "state_dict": reference | change})
     described = load_weights(tmp_path / "a.pth", config=CONFIG).description
     assert described.model.classes == 3
-    assert described.class_names == ()  # six names are not the names of three classes
+    assert described.class_names == ()  # the file has six names, but the head has three classes
 
 
 @pytest.mark.parametrize(

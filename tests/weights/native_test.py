@@ -1,4 +1,4 @@
-"""Our own files: what is saved is loaded, bit by bit, and the same weights give the same file."""
+"""Our own files: loading returns what was saved, bit for bit, and equal weights give identical files."""
 
 import json
 

@@ -1,8 +1,9 @@
-"""The shipped style network against onnxruntime on the original graphs.
+"""The shipped style network compared with onnxruntime on the original graphs.
 
-Two comparisons. With the graphs' activation rounding removed both compute the same float network: 1e-5 is rounding
-in another order. As published, the graphs round every activation to 8 bits, which the float network does not do;
-measured on these images, codes correlate to 0.976-0.977, images to 0.981-0.991, and differ by 0.015-0.018 on average.
+There are two comparisons. If the rounding of activations is removed from the graphs, both compute the same float
+network, and differences of 1e-5 come from floating-point rounding. As published, the graphs round every activation to 8
+bits, which the float network does not. Measured on these images, codes then correlate to 0.976-0.977 and images to
+0.981-0.991, and images differ by 0.015-0.018 on average.
 """
 
 import pathlib
@@ -29,7 +30,7 @@ NETWORK = StyleNetwork("mobile")
 
 
 def without_activation_rounding(path):
-    """The graph with every quantise/dequantise pair on an activation taken out; constants stay quantised."""
+    """Return the graph without the quantise/dequantise pairs on activations; constants stay quantised."""
     model = onnx.load(path)
     graph = model.graph
     constants = {tensor.name for tensor in graph.initializer}
@@ -51,7 +52,7 @@ def without_activation_rounding(path):
 
 def session(model):
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # the edited graph leaves unused constants behind, each worth a warning
+    options.log_severity_level = 3  # onnxruntime warns of each constant that the edited graph no longer uses
     return onnxruntime.InferenceSession(model, options)
 
 
@@ -71,7 +72,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def results(params, images):
-    """Codes of the 256-pixel images, and every image in the style of the next one."""
+    """Return the codes of the 256-pixel images, and every image in the style of the next one."""
     small = images[:, 64:320, 64:320]
     codes = jax.jit(NETWORK.encode)(params, jnp.asarray(small))
     styled = jax.jit(NETWORK.stylize)(params, jnp.asarray(images), jnp.roll(codes, 1, axis=0))
@@ -93,7 +94,7 @@ def test_equals_the_graphs_without_activation_rounding(results, images):
     expected_codes, expected = run(*sessions, images, small, codes)
     assert np.abs(expected_codes).max() > 1
     np.testing.assert_allclose(codes, expected_codes, atol=1e-5)
-    np.testing.assert_allclose(styled, expected, atol=2e-5)  # thirteen norms in a row amplify rounding
+    np.testing.assert_allclose(styled, expected, atol=2e-5)  # thirteen consecutive norms amplify rounding errors
 
 
 def test_is_close_to_the_graphs_as_published(results, images):

@@ -1,4 +1,4 @@
-"""Every tensor of the reference has one place of ours, and the way there and back changes no bit."""
+"""Every tensor of the reference has one counterpart here, and conversion there and back changes no bit."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ GOLDEN = Path(__file__).parent.parent / "golden"
 
 
 def published():
-    """A checkpoint with everything that published ones hold, in small."""
+    """Return a small checkpoint with everything that published ones hold."""
     with np.load(GOLDEN / "tiny/params.npz") as model, np.load(GOLDEN / "train/mim_params.npz") as mim:
         tensors = dict(model) | dict(mim)
     random = np.random.default_rng(0)
@@ -126,7 +126,7 @@ def test_full_size_names_and_shapes_of_the_reconstruction_head():
     ours = {name: np.broadcast_to(np.float32(0), spec.shape) for name, spec in specs.items() if name[:4] == "mim/"}
     found = {name: list(x.shape) for name, x in to_reference(ours).items()}
     assert found.pop("mask_token") == [1, 3, 1024, 1024]
-    unused = ("LN.", "MLP.")  # by the reference's own code
+    unused = ("LN.", "MLP.")  # the reference's code does not use them either
     assert found == {f"task_head.{name}": shape for name, shape in golden.items() if not name.startswith(unused)}
 
 

@@ -1,4 +1,4 @@
-"""What a run takes from a released file, bit by bit, and what it starts afresh."""
+"""Which parameters a run takes from a weights file, bit for bit, and which keep their initial values."""
 
 import dataclasses
 from pathlib import Path
@@ -34,7 +34,7 @@ def reference():
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory, reference):
-    """A published file: all of it, the mask token larger than a small model's."""
+    """Return a complete published file, whose mask token is larger than that of a small model."""
     path = tmp_path_factory.mktemp("released") / "a.pth"
     with np.load(GOLDEN / "train/mim_params.npz") as mim:
         token = np.random.default_rng(0).standard_normal((1, 3, 96, 96), np.float32)
@@ -80,7 +80,7 @@ def test_a_run_for_other_classes_of_the_same_number_starts_the_class_layer_anew(
         "the file has 6 classes (a, b, c, d, e, f), the model 6 classes (a, b, c, d, e, g): "
         f"the class layer ({CLASS}*) keeps its initial values, the rest is restored"
     ]
-    published = dataclasses.replace(described, trained_on="")  # names may be spelt otherwise there
+    published = dataclasses.replace(described, trained_on="")  # its class names may be spelt differently
     save_native(tmp_path / "published.safetensors", params, published)
     assert starting_weights(tmp_path / "published.safetensors", CONFIG, tuple("abcdeg")).keys() == same.keys()
 
@@ -122,7 +122,7 @@ def test_backbone_alone_is_a_start(tmp_path, reference):
 
 
 def test_a_run_starts_from_the_file_with_a_fresh_optimizer(path, reference):
-    """Another number of classes: the frozen part is the file's to the bit, the class layer alone is drawn."""
+    """With other classes the frozen parameters equal the file bit for bit, and only the class layer is drawn."""
     model = dataclasses.replace(CONFIG, classes=3, mim=MIM)
     config = Config(name="a", model=model, data=DataConfig(batch_size=1), train=TrainConfig(init_from=str(path)))
     mesh = parallel.make_mesh(MeshConfig(), jax.devices()[:1])

@@ -1,4 +1,4 @@
-"""Published style files against our parameters: names, folding, both kinds of file, and what is refused."""
+"""Published files of the style network: names, folding of batch norms, both kinds of file, and errors."""
 
 import json
 import pathlib
@@ -57,7 +57,7 @@ def test_reads_legacy_folder_and_crossearth_checkpoint_alike(published_style, tm
         prefix: {name.removeprefix(f"{prefix}."): t for name, t in published_style.items() if name.startswith(prefix)}
         for prefix in ("ghiasi", "stylePredictor")
     }
-    extra = {"Mixed_7a.branch3x3_1.conv.weight": np.zeros((192, 768, 1, 1), np.float32)}  # full Inception files have it
+    extra = {"Mixed_7a.branch3x3_1.conv.weight": np.zeros((192, 768, 1, 1), np.float32)}  # in full Inceptions
     write_torch_zip(tmp_path / "checkpoint_transformer.pth", {"state_dict_ghiasi": parts["ghiasi"]})
     write_torch_zip(
         tmp_path / "checkpoint_stylepredictor.pth", {"state_dict_stylepredictor": parts["stylePredictor"] | extra}
@@ -69,7 +69,7 @@ def test_reads_legacy_folder_and_crossearth_checkpoint_alike(published_style, tm
     legacy, full = (load_style(INCEPTION, tmp_path / name) for name in (".", "crossearth.pth"))
     assert style_digest(legacy) == style_digest(full)
     safetensors.numpy.save_file({k: np.asarray(v) for k, v in full.items()}, tmp_path / "ours.safetensors")
-    # As a converted checkpoint holds them.
+    # Names in a converted checkpoint.
     carried = {f"extra/{name}": np.asarray(tensor) for name, tensor in state.items()}
     safetensors.numpy.save_file(carried, tmp_path / "converted.safetensors")
     for name in ("ours.safetensors", "converted.safetensors"):

@@ -1,4 +1,4 @@
-"""Statistics files: what comes back, what is refused, the published one, and what the shipped one may be used for."""
+"""Files of style statistics: round trip, errors, the published file, and the runs that may use the shipped file."""
 
 import pathlib
 
@@ -57,7 +57,7 @@ def test_published_statistics_sample_the_golden_codes(tmp_path):
     read = load_statistics(tmp_path / "checkpoint_embeddings.pth", "inception")
     assert (read.provenance.network, read.provenance.count) == ("inception", 79_433)
     np.testing.assert_allclose(read.factor @ read.factor.T, published["covariance"], atol=1e-6)
-    # The sign of a singular vector is free: flipping ours to the golden ones' flips the noise it is multiplied with.
+    # The signs of singular vectors are arbitrary. Where ours differ from the golden ones, the noise is flipped too.
     signs = np.sign(np.sum(read.factor * golden["A"], axis=0)).astype(np.float32)
     sampled = sample_codes(read.sampler, jnp.asarray(golden["z"] * signs))
     np.testing.assert_allclose(sampled, golden["sampled"], atol=1e-5)

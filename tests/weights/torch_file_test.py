@@ -1,4 +1,4 @@
-"""Real torch files against what torch says they hold; damaged and hostile ones against one clear error."""
+"""Files of torch compared with what torch reads from them; damaged and malicious files give one clear error."""
 
 import pickle
 import struct
@@ -140,7 +140,7 @@ def test_any_flipped_byte_gives_tensors_or_one_error(tmp_path, name):
                 file.array(value).astype(np.float64).sum()
 
 
-# --- claims -----------------------------------------------------------------------------------------------
+# --- false claims about tensors ---------------------------------------------------------------------------
 
 
 def test_honest_claim_is_read(save, tensor_pickle):
@@ -198,7 +198,7 @@ def test_wrong_byte_order_of_the_legacy_format(tmp_path):
 
 
 def legacy(storages, keys, data):
-    """A legacy file whose tensors use `storages`, that lists `keys`, and ends with `data`."""
+    """Return a legacy file whose tensors use `storages`, which lists `keys` and ends with `data`."""
     claim = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x00%sX\x03\x00\x00\x00cpuK\x02%stQ"
     header = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}X\r\x00\x00\x00little_endian\x88s."
     tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(%sK\x00K\x02\x85K\x01\x85\x89NtR"
@@ -329,8 +329,8 @@ def test_overlapping_members(save, tensor_pickle):
     [
         (10, 60000, "directory is damaged"),  # number of members
         (12, 2**31, "directory is damaged"),  # size of the directory
-        (16, 2**31, "directory is damaged"),  # its place
-        (16, 0xFFFFFFFF, "directory is damaged"),  # promises a 64-bit record that is not there
+        (16, 2**31, "directory is damaged"),  # position of the directory
+        (16, 0xFFFFFFFF, "directory is damaged"),  # announces a 64-bit record that does not exist
         (16, 0, "directory is damaged"),
     ],
 )

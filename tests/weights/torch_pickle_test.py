@@ -1,4 +1,4 @@
-"""Hostile pickles: nothing they name is run, each ends in one error, and soon."""
+"""Malicious pickles: nothing that they name is run, and each gives one error within a short time."""
 
 import os
 import pickle
@@ -14,7 +14,7 @@ from crossearth_jax.weights.torch_pickle import Placeholder
 
 
 class Call:
-    """Pickles as a call of `function`."""
+    """An object whose pickle is a call of `function`."""
 
     def __init__(self, function, *args):
         self.call = function, args
@@ -153,7 +153,7 @@ def test_other_programs_end_in_one_clear_error(save, program, message):
 
 
 def test_a_checked_tensor_cannot_be_changed(save, tensor_pickle):
-    """Its fields set afterwards could point outside its storage."""
+    """A pickle could otherwise set fields of a checked tensor that point outside its storage."""
     built = tensor_pickle().removesuffix(b"s.")
     with pytest.raises(UserError, match="state of something"):
         read_torch(save(built + b"](NJ\xff\xff\xff\x7f))ebs."))
@@ -189,7 +189,7 @@ def test_too_large(save, monkeypatch):
     ],
 )
 def test_copies_cannot_grow_beyond_the_pickle(save, copy):
-    """Each copy of a remembered list or text is short to ask for; 200 of them would take 100 times the file."""
+    """A copy of a stored list or text takes few instructions; 200 copies would need 100 times the size of the file."""
     program = b"\x80\x02](" + b"K\x01" * 200 + b"eq\x00X\x00\x10\x00\x00" + b"a" * 4096 + b"q\x01" + copy * 200 + b"."
     tracemalloc.start()
     with pytest.raises(UserError, match="copies more than it holds"):
@@ -208,7 +208,7 @@ def test_memo_indices_cost_what_they_hold(save):
 
 @pytest.mark.parametrize("nested", [b"]" * 5_000 + b"a" * 4_999, b"N" + b"\x85" * 5_000, b"N" + b"\x85q\x00" * 5_000])
 def test_deep_nesting_is_read_and_freed(save, nested):
-    """Nothing here recurses, so depth is only size; `.content` is nested 5,000 deep and goes away again."""
+    """Reading and freeing do not recurse, so content that is nested 5,000 deep is no problem."""
     depth, inner = 0, read_torch(save(b"\x80\x02" + nested + b".")).content
     while inner:
         depth, inner = depth + 1, inner[0]
@@ -216,7 +216,7 @@ def test_deep_nesting_is_read_and_freed(save, nested):
 
 
 def test_deep_keys_are_refused(save):
-    """Hashing a deep tuple would overflow the C stack."""
+    """The hash of a deeply nested tuple would overflow the C stack."""
     with pytest.raises(UserError, match="dictionary key"):
         read_torch(save(b"\x80\x02}N" + b"\x85" * 5_000 + b"Ns."))
 

@@ -1,4 +1,4 @@
-"""What is written is read back bit by bit."""
+"""Written files are read back bit for bit."""
 
 import hashlib
 import zipfile
