@@ -25,7 +25,8 @@ class GeometricDraws(NamedTuple):
 
     Attributes:
       scale: index into the scales.
-      boxes: first row and column of the candidate crops in the resized image; the last one is always accepted.
+      boxes: first row and column of the candidate crops in the resized image; the last one is used if all others are
+        refused.
       flip: whether the columns are reversed.
       vertical_flip: whether the rows are reversed.
     """

@@ -82,7 +82,7 @@ def conv(
 
 
 def layer_norm(width: int, epsilon: float, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """Create a layer norm in float32. Its variance is the mean of squared deviations, as in PyTorch."""
+    """Create a layer norm in float32. As in PyTorch, the variance is computed from the deviations from the mean."""
     return nnx.LayerNorm(
         width,
         epsilon=epsilon,

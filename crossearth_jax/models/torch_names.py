@@ -42,7 +42,7 @@ class Rule:
 
     @property
     def stacked(self) -> bool:
-        """Whether our parameter holds all layers on a leading axis."""
+        """Return whether our parameter holds all layers on a leading axis."""
         return "{i}" in self.reference and "{i}" not in self.ours[0]
 
     def split(self, name: str, tensor: np.ndarray) -> list[np.ndarray]:

@@ -20,7 +20,7 @@ def pixel_scores(
 
     Args:
       class_logits: K + 1 per query, "no object" last.
-      mask_logits: enlarged bilinearly to `size` before the sigmoid.
+      mask_logits: of any size; they are resized bilinearly to `size` before the sigmoid.
       size: (height, width) of the result.
     """
     classes = jax.nn.softmax(class_logits)[..., :-1]

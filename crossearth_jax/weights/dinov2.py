@@ -50,7 +50,7 @@ _PACKED = (
 
 
 def is_dinov2(tensors: Mapping[str, np.ndarray]) -> bool:
-    """Whether these are the tensors of a DINOv2 backbone, under original names or Hugging Face's."""
+    """Return whether these are the tensors of a DINOv2 backbone, under original names or Hugging Face's."""
     return any(re.fullmatch(r"(.+\.)?(patch_embed\.proj|patch_embeddings\.projection)\.weight", n) for n in tensors)
 
 

@@ -34,7 +34,7 @@ class Address(NamedTuple):
 
 
 def is_address(path: object) -> bool:
-    """Whether a path is an address on a hub."""
+    """Return whether a path is an address on a hub."""
     return str(path).startswith(PREFIX)
 
 

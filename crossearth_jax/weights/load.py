@@ -103,7 +103,10 @@ def _with_backbone(params: Tensors, backbone: str | os.PathLike[str], image_size
 
 
 def _classes(meta: Mapping[str, Any], params: Tensors) -> dict[str, Any]:
-    """Return the class names and colours of a torch checkpoint, if their number equals the head's classes."""
+    """Return the class names and colours in the metadata of a torch checkpoint.
+
+    Each of the two is empty if its number of entries is not the head's number of classes.
+    """
     found = meta.get("dataset_meta")
     found = found if isinstance(found, dict) else meta
     classes = len(params.get("head/mask_decoder/class_head/bias", [])) - 1

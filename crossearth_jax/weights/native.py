@@ -120,7 +120,7 @@ def read_description(path: str | os.PathLike[str]) -> Description:
 
 
 def is_native(metadata: Mapping[str, Any]) -> bool:
-    """Whether a safetensors file with this metadata is one of ours."""
+    """Return whether a safetensors file with this metadata is one of ours."""
     return FORMAT in metadata
 
 

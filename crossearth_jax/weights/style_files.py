@@ -205,10 +205,10 @@ def _ours(path: Path) -> dict[str, np.ndarray]:
 
 
 def checked(network: StyleNetwork, params: Mapping[str, np.ndarray], origin: str) -> dict[str, np.ndarray]:
-    """Check the parameters of a network and return them without other entries.
+    """Return the parameters of `network` from `params`, which may have other entries; check that they are complete.
 
     Raises:
-      UserError: a parameter is missing or has another shape.
+      UserError: a parameter is missing or has another shape; the message names `origin`.
     """
     shapes = network.shapes()
     wrong = [name for name, spec in shapes.items() if name not in params or params[name].shape != spec.shape]

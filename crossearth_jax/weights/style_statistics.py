@@ -60,7 +60,7 @@ class CodeStatistics:
 
     @property
     def sampler(self) -> StyleStatistics:
-        """The distribution that Earth-Style Injection samples from, in float32."""
+        """Return the distribution that Earth-Style Injection samples from, in float32."""
         # Host arrays, since they become constants of the training step, which may be compiled for absent devices.
         return StyleStatistics(self.mean.astype(np.float32), self.factor.astype(np.float32))
 

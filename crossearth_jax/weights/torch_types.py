@@ -114,6 +114,6 @@ def tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> Tensor:
 
 
 def _sizes(values: Any) -> bool:
-    """Whether `values` is a tuple or list of up to 32 integers in [0, 2**48)."""
+    """Return whether `values` is a tuple or list of up to 32 integers in [0, 2**48)."""
     whole = isinstance(values, tuple | list) and len(values) <= 32
     return whole and all(type(value) is int and 0 <= value < 2**48 for value in values)
