@@ -194,7 +194,7 @@ def _class_sums(
 
 def _class_weights(config: LossConfig, classes: int) -> Float[Array, " k1"]:
     """Return the weight of each class in the class term, "no object" last."""
-    assert not isinstance(config.class_weights, str), "training counts them before it builds the loss"
+    assert not isinstance(config.class_weights, str), "must be computed from the labels before the loss is built"
     weights = jnp.ones(classes) if config.class_weights is None else jnp.asarray(config.class_weights)
     return jnp.append(weights, config.no_object_weight)
 

@@ -18,7 +18,7 @@ FLOOR = 1e-3  # added to every score: bounds the gradient where all scores are n
 
 def pixel_weights(config: LossConfig, labels: UInt8[Array, "b H W"], classes: int) -> Float[Array, "b H W"]:
     """Return the weight of each pixel in the mean: the weight of its class, or 0 for a pixel without a label."""
-    assert not isinstance(config.class_weights, str), "training counts them before it builds the loss"
+    assert not isinstance(config.class_weights, str), "must be computed from the labels before the loss is built"
     weights = jnp.ones(classes) if config.class_weights is None else jnp.asarray(config.class_weights)
     return jnp.where(labels < classes, weights[jnp.minimum(labels, classes - 1)], 0.0)
 

@@ -36,12 +36,12 @@ ZEROS, ONES = Distribution("constant", 0.0), Distribution("constant", 1.0)
 
 
 def xavier_uniform(inputs: int, outputs: int) -> Distribution:
-    """Return the uniform distribution of variance 2 / (inputs + outputs)."""
+    """Return the uniform distribution of mean 0 and variance 2 / (inputs + outputs)."""
     return Distribution("uniform", math.sqrt(6 / (inputs + outputs)))
 
 
 def xavier_normal(inputs: int, outputs: int) -> Distribution:
-    """Return the normal distribution of variance 2 / (inputs + outputs)."""
+    """Return the normal distribution of mean 0 and variance 2 / (inputs + outputs)."""
     return Distribution("normal", math.sqrt(2 / (inputs + outputs)))
 
 

@@ -48,9 +48,10 @@ class StyleModules(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class StyleNetwork:
-    """A style transfer network without its parameters, a flat dict of `style/predictor/…` and `style/transformer/…`.
+    """A style transfer network without its parameters, which every method takes as an argument.
 
-    Methods ignore entries of `params` that are not parameters of the network, and raise `UserError` if one is missing.
+    Parameters are one flat dict (`style/predictor/…`, `style/transformer/…`). Methods ignore other entries of `params`,
+    and raise `UserError` if a parameter is missing.
     """
 
     kind: StyleKind = "mobile"

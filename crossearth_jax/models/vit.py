@@ -141,7 +141,7 @@ class VisionTransformer(nnx.Module):
         if images.shape[1] % patch or images.shape[2] % patch:
             raise UserError(f"the image is {images.shape[1]} x {images.shape[2]}; sides must be multiples of {patch}")
         if (statistics := self.config.pixel_statistics) is not None:
-            assert not isinstance(statistics, str), "training measures them before it builds the model"
+            assert not isinstance(statistics, str), "must be measured before the model is built"
             images = standardize(images, *statistics)
         patches = self.patch_embed(images)
         patches = patches + position_table(self.position[1:], *patches.shape[1:3])
