@@ -120,8 +120,8 @@ class VisionTransformer(nnx.Module):
         blocks = list(config.feature_blocks)
         if blocks != sorted(set(blocks)) or blocks[-1] != config.depth - 1:
             raise UserError(
-                f"vit.feature_blocks are {config.feature_blocks}; they must be ascending and end with the last block, "
-                f"{config.depth - 1} (later blocks would be computed without effect)"
+                f"model.vit.feature_blocks are {config.feature_blocks}; they must be ascending and end with the "
+                f"last block, {config.depth - 1} (later blocks would be computed without effect)"
             )
         self.config = config
         patch, patches = config.patch_size, (config.image_size // config.patch_size) ** 2

@@ -119,7 +119,7 @@ def check(shapes: Shapes, config: ModelConfig) -> None:
     unused = sorted(name for name in shapes if name.split("/")[0] in parts and name not in wanted)
     wrong = [name for name, shape in wanted.items() if shapes.get(name, shape) != shape]
     if missing or unused:
-        kind, names = ("missing", missing) if missing else ("not the model's", unused)
+        kind, names = ("missing", missing) if missing else ("not part of the model", unused)
         raise UserError(f"{len(names)} parameters are {kind}: {', '.join(names[:3])}{' …' * (len(names) > 3)}")
     if wrong:
         name = wrong[0]

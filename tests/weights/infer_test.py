@@ -86,12 +86,12 @@ def test_what_is_missing_left_over_or_wrong_is_named(full):
     name = "head/mask_decoder/class_head/bias"
     with pytest.raises(UserError, match=f"1 parameters are missing: {name}"):
         check({k: v for k, v in full.items() if k != name}, ModelConfig())
-    with pytest.raises(UserError, match=r"1 parameters are not the model's: reins/more"):
+    with pytest.raises(UserError, match=r"1 parameters are not part of the model: reins/more"):
         check(full | {"reins/more": (1,)}, ModelConfig())
     with pytest.raises(UserError, match=rf"{name} has shape \(9,\), .* expects \(7,\)"):
         check(full | {name: (9,)}, ModelConfig())
     other = {name: shape for name, shape in shapes(OTHER).items() if name.startswith("mim/")}
-    with pytest.raises(UserError, match="not the model's: mim/dilated/4/bias"):
+    with pytest.raises(UserError, match="not part of the model: mim/dilated/4/bias"):
         check(other | {"mim/dilated/4/bias": (32,)}, OTHER)
 
 
