@@ -1,1 +1,4 @@
-"""The networks. Other packages use `network.SegmentationModel` and `style_network.StyleNetwork`: pure functions."""
+"""The networks. Other packages call the pure functions of `network.SegmentationModel` and `style_network.StyleNetwork`.
+
+Only `weights` also reads the tables of parameter names (`TORCH_NAMES`).
+"""

@@ -1,4 +1,4 @@
-"""The whole segmentation network as pure functions; other packages use `SegmentationModel` and none of the modules.
+"""The whole segmentation network as pure functions. Other packages call `SegmentationModel`, not the Flax modules.
 
 Parameters are one flat dict from "/"-joined path to float32 array (`backbone/…`, `reins/…`, `head/…`, `mim/…`). Each
 call rebuilds the Flax modules while it is traced, which takes no time when the compiled program runs.
