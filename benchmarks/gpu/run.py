@@ -154,7 +154,7 @@ def run_stages(run: Run, stages: Sequence[Stage], environment: Mapping[str, str]
 
 
 def run_stage(run: Run, stage: Stage, environment: Mapping[str, str], seconds: float) -> None:
-    """Run one stage within a time limit and write its result in any case."""
+    """Run one stage within a time limit and write its result, even if the stage fails or is interrupted."""
     records = run.results / f"{stage.name}.jsonl"
     python = run.torch_python if stage.torch else sys.executable
     if python is None:
