@@ -68,7 +68,7 @@ def test_the_file_of_a_run_is_all_that_inference_needs(tiny_config, whole_run, t
     again = crossearth_jax.load(tmp_path / "run.safetensors")
     assert_same(network, again.params)
     assert again.description == described
-    with pytest.raises(UserError, match="whose file is complete; leave out config"):
+    with pytest.raises(UserError, match=r"its model\.safetensors is complete; leave out config"):
         crossearth_jax.load(workdir, config=tiny_config.model)
 
 
