@@ -101,7 +101,7 @@ def _loop(
     config = program.config.train
     start = int(state.step)
     progress = Progress(config.steps, "steps", done=start, images_per_unit=program.config.data.batch_size)
-    averages = Averages()
+    averages, shown = Averages(), dict[str, float]()
     # Only explicit transfers between host and devices (`jax.device_put`, `jax.device_get`) are allowed. An implicit one
     # would make every step wait without a warning.
     with StopSignal() as stop, jax.transfer_guard("disallow"):
@@ -122,7 +122,8 @@ def _loop(
                 values["validation/miou"] = score
             if values:
                 writer.write(done, values)
-            progress.advance(note=", ".join(f"{name} {values[name]:.3f}" for name in SHOWN if name in values))
+            shown |= {name: values[name] for name in SHOWN if name in values}  # few lines fall on a logged step
+            progress.advance(note=", ".join(f"{name} {value:.3f}" for name, value in shown.items()))
             if done % config.checkpoint_every == 0 or last or stopping or score is not None:
                 guard.flush()
                 # The file for inference is written first: if the process is killed in between, this file is newer than
