@@ -32,11 +32,11 @@ class ViTConfig:
     """DINOv2 vision transformer; the defaults are ViT-L/16 as CrossEarth uses it."""
 
     image_size: int = 512  # pixels; side of the square image that the position embedding is made for
-    patch_size: int = 16
-    width: int = 1024
-    depth: int = 24
-    heads: int = 16
-    mlp_width: int = 4096
+    patch_size: int = 16  # pixels
+    width: int = 1024  # channels of a token
+    depth: int = 24  # blocks
+    heads: int = 16  # attention heads
+    mlp_width: int = 4096  # hidden units of the MLP
     # RGB mean and standard deviation, 0..255, of the images that the patch embedding is made for. None: those of
     # ImageNet, as released. "source": measured on the train split of the source when training starts.
     pixel_statistics: str | PixelStatistics | None = None
@@ -52,8 +52,8 @@ class ViTConfig:
 class ReinsConfig:
     """LoRAReins adapters; the number of tokens is also the number of mask queries."""
 
-    tokens: int = 100
-    rank: int = 16
+    tokens: int = 100  # learnable tokens of each block
+    rank: int = 16  # of the product of two matrices that gives the tokens
     scale: float = 1e-3  # initial value of the shared output gain
 
 
@@ -64,13 +64,13 @@ class HeadConfig:
     # "mask2former"; "fcn", which uses only `width` and `groups`; or "linear", a classifier of single patches that uses
     # none of the fields below.
     kind: str = "mask2former"
-    width: int = 256
-    heads: int = 8
+    width: int = 256  # channels
+    heads: int = 8  # attention heads
     groups: int = 32  # of the group normalisation
-    encoder_layers: int = 6
+    encoder_layers: int = 6  # deformable-attention layers of the pixel decoder
     encoder_mlp_width: int = 1024
     points: int = 4  # sampling points per head and level of the deformable attention
-    decoder_layers: int = 9
+    decoder_layers: int = 9  # layers of the transformer decoder
     decoder_mlp_width: int = 2048
     queries: int = 100  # used only without Reins adapters; with them the Reins tokens are the queries
 
@@ -79,8 +79,8 @@ class HeadConfig:
 class MimConfig:
     """Masked-image-modelling head (atrous pyramid) and its pixel mask token."""
 
-    width: int = 256
-    dilations: tuple[int, ...] = (1, 6, 12, 18)
+    width: int = 256  # channels
+    dilations: tuple[int, ...] = (1, 6, 12, 18)  # of the parallel 3 x 3 convolutions
     image_size: int = 512  # side at which the reconstruction is compared
     token_size: int = 1024  # side of the learnable pixel mask token
 
@@ -206,16 +206,16 @@ class OptimizerConfig:
     whole name; a parameter that no pattern matches is an error.
     """
 
-    learning_rate: float = 1e-4
-    warmup_steps: int = 0
+    learning_rate: float = 1e-4  # at the end of the warm-up
+    warmup_steps: int = 0  # steps in which the learning rate rises linearly
     warmup_factor: float = 1e-6  # learning rate of the first warm-up step, relative to `learning_rate`
     # Number of steps after which the polynomial reaches zero; None: train.steps. CrossEarth stops at 30,000 of 40,000.
     horizon: int | None = None
     power: float = 0.9  # of the polynomial
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.05
+    b1: float = 0.9  # decay of AdamW's mean of gradients
+    b2: float = 0.999  # decay of its mean of squared gradients
+    eps: float = 1e-8  # added to the denominator
+    weight_decay: float = 0.05  # decoupled, multiplied by the learning rate
     decay: tuple[tuple[str, bool], ...] = (  # which parameters decay; in the recipe not norms and embeddings
         (r".*/norm\d?/.*|.*/level_embed|head/mask_decoder/queries|reins/(tokens_[ab]|scale)", False),
         (r".*", True),
@@ -231,9 +231,9 @@ class OptimizerConfig:
 class TrainConfig:
     """Length of the training, logs and checkpoints, initial weights, frozen parameters."""
 
-    steps: int = 30_000
-    log_every: int = 50
-    checkpoint_every: int = 1000
+    steps: int = 30_000  # updates of the parameters
+    log_every: int = 50  # steps between two lines of metrics.jsonl
+    checkpoint_every: int = 1000  # steps
     keep_checkpoints: int = 3  # newest checkpoints that are kept
     init_from: str | None = None  # weights file (.safetensors, .pth) or run folder with the initial weights
     # Which parameters are frozen; a table as in `OptimizerConfig`.

@@ -163,7 +163,7 @@ def prepare(
         return directory
     domain = DOMAINS[name]
     if manual_dir is not None and not (manual_dir := Path(manual_dir).expanduser()).is_dir():
-        raise UserError(f"{manual_dir} is not a folder; pass the one that holds the archives as --manual_dir")
+        raise UserError(f"{manual_dir} is not a folder; pass the folder that contains the archives as --manual_dir")
     with _building(name, data_dir):
         builder = _builder(name, data_dir, options, strict)
         _refuse_other_options(builder, options or {})

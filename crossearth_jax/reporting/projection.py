@@ -57,7 +57,10 @@ def _umap(axes: Vectors) -> Points:
     try:
         umap = importlib.import_module("umap")
     except ImportError:
-        raise UserError("UMAP needs a package that is not installed: pip install 'crossearth-jax[umap]'") from None
+        raise UserError(
+            "UMAP needs a package that is not installed; install the extra 'umap': "
+            "python -m uv pip install --python .venv -c constraints.txt -e '.[umap]'"
+        ) from None
     neighbours = min(15, len(axes) - 1)
     # With a fixed random state UMAP uses one core, and warns unless n_jobs is 1.
     return umap.UMAP(n_neighbors=neighbours, random_state=0, n_jobs=1).fit_transform(axes)

@@ -87,7 +87,8 @@ def _client(failure: str) -> Iterator[Any]:
         hub, errors = (importlib.import_module(name) for name in ("huggingface_hub", "huggingface_hub.errors"))
     except ImportError:
         raise UserError(
-            f"{failure}: the package huggingface_hub is missing; run pip install 'crossearth-jax[hub]'"
+            f"{failure}: the package huggingface_hub is missing; install the extra 'hub': "
+            "python -m uv pip install --python .venv -c constraints.txt -e '.[hub]'"
         ) from None
     try:
         yield hub.HfApi()
