@@ -24,6 +24,7 @@ def main(argv: Sequence[str]) -> None:
     environment = dict(os.environ)
     if arguments.size != "tiny":
         del environment["JAX_COMPILATION_CACHE_DIR"]
+        environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     program = [sys.executable, "-m", "crossearth_jax.main", "--config=configs/blue_marble.py"]
     program += [f"--workdir={folder / 'run'}", f"--config.data.data_dir={folder / 'data'}"]
     if arguments.size == "tiny":

@@ -22,9 +22,9 @@ from crossearth_jax.runtime import command
 # Not included because the machine has them: JAX with flax, optax, orbax, safetensors, scipy, scikit-learn, matplotlib.
 PACKAGES = (
     "absl-py", "array-record", "beartype", "cloudpickle", "dm-tree", "docstring-parser", "einops", "etils",
-    "execnet", "fsspec", "googleapis-common-protos", "grain", "immutabledict", "importlib-resources", "iniconfig",
-    "jaxtyping", "jinja2", "markupsafe", "ml-collections", "packaging", "pillow", "pluggy", "portpicker", "promise",
-    "psutil", "pygments", "pytest", "pytest-xdist", "simple-parsing", "six", "tensorboardx", "tensorflow-datasets",
+    "execnet", "filelock", "fsspec", "googleapis-common-protos", "grain", "immutabledict", "importlib-resources",
+    "iniconfig", "jaxtyping", "jinja2", "markupsafe", "ml-collections", "packaging", "pillow", "pluggy", "portpicker",
+    "promise", "psutil", "pygments", "pytest", "pytest-xdist", "simple-parsing", "six", "tensorboardx", "tensorflow-datasets",
     "tensorflow-metadata", "termcolor", "toml", "tqdm", "wadler-lindig", "wrapt", "zipp",
 )  # fmt: skip
 MOST_BYTES = 32 * 2**20  # together with the repository (28 MB) below 64 MiB

@@ -1,4 +1,4 @@
-"""Start and end of every command: logging to stderr, and one line with exit code 2 for a user error."""
+"""Start and end of every command: logging, compilation cache, and one line with exit code 2 for a user error."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from absl import flags, logging
 
 from crossearth_jax.config import UserError
+from crossearth_jax.runtime.compilation_cache import use_compilation_cache
 
 
 def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> None:
@@ -25,6 +26,7 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
     logging.set_stderrthreshold("info")
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain's workers and tfds read absl flags
+    use_compilation_cache()
     try:
         code = main(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:
