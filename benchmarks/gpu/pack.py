@@ -24,8 +24,8 @@ PACKAGES = (
     "absl-py", "array-record", "beartype", "cloudpickle", "dm-tree", "docstring-parser", "einops", "etils",
     "execnet", "filelock", "fsspec", "googleapis-common-protos", "grain", "immutabledict", "importlib-resources",
     "iniconfig", "jaxtyping", "jinja2", "markupsafe", "ml-collections", "packaging", "pillow", "pluggy", "portpicker",
-    "promise", "psutil", "pygments", "pytest", "pytest-xdist", "simple-parsing", "six", "tensorboardx", "tensorflow-datasets",
-    "tensorflow-metadata", "termcolor", "toml", "tqdm", "wadler-lindig", "wrapt", "zipp",
+    "promise", "psutil", "pygments", "pytest", "pytest-xdist", "simple-parsing", "six", "tensorboardx",
+    "tensorflow-datasets", "tensorflow-metadata", "termcolor", "toml", "tqdm", "wadler-lindig", "wrapt", "zipp",
 )  # fmt: skip
 MOST_BYTES = 32 * 2**20  # together with the repository (28 MB) below 64 MiB
 PYTHON, PLATFORM = "3.12", "x86_64-manylinux_2_28"
