@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -44,6 +45,7 @@ def main(argv: list[str]) -> None:
       UserError: a scene could not be mapped, or the arguments or the checkpoint cannot be used.
     """
     arguments = _parser().parse_args(argv)
+    written_command = shlex.join(["python", "-m", "crossearth_jax.predict", *argv])
     outputs = output_paths(arguments.scenes, arguments.out)
     if arguments.skip_existing:
         outputs = {scene: out for scene, out in outputs.items() if not out.exists()}
@@ -59,7 +61,7 @@ def main(argv: list[str]) -> None:
     several, options = len(outputs) > 1, _scene_options(arguments)
     scenes = _each(outputs, lambda scene: check_scene(scene, options), several)
     if scenes:
-        scenes = _each(scenes, _mapper(arguments, options, products, outputs), several)
+        scenes = _each(scenes, _mapper(arguments, options, products, outputs, written_command), several)
     missing = [scene for scene in outputs if scene not in scenes]
     if missing:
         raise UserError(f"{len(missing)} of {len(outputs)} scenes could not be mapped: {', '.join(missing)}; see above")
@@ -88,23 +90,34 @@ def _each(scenes: Iterable[str], work: Callable[[str], None], several: bool) -> 
 
 
 def _mapper(
-    arguments: argparse.Namespace, scene_options: SceneOptions, products: MapOptions, outputs: Mapping[str, Path]
+    arguments: argparse.Namespace,
+    scene_options: SceneOptions,
+    products: MapOptions,
+    outputs: Mapping[str, Path],
+    written_command: str,
 ) -> Callable[[str], None]:
     """Load the model and return the function that maps one scene."""
     segmentor = _model(arguments)
+    described = segmentor.description
     windows = segmentor.sliding_windows(
         stride=arguments.stride,
         blend=arguments.blend,
         flips=arguments.flips,
         batch_size=arguments.batch_size or WINDOWS_PER_DEVICE * len(jax.local_devices()),
     )
-    if scene_options.bands is None and segmentor.description.bands:
-        scene_options = dataclasses.replace(scene_options, bands=",".join(segmentor.description.bands))
-    names = segmentor.description.class_names or tuple(f"class {i}" for i in range(segmentor.classes))
+    if scene_options.bands is None and described.bands:
+        scene_options = dataclasses.replace(scene_options, bands=",".join(described.bands))
+    names = described.class_names or tuple(f"class {i}" for i in range(segmentor.classes))
     legend = Legend(names, segmentor.palette)
+    tags = {
+        "CHECKPOINT": arguments.checkpoint,
+        "MODEL": described.source or Path(arguments.checkpoint).name,
+        "FLIPS": "yes" if arguments.flips else "no",
+        "COMMAND": written_command,
+    }
 
     def work(scene: str) -> None:
-        map_scene(windows, legend, scene, outputs[scene], scene_options, products, {"CHECKPOINT": arguments.checkpoint})
+        map_scene(windows, legend, scene, outputs[scene], scene_options, products, tags)
         logging.info("wrote %s", outputs[scene])
 
     return work

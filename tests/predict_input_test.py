@@ -120,7 +120,8 @@ def test_a_scene_without_reference_system_is_mapped_with_a_warning(finished):
 
 def test_good_scenes_among_bad_ones_are_mapped_and_nothing_else_is_left(folder, finished):
     wanted = {"good_map.tif", "plain_map.tif", "c.tif"}
-    assert set(os.listdir(folder / "out")) == wanted | {f"{name}.aux.xml" for name in wanted}
+    beside = {f"{name}.aux.xml" for name in wanted} | {f"{name.removesuffix('.tif')}.json" for name in wanted}
+    assert set(os.listdir(folder / "out")) == wanted | beside
     assert os.listdir(folder / "closed") == []
     with rasterio.open(folder / "out" / "good_map.tif") as found, rasterio.open(folder / "good.tif") as scene:
         assert (found.shape, found.crs, found.transform) == (scene.shape, scene.crs, scene.transform)

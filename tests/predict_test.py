@@ -1,6 +1,7 @@
 """The command with a tiny network: maps against a plain blend of its windows, several devices, and its errors."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -45,7 +46,7 @@ def checkpoint(tmp_path_factory):
     params |= balanced(model, params, landsat_windows())
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
     palette = ((0, 0, 200), (0, 120, 0), (200, 180, 0))
-    save_native(path, params, Description(model=TINY, class_names=NAMES, palette=palette))
+    save_native(path, params, Description(model=TINY, class_names=NAMES, palette=palette, source="tiny"))
     return str(path)
 
 
@@ -87,8 +88,9 @@ def blended(segmentor, image, stride):
 def test_map_of_a_network_is_the_plain_blend_of_its_windows(checkpoint, tmp_path):
     assert len(jax.local_devices()) == 8
     out = tmp_path / "map.tif"
-    predict.main([f"--checkpoint={checkpoint}", LANDSAT, f"--out={out}", "--bands=3,2,1", "--scores", "--stride=41",
-                  "--batch_size=8", "--blend=taper"])  # fmt: skip
+    command = [f"--checkpoint={checkpoint}", LANDSAT, f"--out={out}", "--bands=3,2,1", "--scores", "--stride=41",
+               "--batch_size=8", "--blend=taper"]  # fmt: skip
+    predict.main(command)
     with rasterio.open(LANDSAT) as dataset:
         image = np.ascontiguousarray(np.moveaxis(dataset.read([3, 2, 1]), 0, -1))
     expected = blended(load(checkpoint), image, 41)
@@ -98,7 +100,9 @@ def test_map_of_a_network_is_the_plain_blend_of_its_windows(checkpoint, tmp_path
         np.testing.assert_allclose(np.moveaxis(dataset.read(), 0, -1), expected, rtol=1e-4, atol=1e-5)
     with rasterio.open(out) as dataset:
         found = dataset.read(1)
-        assert dataset.tags()["CHECKPOINT"] == checkpoint
+        tags = dataset.tags()
+    assert tags["CHECKPOINT"] == checkpoint and tags["MODEL"] == "tiny" and tags["FLIPS"] == "no"
+    assert tags["COMMAND"] == f"python -m crossearth_jax.predict {shlex.join(command)}"
     top = np.sort(expected, -1)
     clear = top[..., -1] - top[..., -2] > 1e-3
     assert np.unique(found).tolist() == [0, 1, 2] and clear.mean() > 0.9
@@ -245,6 +249,7 @@ def test_a_bad_scene_leaves_the_others_mapped(checkpoint, tmp_path, monkeypatch,
         ("x.png", "x.tif", ["--preview"]),
         ("x.gpkg", "x.tif", ["--polygons"]),
         ("x.tif.aux.xml", "x.tif", []),
+        ("x.json", "x.tif", []),
         (".x.tif.partial/scene.tif", "x.tif", []),
     ],
 )

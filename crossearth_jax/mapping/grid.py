@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import rasterio.warp
+from jaxtyping import Float
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
 from rasterio.transform import Affine
@@ -17,6 +18,10 @@ GEOCENTRIC = CRS.from_epsg(4978)  # metres from the centre of the Earth (WGS 84)
 # Largest relative difference between a length in coordinates and on the ground for which the coordinates are taken as
 # metres on the ground. In national and UTM grids the difference is smaller.
 SURVEY = 0.005
+# Largest distance between the points at which the area of a pixel is computed, in pixels and in metres. Between them it
+# is interpolated; over 50 km the error is below 1e-5.
+AREA_SPACING = 16, 50_000.0
+AREA_SPAN = 100.0  # metres over which the area is measured, since projections are accurate to about a millimetre only
 
 Bounds = tuple[float, float, float, float]  # left, bottom, right, top in the coordinates of the grid
 
@@ -56,6 +61,36 @@ class Grid:
             return None
         width, height = map(float, np.linalg.norm(points[1::2] - points[::2], axis=1) / steps)
         return (width, height) if 0 < width < math.inf and 0 < height < math.inf else None
+
+    def pixel_areas(self, top: int, left: int, height: int, width: int) -> Float[np.ndarray, "h w"] | None:
+        """Return the area on the ground of every pixel of a window, in square metres; None if it is unknown.
+
+        It is the area on the ellipsoid, whatever the projection: in geographic coordinates it decreases towards the
+        poles. It is computed from geocentric coordinates at points of a lattice (`AREA_SPACING`) and interpolated
+        bilinearly. At positions that are not on Earth it is infinite or NaN.
+        """
+        size = self.ground_size()
+        if size is None:
+            return None
+        assert self.crs is not None
+        across, down = (max(0.5, AREA_SPAN / side) for side in size)  # in pixels
+        columns, column_weights = _nodes(left, width, size[0])
+        rows, row_weights = _nodes(top, height, size[1])
+        offsets = np.array([(-across / 2, 0), (across / 2, 0), (0, -down / 2), (0, down / 2)])
+        column, row = np.broadcast_arrays(
+            columns + offsets[:, 0, None, None], rows[:, None] + offsets[:, 1, None, None]
+        )
+        shape = column.shape
+        t, column, row = self.transform, column.ravel(), row.ravel()
+        x, y = t.a * column + t.b * row + t.c, t.d * column + t.e * row + t.f
+        try:
+            points = rasterio.warp.transform(self.crs, GEOCENTRIC, x, y, np.zeros(x.size))
+        except Exception:  # GDAL's own errors have no public class
+            return None
+        west, east, north, south = np.moveaxis(np.reshape(points, (3, *shape)), 0, -1)
+        with np.errstate(invalid="ignore"):
+            areas = np.linalg.norm(np.cross(east - west, south - north), axis=-1) / (across * down)
+            return row_weights @ areas @ column_weights.T
 
     def pixel_size(self) -> tuple[float, float] | None:
         """Return width and height of a pixel in metres on the ground, measured in the middle of the grid.
@@ -142,6 +177,24 @@ class Grid:
     def shifted(self, top: int, left: int, height: int, width: int) -> Grid:
         """Return the grid of a window that starts at pixel (top, left)."""
         return Grid(self.crs, self.transform @ Affine.translation(left, top), height, width)
+
+
+def _nodes(first: int, count: int, size: float) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "count n"]]:
+    """Return lattice points along one axis, from the first to the last pixel centre of a window.
+
+    Args:
+      first: first pixel of the window.
+      count: number of pixels.
+      size: side of a pixel in metres.
+
+    Returns:
+      Positions in pixels, and for each pixel the weights of the lattice points in a linear interpolation.
+    """
+    intervals = max(1, math.ceil((count - 1) / max(1, min(AREA_SPACING[0], AREA_SPACING[1] / size))))
+    points = np.linspace(0, count - 1, intervals + 1)
+    spacing = max(points[1], 1)  # a single pixel has two equal points that share the weight
+    weights = np.maximum(0, 1 - abs(np.arange(count)[:, None] - points) / spacing)
+    return first + 0.5 + points, weights / weights.sum(1, keepdims=True)
 
 
 def text(bounds: Bounds) -> str:

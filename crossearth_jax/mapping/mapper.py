@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import os
 import shutil
 from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -15,10 +16,12 @@ from rasterio.errors import RasterioError
 from crossearth_jax.config import UserError
 from crossearth_jax.inference.windows import ScoredArea, SlidingWindows
 from crossearth_jax.mapping.map_layers import Legend, class_layer, confidence_layer, score_layer
+from crossearth_jax.mapping.map_summary import area_tag, class_sizes, summary
 from crossearth_jax.mapping.polygons import write_polygons
 from crossearth_jax.mapping.preview import write_preview
 from crossearth_jax.mapping.rasters import LayerWriter, layer_writer, write_cog
 from crossearth_jax.mapping.scene import Scene, SceneOptions, open_scene
+from crossearth_jax.runtime.atomic import write_json
 from crossearth_jax.runtime.progress import Progress
 
 
@@ -41,18 +44,19 @@ def map_scene(
     options: MapOptions = MapOptions(),  # frozen
     tags: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the class map of one scene, and the other products that `options` asks for.
+    """Write the class map of one scene, its summary (`map_summary`), and the products that `options` asks for.
 
     Args:
       windows: applies the model.
       legend: names and colours of the model's classes.
       path: a raster that GDAL can read.
-      out: path of the class map (.tif). The other products are named after it: `<stem>_scores.tif`,
+      out: path of the class map (.tif). The other files are named after it: `<stem>.json`, `<stem>_scores.tif`,
         `<stem>_confidence.tif`, `<stem>.gpkg`, `<stem>.png`. The files are moved to their places only when all are
         complete, the class map last.
       scene_options: how the scene is read.
       options: which products are written.
-      tags: added to the metadata of the output rasters, besides bands, stretch and windows.
+      tags: added to the metadata of the output rasters, besides date, bands, stretch, windows and areas of the
+        classes.
 
     Raises:
       UserError: the scene cannot be read or has no valid pixel, or an output cannot be written.
@@ -65,6 +69,7 @@ def map_scene(
         )
         recorded = {
             **(tags or {}),
+            "DATE": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "AREA_OR_POINT": "Point" if scene.pixel_is_point else "Area",
             "SCENE": scene.path,
             "BANDS": ",".join(scene.band_names),
@@ -74,8 +79,15 @@ def map_scene(
             "BLEND": plan.blend,
         }
         with staged(out) as (work, done):
-            for written in _write_areas(work, windows, scene, legend, options, recorded):
-                write_cog(written, _raster(done / out.name, written.layer.suffix), legend)
+            class_map, *others = _write_areas(work, windows, scene, legend, options, recorded)
+            sizes = class_sizes(class_map.path, scene.grid, len(legend.names))
+            areas = {"CLASS_AREAS": area_tag(legend, sizes)}
+            write_json(
+                (done / out.name).with_suffix(".json"),
+                summary(out.name, scene.grid, legend, sizes, recorded | areas),
+            )
+            for written in (class_map, *others):
+                write_cog(written, _raster(done / out.name, written.layer.suffix), legend, areas)
                 written.path.unlink()
             if options.polygons:
                 write_polygons(done / out.name, (done / out.name).with_suffix(".gpkg"), legend)
@@ -89,7 +101,13 @@ def products(out: Path, options: MapOptions) -> list[Path]:
     rasters = [_raster(out, suffix) for suffix in suffixes]
     sidecars = [raster.with_name(f"{raster.name}.aux.xml") for raster in rasters]
     pictures = [out.with_suffix(".png")] if options.preview else []
-    return [*rasters, *sidecars, *([out.with_suffix(".gpkg")] if options.polygons else []), *pictures]
+    return [
+        *rasters,
+        *sidecars,
+        out.with_suffix(".json"),
+        *([out.with_suffix(".gpkg")] if options.polygons else []),
+        *pictures,
+    ]
 
 
 def check_outputs(outs: Iterable[Path], inputs: Iterable[str], options: MapOptions) -> None:

@@ -94,14 +94,22 @@ def layer_writer(
         yield LayerWriter(path, layer, dataset)
 
 
-def write_cog(written: LayerWriter, target: Path, legend: Legend) -> None:
+def write_cog(written: LayerWriter, target: Path, legend: Legend, tags: Mapping[str, str] | None = None) -> None:
     """Convert a closed intermediate file to a Cloud Optimized GeoTIFF with overviews.
+
+    Args:
+      written: the intermediate file.
+      target: path of the file to write.
+      legend: names and colours of the classes, for a layer of class ids.
+      tags: added to the metadata, besides those given to `layer_writer`.
 
     Raises:
       OSError: the file cannot be written, or does not contain every pixel.
     """
     layer, bridge = written.layer, written.path.with_suffix(".vrt")
     with _may_lack_reference(), _as_os_error():
+        with rasterio.open(written.path, "r+") as dataset:
+            dataset.update_tags(**(tags or {}))
         rasterio.shutil.copy(written.path, bridge, driver="VRT")
         if layer.categorical:
             _name_classes(bridge, legend, written.counts)

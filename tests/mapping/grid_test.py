@@ -41,6 +41,40 @@ def test_pixel_size_in_metres(crs, transform, expected):
     assert size == (expected and pytest.approx(expected, rel=1e-4))
 
 
+@pytest.mark.parametrize(
+    ("crs", "transform", "size", "expected"),
+    [
+        # The grid area divided by the square of the scale: 0.9996 on the central meridian.
+        ("EPSG:32618", Affine(0.5, 0, 500_000, 0, -0.5, 4_000_000), (300, 500), 300 * 500 * 0.25 / 0.9996**2),
+        ("EPSG:32618", Affine(10, 0, 500_000, 0, -10, 4_000_000) @ Affine.rotation(40), (1, 40), 4000 / 0.9996**2),
+        ("EPSG:6933", Affine(25, 0, -9e5, 0, -25, 6_000_000), (400, 300), 400 * 300 * 625),  # equal area
+        ("EPSG:4326", Affine(0.5, 0, -180, 0, -0.5, 90), (360, 720), 5.100656e14),  # the whole Earth
+        ("EPSG:3413", Affine(5000, 0, -1e5, 0, -5000, 1e5), (40, 40), 4e10 * 1.03108**2),  # around the pole
+    ],
+)
+def test_areas_of_pixels(crs, transform, size, expected):
+    areas = Grid(CRS.from_string(crs), transform, *size).pixel_areas(0, 0, *size)
+    assert areas is not None and areas.shape == size
+    assert areas.sum() == pytest.approx(expected, rel=1e-4)
+
+
+def test_areas_shrink_towards_the_pole():
+    """Compared with the closed form of the area between two parallels of the ellipsoid WGS 84."""
+    found = Grid(CRS.from_epsg(4326), Affine(1, 0, 0, 0, -1, 90), 90, 10).pixel_areas(20, 3, 60, 5)
+    minor, squared = 6_356_752.3142, 0.00669437999  # semi-minor axis in metres, eccentricity squared
+    sine = np.sin(np.radians(70 - np.arange(61)))
+    root = math.sqrt(squared)
+    below = sine / (1 - squared * sine**2) + np.log((1 + root * sine) / (1 - root * sine)) / (2 * root)
+    expected = -np.diff(below) * minor**2 / 2 * np.radians(1)
+    assert found is not None
+    np.testing.assert_allclose(found, np.repeat(expected[:, None], 5, 1), rtol=5e-5)
+
+
+@pytest.mark.parametrize(("crs", "transform"), [(None, NORTH_UP), (UTM, Affine.identity())])
+def test_areas_without_a_place_on_earth(crs, transform):
+    assert Grid(crs, transform, 10, 10).pixel_areas(0, 0, 10, 10) is None
+
+
 def test_resampled_keeps_corner_and_rotation():
     grid = Grid(UTM, NORTH_UP @ Affine.rotation(20), 100, 150).resampled(25.0)
     assert (grid.height, grid.width) == (40, 60)

@@ -1,5 +1,6 @@
 """Whole maps compared with scoring the scene at once, and the files that remain after errors."""
 
+import json
 import os
 import resource
 import tracemalloc
@@ -124,13 +125,21 @@ def test_everything_that_can_be_written(rule, write_scene, tmp_path, caplog):
     map_by(
         rule, path, tmp_path / "out" / "map.tif", SceneOptions(value_range=(0.0, 300.0)), options, {"CHECKPOINT": "x"}
     )
-    names = {"map.tif", "map.tif.aux.xml", "map_scores.tif", "map_confidence.tif", "map.gpkg", "map.png"}
+    names = {"map.tif", "map.tif.aux.xml", "map.json", "map_scores.tif", "map_confidence.tif", "map.gpkg", "map.png"}
     assert set(os.listdir(tmp_path / "out")) == names
     with rasterio.open(tmp_path / "out" / "map.tif") as dataset:
         tags = dataset.tags()
     assert tags["STRETCH"] == "0..300, 0..300, 0..300 to 0..255 (given range)"
     assert (tags["CHECKPOINT"], tags["BANDS"], tags["WINDOW"]) == ("x", "1,2,3", "48x48")
     assert (tags["STRIDE"], tags["AREA_OR_POINT"]) == ("32", "Point")
+    found = json.loads((tmp_path / "out" / "map.json").read_text("utf-8"))
+    assert found["metadata"].items() <= tags.items() and {"DATE", "CLASS_AREAS"} <= found["metadata"].keys()
+    assert (found["map"], found["crs"], found["height"], found["width"]) == ("map.tif", "EPSG:32618", 150, 190)
+    counts = np.bincount(read(tmp_path / "out" / "map.tif").ravel(), minlength=4)
+    assert [entry["pixels"] for entry in found["classes"]] == counts.tolist()
+    # A pixel of 2 m x 2 m on the central meridian of the UTM zone, where the scale is 0.9996.
+    areas = [entry["hectares"] for entry in found["classes"]]
+    np.testing.assert_allclose(areas, counts * 4 / 0.9996**2 / 10_000, rtol=1e-4, atol=1e-4)
     assert "windows in" in caplog.text
 
 
@@ -188,7 +197,7 @@ def test_what_a_killed_run_left_is_removed(rule, write_scene, tmp_path):
             map_by(rule, path, out)
     assert os.listdir(out.parent) == [".map.tif.partial"]
     map_by(type(rule)(), path, out)
-    assert set(os.listdir(out.parent)) == {"map.tif", "map.tif.aux.xml"}
+    assert set(os.listdir(out.parent)) == {"map.tif", "map.tif.aux.xml", "map.json"}
 
 
 def test_a_tile_that_cannot_be_read(rule, write_scene, tmp_path):
