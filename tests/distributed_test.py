@@ -185,7 +185,7 @@ def test_a_slow_addition_that_fails_takes_no_process_and_no_score_with_it(untrai
     processes = start(experiment, workdir, "--mode=evaluate", program=SLOW)
     errors = outputs(processes)
     assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
-    line = "left out: baselines (RuntimeError: no baselines today); the scores are complete without"
+    line = "left out: baselines (RuntimeError: no baselines today); the scores are complete"
     assert errors[0].count(line) == 1 and line not in errors[1]
     row = json.loads((workdir / "results.json").read_text())[SETTING]
     assert row["miou"] is not None and "baselines" not in row and row["style_distance"] > 0

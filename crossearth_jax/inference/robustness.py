@@ -40,8 +40,8 @@ def score_shifts(
     config: Config,
     workdir: Path,
     segmentor: Segmentor,
-    shifts: Sequence[str] = tuple(SHIFTS),
-    strengths: Sequence[int] = STRENGTHS,
+    shifts: Sequence[str] | None = None,
+    strengths: Sequence[int] | None = None,
 ) -> Path:
     """Score the evaluation split of the source, unchanged and under every shift and strength, and write `shifts.json`.
 
@@ -53,8 +53,8 @@ def score_shifts(
       config: gives the source, the folder of the prepared data and the batch size of the windows.
       workdir: folder for the file.
       segmentor: the run's model.
-      shifts: names of the shifts to score.
-      strengths: of each of them, from 1 to 5.
+      shifts: names of the shifts to score; None: all.
+      strengths: of each shift, from 1 to 5; None: all.
 
     Returns:
       The path of the file.
@@ -74,7 +74,7 @@ def score_shifts(
     path, identity = workdir / "shifts.json", _identity(domains, segmentor, data_dir)
     setting = _setting(source, data_dir)
     windows = segmentor.sliding_windows(batch_size=config.evaluate.batch_size)
-    cells = [("clean", 0), *((name, strength) for name in shifts for strength in strengths)]
+    cells = [("clean", 0), *((name, strength) for name in shifts or SHIFTS for strength in strengths or STRENGTHS)]
     found = _stored(path, identity)
     done = [cell for cell in cells if parallel.all_agree(cell in found)]
     progress = Progress(len(cells), "cells of appearance shifts", done=len(done))
