@@ -24,6 +24,7 @@ import jax
 from absl import logging
 
 from crossearth_jax.config import UserError
+from crossearth_jax.inference.ensemble import averaged_windows, check_alike
 from crossearth_jax.inference.segmentor import Segmentor, load
 from crossearth_jax.runtime import command
 
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> None:
         polygons=arguments.polygons,
         preview=arguments.preview,
     )
-    inputs = {arguments.checkpoint, arguments.backbone or ""}.union(*map(scene_files, arguments.scenes))
+    inputs = {*checkpoints(arguments.checkpoint), arguments.backbone or ""}.union(*map(scene_files, arguments.scenes))
     check_outputs(outputs.values(), inputs, products)
     several, options = len(outputs) > 1, _scene_options(arguments)
     scenes = _each(outputs, lambda scene: check_scene(scene, options), several)
@@ -96,10 +97,13 @@ def _mapper(
     outputs: Mapping[str, Path],
     written_command: str,
 ) -> Callable[[str], None]:
-    """Load the model and return the function that maps one scene."""
-    segmentor = _model(arguments)
-    described = segmentor.description
-    windows = segmentor.sliding_windows(
+    """Load the models and return the function that maps one scene."""
+    names = checkpoints(arguments.checkpoint)
+    segmentors = [_model(name, arguments) for name in names]
+    check_alike(segmentors, names)
+    described = segmentors[0].description
+    windows = averaged_windows(
+        segmentors,
         stride=arguments.stride,
         blend=arguments.blend,
         flips=arguments.flips,
@@ -107,11 +111,13 @@ def _mapper(
     )
     if scene_options.bands is None and described.bands:
         scene_options = dataclasses.replace(scene_options, bands=",".join(described.bands))
-    names = described.class_names or tuple(f"class {i}" for i in range(segmentor.classes))
-    legend = Legend(names, segmentor.palette)
+    classes = described.class_names or tuple(f"class {i}" for i in range(segmentors[0].classes))
+    legend = Legend(classes, described.palette)
     tags = {
         "CHECKPOINT": arguments.checkpoint,
-        "MODEL": described.source or Path(arguments.checkpoint).name,
+        "MODEL": "; ".join(
+            segmentor.description.source or Path(name).name for segmentor, name in zip(segmentors, names, strict=True)
+        ),
         "FLIPS": "yes" if arguments.flips else "no",
         "COMMAND": written_command,
     }
@@ -155,10 +161,15 @@ def _scene_options(arguments: argparse.Namespace) -> SceneOptions:
     )
 
 
-def _model(arguments: argparse.Namespace) -> Segmentor:
+def checkpoints(text: str) -> list[str]:
+    """Return the checkpoints that `--checkpoint` names: paths separated by commas, or one path that holds commas."""
+    return [text] if Path(text).exists() else text.split(",")
+
+
+def _model(checkpoint: str, arguments: argparse.Namespace) -> Segmentor:
     classes = arguments.classes
     return load(
-        arguments.checkpoint,
+        checkpoint,
         class_names=classes.split(",") if classes and "," in classes else classes,
         backbone=arguments.backbone,
         window=arguments.window,
@@ -175,7 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("scenes", nargs="+", metavar="SCENE", help="GeoTIFF, COG, VRT or another raster that GDAL reads")
     add("--out", required=True, help="a .tif file, or a folder in which each map is named <scene>_map.tif")
-    add("--checkpoint", required=True, help="folder of a run, .safetensors or .pth")
+    add("--checkpoint", required=True, help="folder of a run, .safetensors or .pth; a,b,c averages their scores")
     add("--backbone", help="weights file of the frozen backbone, for checkpoints without it")
     add("--classes", metavar="NAMES", help="class names (a,b,c) or the name of a taxonomy; default: the checkpoint's")
     _add_reading(parser.add_argument_group("reading"))

@@ -1,5 +1,6 @@
 """The command with a tiny network: maps against a plain blend of its windows, several devices, and its errors."""
 
+import dataclasses
 import os
 import shlex
 import shutil
@@ -136,6 +137,31 @@ def test_several_scenes_and_going_on_after_an_interruption(checkpoint, tmp_path,
         assert dataset.tags()["BANDS"] == "red,green,blue"
         assert (dataset.read(1) < 3).all()
     assert "1 of 2 maps exist" in caplog.text
+
+
+def test_several_checkpoints_must_be_alike(checkpoint, tmp_path):
+    other = tmp_path / "other.safetensors"
+    segmentor = load(checkpoint)
+    described = dataclasses.replace(segmentor.description, class_names=("water", "forest", "ice"))
+    save_native(other, segmentor.params, described)
+    message = (
+        r"other\.safetensors has the classes water, forest, ice, but .*tiny\.safetensors has water, forest, field; "
+    )
+    with pytest.raises(UserError, match=message + "average checkpoints of the same classes"):
+        predict.main([f"--checkpoint={checkpoint},{other}", LANDSAT, f"--out={tmp_path}/map.tif"])
+    assert os.listdir(tmp_path) == ["other.safetensors"]
+
+
+def test_several_checkpoints_are_named_in_the_map(checkpoint, tmp_path, monkeypatch):
+    found = []
+    monkeypatch.setattr(predict, "map_scene", lambda windows, *others: found.append((windows, others[-1])))
+    copy = shutil.copy(checkpoint, tmp_path / "a,b.safetensors")  # a comma in a name
+    predict.main([f"--checkpoint={checkpoint},{checkpoint}", LANDSAT, f"--out={tmp_path}/map.tif", "--stride=50"])
+    predict.main([f"--checkpoint={copy}", LANDSAT, f"--out={tmp_path}/map.tif"])
+    (windows, tags), (_, alone) = found
+    assert (windows.stride, windows.window) == (50, 64)
+    assert (tags["CHECKPOINT"], tags["MODEL"]) == (f"{checkpoint},{checkpoint}", "tiny; tiny")
+    assert (alone["CHECKPOINT"], alone["MODEL"]) == (str(copy), "tiny")
 
 
 def test_classes_can_be_named(checkpoint, tmp_path):
