@@ -11,9 +11,9 @@
 
 from dataclasses import replace
 
+from crossearth_configs.blue_marble import HEAD, experiment  # pyright: ignore[reportMissingImports]
 from ml_collections import ConfigDict
 
-from configs.blue_marble import HEAD, experiment
 from crossearth_jax.config import Config, UserError, to_config_dict
 
 FROZEN_BACKBONE = ((r"backbone/.*", True), (r".*", False))

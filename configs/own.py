@@ -13,9 +13,9 @@ Injection and masked image modelling. Patches, crops and windows follow from the
 from dataclasses import replace
 from typing import Any
 
+from crossearth_configs.blue_marble import HEAD, MIM, REINS, VIT  # pyright: ignore[reportMissingImports]
 from ml_collections import ConfigDict
 
-from configs.blue_marble import HEAD, MIM, REINS, VIT
 from crossearth_jax.benchmark.domains_file import read_domains_file
 from crossearth_jax.benchmark.own_files import image_sizes
 from crossearth_jax.config import (

@@ -9,9 +9,9 @@ source.
 
 from dataclasses import replace
 
+from crossearth_configs.blue_marble import AUGMENT, BLOCK, MIM, PIXELS, VIT  # pyright: ignore[reportMissingImports]
 from ml_collections import ConfigDict
 
-from configs.blue_marble import AUGMENT, BLOCK, MIM, PIXELS, VIT
 from crossearth_jax.config import (
     Config,
     DataConfig,

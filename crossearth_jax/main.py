@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.resources
 import os
 import sys
 import traceback
@@ -21,8 +22,10 @@ from crossearth_jax.config_check import check_classes, check_config
 from crossearth_jax.runtime import command, parallel
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Experiment: a file in configs/, followed by `:argument` if it takes one."
-)
+    "config", None,
+    "Experiment: a name such as blue_marble or a file such as configs/blue_marble.py, followed by `:argument` if it "
+    "takes one.",
+)  # fmt: skip
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, results, report.")
 _MODE = flags.DEFINE_enum(
     "mode", "train_and_evaluate", ["train_and_evaluate", "train", "evaluate", "compile"], "Which parts to run."
@@ -173,7 +176,7 @@ def _parse(argv: list[str]) -> tuple[Config, Path]:
         print(__doc__, flags.FLAGS.module_help(own), sep="\n\n")
         sys.exit(0)
     try:
-        flags.FLAGS([sys.argv[0], *argv])
+        flags.FLAGS([sys.argv[0], *with_config_files(argv)])
     except (flags.Error, OSError, AttributeError, TypeError, ValueError, KeyError) as error:
         raise UserError(str(error).strip().splitlines()[0]) from None
     compiling = _MODE.value == "compile"
@@ -189,6 +192,36 @@ def _parse(argv: list[str]) -> tuple[Config, Path]:
     config = from_config_dict(_CONFIG.value)
     check_config(config)
     return config, Path(_WORKDIR.value or f"runs/compile-{config.name}")
+
+
+def with_config_files(argv: list[str]) -> list[str]:
+    """Return the arguments with the file of the experiment that `--config` names.
+
+    Raises:
+      UserError: there is no such experiment or file.
+    """
+    arguments = list(argv)
+    for at, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag not in ("--config", "-config"):
+            continue
+        if not equals and at + 1 < len(arguments):  # the value is the next argument
+            arguments[at + 1] = _config_file(arguments[at + 1])
+        elif equals:
+            arguments[at] = f"{flag}={_config_file(value)}"
+    return arguments
+
+
+def _config_file(value: str) -> str:
+    """Return `file:argument` for `file:argument` or `name:argument`."""
+    name, colon, argument = value.partition(":")
+    if Path(name).is_file():
+        return value
+    folder = importlib.resources.files("crossearth_configs")
+    known = sorted(entry.name[:-3] for entry in folder.iterdir() if entry.name.endswith(".py") and entry.name[0] != "_")
+    if name not in known:
+        raise UserError(f"--config={name}: no such file or experiment; expected a file or one of {', '.join(known)}")
+    return f"{folder / name}.py{colon}{argument}"
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ LAYERS = (
     ("inference",),
     ("mapping", "analysis", "aot"),
     ("predict", "report", "prepare", "convert", "estimate_style", "push", "replay"),
-    ("main", "__init__"),
+    ("main", "__init__", "__main__"),
 )
 
 # Dependency -> the only places (files or folders) that may import it.

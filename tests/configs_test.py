@@ -22,7 +22,7 @@ from crossearth_jax.config import UserError, from_config_dict, to_config_dict
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden" / "configs"
 # configs/own.py depends on a user's file and is tested in tests/own_domains_test.py.
-FILES = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem != "own")
+FILES = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem not in ("own", "__init__"))
 NAMES = [path.stem for path in FILES]
 
 

@@ -20,13 +20,14 @@ from absl import flags
 from ml_collections import config_flags
 
 from crossearth_jax import main
+from crossearth_jax.__main__ import TASKS
 from crossearth_jax.config import from_config_dict
 from crossearth_jax.config_check import check_config
 from crossearth_jax.inference.segmentor import Segmentor
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("data/*/README.md"))]
-PYTHON = re.compile(r"(?:\.venv/bin/)?python -m crossearth_jax\.(\w+)(.*)", re.DOTALL)
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("data/*/README.md"))]
+COMMAND = re.compile(r"(?:(?:\.venv/bin/)?python -m crossearth_jax\.|crossearth )([a-z][\w-]*)(.*)", re.DOTALL)
 
 # Command -> flag -> a test that runs it, or CI's own script. "--config." stands for every field of the configuration.
 DISTRIBUTED = "tests/distributed_test.py::test_two_processes_train_as_one_does"
@@ -117,18 +118,21 @@ def commands(page: Path) -> Iterator[str]:
         for line in block.replace("\\\n", " ").splitlines():
             yield from (part.strip() for part in line.split("&&") if part.strip() and not part.strip().startswith("#"))
     text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
-    yield from re.findall(r"`(python -m crossearth_jax\.\w+[^`\n]*)`", text)
+    yield from re.findall(r"`((?:python -m crossearth_jax\.|crossearth [a-z-]+ )\w+[^`\n]*)`", text)
 
 
 SHOWN = sorted({(str(page.relative_to(ROOT)), command) for page in PAGES for command in commands(page)})
-OURS = [(page, command) for page, command in SHOWN if PYTHON.fullmatch(command)]
+OURS = [(page, command) for page, command in SHOWN if COMMAND.fullmatch(command)]
 
 
 def words(command: str) -> tuple[str, list[str]]:
     """Return name and arguments of a command; an ellipsis in the text is replaced by a value that parses."""
-    name, rest = PYTHON.fullmatch(command).groups()
+    name, rest = COMMAND.fullmatch(command).groups()
     rest = rest.split(" # ")[0].replace("--config=…", "--config=configs/blue_marble.py").replace("…", "x")
-    return name, shlex.split(rest)
+    arguments = shlex.split(rest)
+    if not command.startswith("crossearth "):
+        return name, arguments
+    return TASKS[name].module, [*arguments, *TASKS[name].arguments]
 
 
 class Parsed(Exception):
@@ -161,13 +165,18 @@ def parse_main(arguments: list[str], monkeypatch) -> None:
         if flag.name != "config":
             values[flag.name] = copy.deepcopy(flag)
     config_flags.DEFINE_config_file("config", flag_values=values)
-    values(["main", *arguments])
+    values(["main", *main.with_config_files(arguments)])
     check_config(from_config_dict(values.config))
 
 
 def flags_of(name: str, arguments: list[str]) -> set[str]:
     found = {argument.split("=")[0] for argument in arguments if argument.startswith("--")}
     return {"--config." if name == "main" and flag.startswith("--config.") else flag for flag in found} - {"--help"}
+
+
+def test_every_command_is_a_task_of_crossearth():
+    files = [path for path in ROOT.glob("crossearth_jax/[a-z]*.py") if "command.run(main)" in path.read_text("utf-8")]
+    assert {task.module for task in TASKS.values()} == {path.stem for path in files}
 
 
 def test_pages_show_commands():
@@ -188,7 +197,7 @@ def test_command_parses_and_its_flags_are_run_by_tests(page, command, monkeypatc
 def test_other_commands_are_those_of_ci():
     script = (ROOT / ".ci" / "run").read_text("utf-8")
     for page, command in SHOWN:
-        if not PYTHON.fullmatch(command):
+        if not COMMAND.fullmatch(command):
             start = next((start for start in OTHER if command.startswith(start)), None)
             assert start, f"{page} shows {command!r}, which nothing runs"
             assert OTHER[start] in script

@@ -227,9 +227,10 @@ def prepare(run: Run) -> dict[str, str]:
         if PACKED.exists():
             unpack(PACKED, unfinished)
         if importlib.util.find_spec("crossearth_data") is None:  # the package is not installed
-            link = unfinished / "crossearth_data"
-            link.unlink(missing_ok=True)
-            link.symlink_to(ROOT / "data")
+            for name, folder in (("crossearth_data", "data"), ("crossearth_configs", "configs")):
+                link = unfinished / name
+                link.unlink(missing_ok=True)
+                link.symlink_to(ROOT / folder)
         unfinished.rename(site)
     paths = [str(ROOT), str(site), *filter(None, [os.environ.get("PYTHONPATH")])]
     folders = {

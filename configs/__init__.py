@@ -1,0 +1,1 @@
+"""The named experiments, one per file; installed under the import name crossearth_configs."""
