@@ -86,7 +86,7 @@ def main(arguments: list[str]) -> None:
         prog="python -m crossearth_jax.push", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", metavar="RUN", help="folder of an evaluated run, or a weights file")
-    parser.add_argument("address", metavar="hf://ORGANISATION/NAME[@BRANCH]", help="repository to publish in")
+    parser.add_argument("address", metavar="hf://ACCOUNT/NAME[@BRANCH]", help="repository to publish in")
     parser.add_argument(
         "--licence", default=UNKNOWN, help="licence of the weights, e.g. apache-2.0; the card states it"
     )

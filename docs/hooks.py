@@ -13,6 +13,7 @@ import fnmatch
 import importlib
 import io
 import re
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,20 @@ ROOT = Path(__file__).parents[1]
 COMMANDS = ("main", "prepare", "report", "predict", "convert", "estimate_style", "push", "replay")
 _HOST = r"""=["']?(?:https?:)?//"""
 REMOTE = re.compile(rf"<(?:script|img|iframe|source)\b[^>]*\ssrc{_HOST}|<link\b[^>]*stylesheet[^>]*href{_HOST}")
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Link the repository at the foot of every page.
+
+    `repo_url` would do so at the top, but its script asks the host for numbers of stars each time a page is read.
+    """
+    config.copyright = f'{config.copyright} · <a href="{repository_address()}">Source code</a>'
+    return config
+
+
+def repository_address() -> str:
+    """Return the address of the repository, which is defined in `pyproject.toml`."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["urls"]["Repository"]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -88,6 +103,7 @@ def commands_page() -> str:
         "# Commands",
         "Each command prints its text below with `--help`. A mistake in the input ends a command with exit code 2 and "
         "one line that says what was found, what was expected and what to do. Ctrl-C ends it with exit code 130.",
+        f"## crossearth\n\n```text\n{help_of('crossearth_jax.__main__').strip()}\n```",
     ]
     for name in COMMANDS:
         sections += [f"## {name}", f"```text\n{help_of(f'crossearth_jax.{name}').strip()}\n```"]
