@@ -55,7 +55,7 @@ VIT = ViTConfig(
     layer_scale=1.0,
     feature_blocks=(0, 1, 2, 3),
     pyramid=(2.0, 1.0, 0.5, 0.25),
-    remat=False,
+    remat="none",
 )
 REINS = ReinsConfig(tokens=16, rank=8, scale=0.01)
 HEAD = HeadConfig(

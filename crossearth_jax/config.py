@@ -45,7 +45,10 @@ class ViTConfig:
     feature_blocks: tuple[int, ...] = (7, 11, 15, 23)  # 0-based blocks whose output becomes a feature level
     # Scale factor of each feature level. With patches of 16 pixels the levels have the strides 4, 8, 16 and 32.
     pyramid: tuple[float, float, float, float] = (4.0, 2.0, 1.0, 0.5)
-    remat: bool = True  # rematerialisation: recompute a block's activations in the backward pass
+    # Rematerialisation (gradient checkpointing): what the backward pass recomputes. "blocks": all activations inside a
+    # block; needs least memory. "cheap": norms, activation functions and attention weights, while the results of the
+    # large matrix products are kept. "none": nothing; needs most memory.
+    remat: str = "blocks"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -317,6 +320,8 @@ def from_config_dict[T](values: Any, cls: type[T] = Config, path: str = "config"
     """
     hints = typing.get_type_hints(cls)
     values = dict(values.items())
+    if cls is ViTConfig and isinstance(values.get("remat"), bool):  # in files of earlier versions
+        values["remat"] = "blocks" if values["remat"] else "none"
     for key in values:
         if key not in hints:
             near = difflib.get_close_matches(key, hints, n=1)

@@ -50,6 +50,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
 _CHOICES = {
     "augment.mix.kind": ("fourier", "statistics", "cutmix", "grid_shuffle"),
     "data.corrupt_records": ("stop", "skip"),
+    "model.vit.remat": ("blocks", "cheap", "none"),
     "model.head.kind": ("mask2former", "fcn", "linear"),
     "model.dtype": ("float32", "bfloat16"),
     "style.backend": ("mobile", "inception"),

@@ -231,7 +231,7 @@ def start_of_training(bench: Bench, config: Config, side: int) -> tuple[Program,
 
 def step_flops(config: Config, state: TrainState, arguments: Any) -> int:
     """Return the number of operations of the step without rematerialisation; of the style network, the maximum."""
-    vit = dataclasses.replace(config.model.vit, remat=False)
+    vit = dataclasses.replace(config.model.vit, remat="none")
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vit=vit))
     mesh = parallel.make_mesh(MeshConfig(), jax.devices()[:1])
     program = build_program(config, mesh)

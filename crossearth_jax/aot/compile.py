@@ -199,7 +199,7 @@ def _refuse_surprises(records: list[dict[str, Any]]) -> None:
     if failed:
         raise UserError(
             f"{'; '.join(failed)}; if memory is short, lower --batch_per_chip, split parameters (mesh.fsdp) or "
-            "turn on model.vit.remat"
+            "set model.vit.remat to blocks"
         )
     surprises = [f"{r['topology']} {r['step']}: {text}" for r in records for text in r["unexplained"]]
     if surprises:

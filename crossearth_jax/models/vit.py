@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, repeat
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from crossearth_jax.config import UserError, ViTConfig
@@ -21,6 +22,10 @@ from crossearth_jax.ops.normalization import standardize
 from crossearth_jax.ops.resize import apply_matrices, cubic_kernel, interpolation_matrix
 from crossearth_jax.runtime import parallel
 
+# Activations of a block that `remat="cheap"` keeps. With them the backward pass repeats no matrix product of the frozen
+# weights: the gradients of attention need queries, keys and values, that of the activation function its input, those of
+# the norms and of an adapter the tokens after each branch.
+KEPT = ("qkv", "attended", "hidden", "transformed")
 KERNEL = Distribution("normal", 0.02)  # initial values of all kernels of the blocks, and of the positions
 
 
@@ -64,7 +69,8 @@ class SelfAttention(nnx.Module):
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         """Attend from every token to every token."""
-        query, key, value = rearrange(self.qkv(x), "b n (s k d) -> s b n k d", s=3, k=self.heads)
+        qkv = checkpoint_name(self.qkv(x), "qkv")
+        query, key, value = rearrange(qkv, "b n (s k d) -> s b n k d", s=3, k=self.heads)
         return self.proj(rearrange(attention(query, key, value), "b n k d -> b n (k d)"))
 
 
@@ -78,7 +84,7 @@ class GeluMlp(nnx.Module):
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         """Transform every token independently."""
-        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+        return self.fc2(jax.nn.gelu(checkpoint_name(self.fc1(x), "hidden"), approximate=False))
 
 
 class SwigluMlp(nnx.Module):
@@ -91,7 +97,7 @@ class SwigluMlp(nnx.Module):
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         """Transform every token independently."""
-        gate, hidden = jnp.split(self.w12(x), 2, axis=-1)
+        gate, hidden = jnp.split(checkpoint_name(self.w12(x), "hidden"), 2, axis=-1)
         return self.w3(jax.nn.silu(gate) * hidden)
 
 
@@ -109,8 +115,8 @@ class Block(nnx.Module):
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         """Transform the tokens, which stay in float32."""
-        x = x + self.gain1[...] * self.attention(self.norm1(x))
-        return x + self.gain2[...] * self.mlp(self.norm2(x))
+        x = checkpoint_name(x + self.gain1[...] * self.attention(self.norm1(x)), "attended")
+        return checkpoint_name(x + self.gain2[...] * self.mlp(self.norm2(x)), "transformed")
 
 
 class VisionTransformer(nnx.Module):
@@ -171,8 +177,10 @@ class VisionTransformer(nnx.Module):
             # Cheaper than slicing the class token off and concatenating it again.
             return x if adapter is None else jnp.where(is_patch, adapter(x, inputs), x)
 
-        if self.config.remat:
-            layer = jax.checkpoint(layer, prevent_cse=False)
+        if self.config.remat != "none":
+            kept = KEPT if self.config.remat == "cheap" else ()
+            policy = jax.checkpoint_policies.save_only_these_names(*kept)
+            layer = jax.checkpoint(layer, prevent_cse=False, policy=policy)
 
         def step(carry: tuple[jax.Array, jax.Array], inputs: Any) -> tuple[tuple[jax.Array, jax.Array], None]:
             x, collected = carry

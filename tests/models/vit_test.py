@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from scipy.special import expit
 
 from crossearth_jax.config import ModelConfig, ViTConfig
@@ -58,14 +59,35 @@ def test_features_are_those_of_the_chosen_blocks(images, adapter):
         np.testing.assert_allclose(level, expected, atol=1e-5)
 
 
-def test_recomputing_activations_changes_no_gradient(images):
+@pytest.mark.parametrize("remat", ["blocks", "cheap"])
+def test_recomputing_activations_changes_no_gradient(images, remat):
     def gradient(remat):
         vit = build(dataclasses.replace(CONFIG, remat=remat))
         loss = lambda vit: sum(jnp.sum(jnp.sin(level)) for level in vit(images))  # noqa: E731
         return jax.jit(jax.grad(loss))(vit)
 
-    for kept, recomputed in zip(jax.tree.leaves(gradient(False)), jax.tree.leaves(gradient(True)), strict=True):
+    for kept, recomputed in zip(jax.tree.leaves(gradient("none")), jax.tree.leaves(gradient(remat)), strict=True):
         np.testing.assert_allclose(kept, recomputed, rtol=1e-4, atol=1e-5)
+
+
+def products(jaxpr):
+    """Count the matrix products of a jaxpr and of everything inside it, the body of a loop once."""
+    values = [value for eqn in jaxpr.eqns for value in jax.tree.leaves(eqn.params)]
+    inner = [getattr(value, "jaxpr", value) for value in values]
+    here = sum(eqn.primitive.name == "dot_general" for eqn in jaxpr.eqns)
+    return here + sum(products(value) for value in inner if hasattr(value, "eqns"))
+
+
+def test_only_attention_weights_are_computed_twice_if_products_are_kept(images):
+    def count(remat):
+        vit = build(dataclasses.replace(CONFIG, remat=remat))
+        frozen, graph = nnx.state(vit), nnx.graphdef(vit)
+        loss = lambda x: sum(jnp.sum(level) for level in nnx.merge(graph, frozen)(x))  # noqa: E731
+        return products(jax.make_jaxpr(jax.grad(loss))(images).jaxpr)
+
+    # "blocks" repeats five: queries, keys and values in one, both of attention, its projection, the first of the MLP.
+    assert count("blocks") - count("cheap") == 5
+    assert count("cheap") == count("none")
 
 
 def test_gated_mlp_equals_the_formula():

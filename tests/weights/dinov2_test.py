@@ -120,7 +120,7 @@ def published_names(tensors):
 @pytest.fixture(scope="module")
 def features():
     config = ViTConfig(
-        image_size=32, width=16, depth=2, heads=2, mlp_width=48, swiglu=True, feature_blocks=(0, 1), remat=False
+        image_size=32, width=16, depth=2, heads=2, mlp_width=48, swiglu=True, feature_blocks=(0, 1), remat="none"
     )
     head = HeadConfig(width=16, heads=2, groups=2, encoder_layers=1, decoder_layers=1)
     model = SegmentationModel(ModelConfig(vit=config, reins=None, head=head))
