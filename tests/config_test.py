@@ -85,3 +85,8 @@ def test_whole_numbers_become_floats_where_floats_are_meant():
 
 def test_a_part_can_be_read_alone():
     assert from_config_dict({"window": 64}, EvaluateConfig) == EvaluateConfig(window=64)
+
+
+@pytest.mark.parametrize(("stored", "read"), [(True, "blocks"), (False, "none"), ("cheap", "cheap")])
+def test_the_boolean_of_earlier_versions_is_read(stored, read):
+    assert from_config_dict({"model": {"vit": {"remat": stored}}, "name": "old"}).model.vit.remat == read
