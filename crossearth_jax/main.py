@@ -106,6 +106,7 @@ def _run(config: Config, workdir: Path) -> int:
         return 0
     # Imported after the flags are parsed, so that a wrong flag is reported without delay.
     from crossearth_jax.analysis.additions import add_to_results
+    from crossearth_jax.inference.calibration import calibrated
     from crossearth_jax.inference.evaluate import evaluate, is_evaluated, validate
     from crossearth_jax.inference.robustness import score_shifts
     from crossearth_jax.inference.segmentor import load
@@ -137,6 +138,7 @@ def _run(config: Config, workdir: Path) -> int:
         model_file = ensure_exported(workdir, config.evaluate.select)
         segmentor = load(model_file, window=config.evaluate.window, stride=config.evaluate.stride)
         if not (_SHIFTS.value and is_evaluated(config, workdir, segmentor)):
+            segmentor = calibrated(config, model_file, segmentor)
             found = evaluate(config, workdir, segmentor)
             if jax.process_index() == 0:
                 add_to_results(config, workdir, segmentor, found)

@@ -113,7 +113,16 @@ def _mapper(
         scene_options = dataclasses.replace(scene_options, bands=",".join(described.bands))
     classes = described.class_names or tuple(f"class {i}" for i in range(segmentors[0].classes))
     legend = Legend(classes, described.palette)
+    fitted = [segmentor.description.temperature for segmentor in segmentors]
+    temperatures = [value for value in fitted if value is not None]
+    temperature = sum(temperatures) / len(temperatures) if len(temperatures) == len(fitted) else 1.0
+    if arguments.confidence and len(temperatures) < len(fitted):
+        logging.info(
+            "no temperature is stored with every checkpoint; the confidence is that of the shares of the scores"
+        )
+    products = dataclasses.replace(products, temperature=temperature)
     tags = {
+        "TEMPERATURE": f"{temperature:.4g}",
         "CHECKPOINT": arguments.checkpoint,
         "MODEL": "; ".join(
             segmentor.description.source or Path(name).name for segmentor, name in zip(segmentors, names, strict=True)
@@ -240,7 +249,7 @@ def _add_scoring(add: Callable[..., Any]) -> None:
 
 def _add_writing(add: Callable[..., Any]) -> None:
     add("--scores", action="store_true", help="also <map>_scores.tif with a band per class")
-    add("--confidence", action="store_true", help="also <map>_confidence.tif with bands margin and entropy")
+    add("--confidence", action="store_true", help="also <map>_confidence.tif with bands margin, entropy, probability")
     add("--polygons", action="store_true", help="also <map>.gpkg, a GeoPackage")
     add("--preview", action="store_true", help="also <map>.png with the scene beside its map")
     add(

@@ -160,8 +160,24 @@ def test_several_checkpoints_are_named_in_the_map(checkpoint, tmp_path, monkeypa
     predict.main([f"--checkpoint={copy}", LANDSAT, f"--out={tmp_path}/map.tif"])
     (windows, tags), (_, alone) = found
     assert (windows.stride, windows.window) == (50, 64)
+    assert tags["TEMPERATURE"] == "1"
     assert (tags["CHECKPOINT"], tags["MODEL"]) == (f"{checkpoint},{checkpoint}", "tiny; tiny")
     assert (alone["CHECKPOINT"], alone["MODEL"]) == (str(copy), "tiny")
+
+
+def test_the_temperature_of_the_weights_file_is_used(checkpoint, tmp_path, monkeypatch):
+    found = []
+    monkeypatch.setattr(predict, "map_scene", lambda *arguments: found.append(arguments[-2:]))
+    segmentor = load(checkpoint)
+    files = []
+    for temperature in (1.5, 2.5):
+        files.append(str(tmp_path / f"{temperature}.safetensors"))
+        description = dataclasses.replace(segmentor.description, temperature=temperature)
+        save_native(files[-1], segmentor.params, description)
+    for names, expected in ((files[:1], 1.5), (files, 2.0), ([checkpoint, *files], 1.0)):
+        predict.main([f"--checkpoint={','.join(names)}", LANDSAT, f"--out={tmp_path}/map.tif", "--confidence"])
+        options, tags = found.pop()
+        assert options.temperature == expected and tags["TEMPERATURE"] == f"{expected:.4g}"
 
 
 def test_classes_can_be_named(checkpoint, tmp_path):

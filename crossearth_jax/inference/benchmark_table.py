@@ -86,7 +86,8 @@ def fill_table(config: Config, workdir: Path, checkpoints: Path) -> Path:
     report = write_table(cells, config.data.data_dir, workdir, checkpoints)
     for candidate, own in pending.items():
         try:  # models of the same architecture share one compiled program
-            windows = candidate.load().sliding_windows(batch_size=config.evaluate.batch_size)
+            segmentor = candidate.load()
+            windows = segmentor.sliding_windows(batch_size=config.evaluate.batch_size)
         except UserError as error:
             logging.error("%s is not scored: %s", candidate.path, error)
             for cell in own:
@@ -94,7 +95,9 @@ def fill_table(config: Config, workdir: Path, checkpoints: Path) -> Path:
             continue
         for cell in own:
             try:
-                cell.result = score_cell(windows, cell.setting, candidate, config.data.data_dir)
+                cell.result = score_cell(
+                    windows, cell.setting, candidate, config.data.data_dir, segmentor.description.temperature
+                )
             except UserError as error:
                 logging.error("%s by %s is not scored: %s", cell.setting.name, candidate.label, error)
                 cell.missing = (str(error),)
@@ -103,7 +106,7 @@ def fill_table(config: Config, workdir: Path, checkpoints: Path) -> Path:
                 write_json(cell.path, {"identity": cell.identity, "result": cell.result})
             report = write_table(cells, config.data.data_dir, workdir, checkpoints)
             logging.info("%s by %s: done, see %s", cell.setting.name, candidate.label, report)
-        del windows  # frees the parameters before the next model is loaded
+        del windows, segmentor  # frees the parameters before the next model is loaded
     report = write_table(cells, config.data.data_dir, workdir, checkpoints)
     if all(cell.result is None for cell in cells):
         raise UserError(f"none of the {len(settings)} settings could be scored; {report} lists what each of them lacks")
@@ -184,11 +187,14 @@ def lacking_data(target: str, data_dir: str) -> str | None:
     return f"{target} is prepared in {data_dir} without its split {split}: delete {folder}, then {prepare}"
 
 
-def score_cell(windows: SlidingWindows, setting: Setting, candidate: Candidate, data_dir: str) -> dict[str, Any]:
+def score_cell(
+    windows: SlidingWindows, setting: Setting, candidate: Candidate, data_dir: str, temperature: float | None
+) -> dict[str, Any]:
     """Score a checkpoint on a setting and return the result of the cell."""
     domain = find_domain(setting.target, data_dir)
-    found = score_domain(windows, domain, domain.eval_split, data_dir)
-    return row(setting, domain.classes, found.confusion, candidate.step) | {
+    temperatures = (1.0,) if temperature is None else (1.0, temperature)
+    found = score_domain(windows, domain, domain.eval_split, data_dir, temperatures=temperatures)
+    return row(setting, domain.classes, found.confusion, candidate.step, found.reliability, temperature) | {
         "checkpoint": candidate.label,
         "kind": candidate.kind,
         "images": len(PreparedSplit(domain.name, domain.eval_split, data_dir)),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 
 from crossearth_jax.benchmark import Domain
 from crossearth_jax.config import UserError
@@ -15,6 +16,7 @@ from crossearth_jax.inference import metrics, resizing
 from crossearth_jax.inference.windows import SlidingWindows
 from crossearth_jax.inputs.sources import PreparedSplit, Record, Source
 from crossearth_jax.inputs.transforms import check_labels
+from crossearth_jax.ops.probabilities import best_probabilities
 from crossearth_jax.runtime import parallel
 from crossearth_jax.runtime.progress import Progress
 
@@ -32,6 +34,7 @@ class DomainResult:
     images: UInt8[np.ndarray, "n h w 3"]  # examples, with their labels and predictions
     labels: UInt8[np.ndarray, "n h w"]
     predictions: UInt8[np.ndarray, "n h w"]
+    reliability: Int[np.ndarray, "t 3 bins"]  # see `metrics.reliability`; for each of the temperatures
 
 
 def score_domain(
@@ -41,6 +44,7 @@ def score_domain(
     data_dir: str,
     examples: int = 0,
     appearance: Appearance = None,
+    temperatures: Sequence[float] = (),
 ) -> DomainResult:
     """Score every image of one split of a domain; all processes of a run call it together.
 
@@ -54,6 +58,7 @@ def score_domain(
       data_dir: folder of the prepared datasets.
       examples: number of images to keep; they are kept without the change of `appearance`.
       appearance: is applied to every image before resizing and scoring.
+      temperatures: those at which the probabilities of the predicted classes are compared with the labels.
 
     Raises:
       UserError: the domain is not prepared, or a record is corrupt. Corrupt records are not skipped, since a score
@@ -65,18 +70,29 @@ def score_domain(
     share = range(first, past)
     progress = Progress(len(share), "images")
     confusion = np.zeros((classes, classes), np.int64)
+    reliability = np.zeros((len(temperatures), 3, metrics.BINS), np.int64)
     kept = Examples(examples)
-    for record, predicted in _predictions(windows, source, share, domain, split, appearance):
+    for record, predicted, confidences in _predictions(windows, source, share, domain, split, appearance, temperatures):
         confusion += metrics.confusion(record["label"], predicted, classes)
+        reliability += metrics.reliability(record["label"], predicted, confidences, classes)
         kept.add(record, predicted)
         progress.advance(note=domain.name)
-    return DomainResult(parallel.sum_over_processes(confusion), *kept.arrays())
+    images, labels, predictions = kept.arrays()
+    return DomainResult(
+        parallel.sum_over_processes(confusion), images, labels, predictions, parallel.sum_over_processes(reliability)
+    )
 
 
 def _predictions(
-    windows: SlidingWindows, source: Source, numbers: range, domain: Domain, split: str, appearance: Appearance
-) -> Iterator[tuple[Record, UInt8[np.ndarray, "_ _"]]]:
-    """Yield every record with its predicted classes, computed by the protocol of the benchmark.
+    windows: SlidingWindows,
+    source: Source,
+    numbers: range,
+    domain: Domain,
+    split: str,
+    appearance: Appearance,
+    temperatures: Sequence[float],
+) -> Iterator[tuple[Record, UInt8[np.ndarray, "_ _"], Float[np.ndarray, "t _ _"]]]:
+    """Yield every record with its predicted classes and their probabilities, by the protocol of the benchmark.
 
     The image is resized and scored with the sliding window, then the scores are resized to the size of the label.
     """
@@ -97,12 +113,20 @@ def _predictions(
             yield resizing.resized_image(image, domain.resize)
 
     if domain.resize is None:
-        for position, labels in windows.labels(images()):
-            yield waiting.pop(position), labels
+        for position, found in windows.assembled(images(), functools.partial(_best, temperatures=temperatures)):
+            yield waiting.pop(position), found["label"], np.moveaxis(found["confidence"], -1, 0)
         return
     for position, scores in windows.scores(images()):
         record = waiting.pop(position)
-        yield record, resizing.best_classes(scores, record["label"].shape)
+        yield record, *resizing.best_classes(scores, record["label"].shape, temperatures)
+
+
+def _best(scores: Float[np.ndarray, "h w k"], temperatures: Sequence[float]) -> Shaped[np.ndarray, "h w"]:
+    """Return label and confidence at each temperature as one structured array."""
+    best = np.empty(scores.shape[:2], [("label", np.uint8), ("confidence", np.float32, len(temperatures))])
+    best["label"] = scores.argmax(-1)
+    best["confidence"] = np.moveaxis(best_probabilities(scores, temperatures), 0, -1)
+    return best
 
 
 class Examples:

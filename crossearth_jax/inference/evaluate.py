@@ -19,6 +19,7 @@ from crossearth_jax.benchmark import Domain, Setting
 from crossearth_jax.benchmark.registry import find_domain, settings_from, settings_of, source_domains
 from crossearth_jax.config import Config, UserError
 from crossearth_jax.inference import metrics
+from crossearth_jax.inference.calibration import HOLDOUTS
 from crossearth_jax.inference.domains import DomainResult, score_domain
 from crossearth_jax.inference.results import row, score
 from crossearth_jax.inference.segmentor import Segmentor
@@ -28,7 +29,6 @@ from crossearth_jax.runtime.atomic import write_json
 from crossearth_jax.weights.native import Description
 
 PROTOCOL = "last checkpoint; no target domain was used for model selection"
-HOLDOUTS = ("validation", "val")  # names of the splits of a source domain that may be used for model selection
 
 
 def evaluate(config: Config, workdir: Path, segmentor: Segmentor) -> dict[str, DomainResult]:
@@ -39,7 +39,7 @@ def evaluate(config: Config, workdir: Path, segmentor: Segmentor) -> dict[str, D
     Args:
       config: gives the settings, the folder of the prepared data and the batch size of the windows.
       workdir: folder for the results.
-      segmentor: the run's model.
+      segmentor: the run's model; if it has a temperature, the calibration error is computed without and with it.
 
     Returns:
       Target domain -> its result. The confusion matrix is that of all processes; the examples are images that this
@@ -53,16 +53,20 @@ def evaluate(config: Config, workdir: Path, segmentor: Segmentor) -> dict[str, D
     settings = settings_of(source, config.evaluate.settings, data_dir)
     targets = {setting.target: find_domain(setting.target, data_dir) for setting in settings}
     windows = segmentor.sliding_windows(batch_size=config.evaluate.batch_size)
+    temperature = described.temperature
+    temperatures = (1.0,) if temperature is None else (1.0, temperature)
+    examples = config.evaluate.examples
     found = {
-        name: score_domain(windows, target, target.eval_split, data_dir, examples=config.evaluate.examples)
+        name: score_domain(windows, target, target.eval_split, data_dir, examples, temperatures=temperatures)
         for name, target in targets.items()
     }
     if jax.process_index() == 0:
         rows = {}
         for setting in settings:
             protocol = protocol_text(config, setting, described.style_targets)
-            names, confusion = targets[setting.target].classes, found[setting.target].confusion
-            rows[setting.name] = row(setting, names, confusion, described.step) | {"protocol": protocol}
+            result = found[setting.target]
+            counts = result.confusion, described.step, result.reliability, temperature
+            rows[setting.name] = row(setting, targets[setting.target].classes, *counts) | {"protocol": protocol}
         for earlier in (workdir / "evaluation").glob("*.npz"):  # they belong to the scores that are replaced here
             earlier.unlink()
         write_json(workdir / "results.json", rows)

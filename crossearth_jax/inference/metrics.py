@@ -2,7 +2,7 @@
 
 A confusion matrix is an integer array (k, k) whose rows are true classes and whose columns are predicted classes.
 Matrices of batches, images or domains can be added. All metrics are float64 fractions in [0, 1]; a metric of a class
-is NaN where it is undefined.
+is NaN where it is undefined. The calibration error is computed from counts that can be added in the same way.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
+
+BINS = 15  # bins of equal width between the probabilities 0 and 1
+UNIT = 1e-6  # sums of probabilities are counted in this unit as integers, which processes can add exactly
 
 
 def confusion(
@@ -77,6 +80,45 @@ def mean(values: Float[np.ndarray, " k"], scored: Sequence[int] | None = None) -
     values = values if scored is None else values[list(scored)]
     values = values[~np.isnan(values)]
     return float(values.mean()) if values.size else float("nan")
+
+
+def reliability(
+    labels: UInt8[np.ndarray, "*b"],
+    predictions: UInt8[np.ndarray, "*b"],
+    confidences: Float[np.ndarray, "t ..."],
+    classes: int,
+) -> Int[np.ndarray, "t 3 bins"]:
+    """Count, for each temperature and bin of the confidence, what the calibration error is computed from.
+
+    Args:
+      labels: true classes. Pixels whose label is not in 0 … classes - 1 are not counted.
+      predictions: predicted classes.
+      confidences: probabilities of the predicted classes, at each temperature.
+      classes: number of classes.
+
+    Returns:
+      Number of pixels, number of correct pixels, and sum of the confidences in units of `UNIT`. Counts of images or
+      domains can be added. Bin i holds confidences in [i, i + 1) / `BINS`, the last one also 1.
+    """
+    kept = labels < classes
+    correct = (labels[kept] == predictions[kept]).astype(np.float64)
+    counts = np.zeros((len(confidences), 3, BINS), np.int64)
+    for found, values in zip(counts, confidences[:, kept], strict=True):
+        bins = np.minimum((values * BINS).astype(np.int64), BINS - 1)
+        found[0] = np.bincount(bins, minlength=BINS)
+        found[1] = np.bincount(bins, correct, BINS)
+        found[2] = np.rint(np.bincount(bins, values, BINS) / UNIT)
+    return counts
+
+
+def calibration_error(counts: Int[np.ndarray, "3 bins"]) -> float:
+    """Return the expected calibration error, a fraction in [0, 1]; NaN without pixels.
+
+    It is the mean over the pixels of |share of correct pixels - mean confidence| of their bin (Naeini et al. 2015).
+    """
+    pixels, correct, confidence = counts.astype(np.float64)
+    total = pixels.sum()
+    return float(np.abs(correct - confidence * UNIT).sum() / total) if total else float("nan")
 
 
 def _divide(numerator: np.ndarray | np.integer, denominator: np.ndarray | np.integer) -> np.ndarray:

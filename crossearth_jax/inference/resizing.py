@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, UInt8
 
 from crossearth_jax.benchmark import Resize
 from crossearth_jax.ops import opencv_resize
+from crossearth_jax.ops.probabilities import best_probabilities
 from crossearth_jax.ops.resize import apply_matrices, interpolation_matrix
 
 STRIP = 256  # rows of full-size scores in memory at a time; those of a whole aerial photograph would fill gigabytes
@@ -51,25 +52,34 @@ def _resized(image: UInt8[Array, "h w 3"], size: tuple[int, int]) -> UInt8[Array
     return opencv_resize.sample_bilinear(image, scale=jnp.zeros((), jnp.int32), rows=rows, columns=columns)
 
 
-def best_classes(scores: Float[np.ndarray, "n m k"], size: Sequence[int]) -> UInt8[np.ndarray, "h w"]:
-    """Resize the scores bilinearly to (height, width) `size` and return the class with the highest score per pixel.
+def best_classes(
+    scores: Float[np.ndarray, "n m k"], size: Sequence[int], temperatures: Sequence[float] = ()
+) -> tuple[UInt8[np.ndarray, "h w"], Float[np.ndarray, "t h w"]]:
+    """Resize the scores bilinearly to (height, width) `size` and find the class with the highest score per pixel.
 
     The result is computed in strips of `STRIP` rows, which bounds memory.
+
+    Returns:
+      The classes, and their probabilities at each of the `temperatures`.
     """
     if scores.shape[:2] == tuple(size):
-        return scores.argmax(-1).astype(np.uint8)
-    return np.asarray(_best_classes(scores, (int(size[0]), int(size[1]))))
+        return scores.argmax(-1).astype(np.uint8), best_probabilities(scores, temperatures)
+    labels, confidences = _best_classes(scores, (int(size[0]), int(size[1])), tuple(temperatures))
+    return np.asarray(labels), np.asarray(confidences)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _best_classes(scores: Float[Array, "n m k"], size: tuple[int, int]) -> UInt8[Array, "h w"]:
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _best_classes(
+    scores: Float[Array, "n m k"], size: tuple[int, int], temperatures: tuple[float, ...]
+) -> tuple[UInt8[Array, "h w"], Float[Array, "t h w"]]:
     height, width = size
     rows, columns = interpolation_matrix(scores.shape[0], height), interpolation_matrix(scores.shape[1], width)
     strip = min(STRIP, height)
     rows = np.pad(rows, ((0, -height % strip), (0, 0)))
 
-    def classes(strip_rows: Float[Array, "s n"]) -> UInt8[Array, "s w"]:
-        return jnp.argmax(apply_matrices(scores, strip_rows, columns), axis=-1).astype(jnp.uint8)
+    def classes(strip_rows: Float[Array, "s n"]) -> tuple[UInt8[Array, "s w"], Float[Array, "t s w"]]:
+        found = apply_matrices(scores, strip_rows, columns)
+        return jnp.argmax(found, axis=-1).astype(jnp.uint8), best_probabilities(found, temperatures)
 
-    strips = jax.lax.map(classes, jnp.asarray(rearrange(rows, "(t s) n -> t s n", s=strip)))
-    return rearrange(strips, "t s w -> (t s) w")[:height]
+    labels, confidences = jax.lax.map(classes, jnp.asarray(rearrange(rows, "(p s) n -> p s n", s=strip)))
+    return rearrange(labels, "p s w -> (p s) w")[:height], rearrange(confidences, "p t s w -> t (p s) w")[:, :height]

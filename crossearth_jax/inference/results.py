@@ -37,7 +37,14 @@ def score(setting: Setting, names: Sequence[str], confusion: Int[np.ndarray, "k 
     }
 
 
-def row(setting: Setting, names: Sequence[str], confusion: Int[np.ndarray, "k k"], step: int | None) -> dict[str, Any]:
+def row(
+    setting: Setting,
+    names: Sequence[str],
+    confusion: Int[np.ndarray, "k k"],
+    step: int | None,
+    reliability: Int[np.ndarray, "t 3 bins"] | None = None,
+    temperature: float | None = None,
+) -> dict[str, Any]:
     """Return the fields that every entry of `results.json` has.
 
     Args:
@@ -45,7 +52,11 @@ def row(setting: Setting, names: Sequence[str], confusion: Int[np.ndarray, "k k"
       names: class names of the target, in the order of the matrix.
       confusion: rows are true classes, columns predicted ones.
       step: optimizer steps of the checkpoint; None if unknown.
+      reliability: counts of `metrics.reliability` without a temperature and, if there is one, with it; None if they
+        were not counted.
+      temperature: the temperature of the model; None if none was fitted.
     """
+    errors = [] if reliability is None else [_number(100 * metrics.calibration_error(counts)) for counts in reliability]
     return {
         "schema_version": SCHEMA_VERSION,
         "source": setting.source,
@@ -55,6 +66,9 @@ def row(setting: Setting, names: Sequence[str], confusion: Int[np.ndarray, "k k"
         **score(setting, names, confusion),
         "classes": list(setting.classes),
         "accuracy": _number(metrics.accuracy(confusion) * 100),
+        "ece": errors[0] if errors else None,
+        "ece_calibrated": errors[1] if errors[1:] else None,
+        "temperature": temperature and round(temperature, 4),
         "pixels": int(confusion.sum()),
         "checkpoint_step": step,
         "published": setting.published and dataclasses.asdict(setting.published),

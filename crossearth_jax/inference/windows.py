@@ -227,7 +227,7 @@ class SlidingWindows:
         Yields:
           (position in `images`, class ids). Images of the same size are yielded in order; others may overtake them.
         """
-        return self._assembled(images, lambda scores: scores.argmax(-1).astype(np.uint8))
+        return self.assembled(images, lambda scores: scores.argmax(-1).astype(np.uint8))
 
     def scores(self, images: Iterable[Image]) -> Iterator[tuple[int, Float[np.ndarray, "_ _ k"]]]:
         """Score every pixel of images of any sizes.
@@ -235,14 +235,23 @@ class SlidingWindows:
         Yields:
           (position in `images`, scores). Images of the same size are yielded in order; others may overtake them.
         """
-        return self._assembled(images, lambda scores: scores)
+        return self.assembled(images, lambda scores: scores)
 
-    def _assembled(
+    def assembled(
         self,
         images: Iterable[Image],
         values_of: Callable[[Float[np.ndarray, "_ _ k"]], Shaped[np.ndarray, "_ _ *c"]],
     ) -> Iterator[tuple[int, Any]]:
-        """Assemble the finished areas of each image."""
+        """Assemble values computed from the scores of images of any sizes.
+
+        Args:
+          images: may have any sizes.
+          values_of: computes the values of an area, of the same height and width, from its scores. The result may be a
+            structured array, which holds several values of every pixel.
+
+        Yields:
+          (position in `images`, values). Images of the same size are yielded in order; others may overtake them.
+        """
         unfinished: dict[int, np.ndarray] = {}
         for crop, areas in self._scored(map(ImageRaster, images)):
             for area in areas:

@@ -11,6 +11,7 @@ from jaxtyping import Float, Num, UInt8
 from crossearth_jax.benchmark import IGNORE
 from crossearth_jax.config import UserError
 from crossearth_jax.inference.windows import ScoredArea
+from crossearth_jax.ops.probabilities import probabilities
 
 NODATA = IGNORE  # nodata value of class maps
 
@@ -55,10 +56,14 @@ def score_layer(legend: Legend) -> Layer:
     return Layer("_scores", legend.names, "float32", np.nan, lambda area: _blank(area, np.moveaxis(area.scores, -1, 0)))
 
 
-def confidence_layer() -> Layer:
-    """Return the layer with the bands margin and entropy; see `confidence`."""
+def confidence_layer(temperature: float) -> Layer:
+    """Return the layer with the bands margin, entropy and probability; see `confidence`."""
     return Layer(
-        "_confidence", ("margin", "entropy"), "float32", np.nan, lambda area: _blank(area, confidence(area.scores))
+        "_confidence",
+        ("margin", "entropy", "probability"),
+        "float32",
+        np.nan,
+        lambda area: _blank(area, confidence(area.scores, temperature)),
     )
 
 
@@ -67,22 +72,23 @@ def classes(area: ScoredArea) -> UInt8[np.ndarray, "h w"]:
     return np.where(area.valid, area.scores.argmax(-1), NODATA).astype(np.uint8)
 
 
-def confidence(scores: Float[np.ndarray, "h w k"]) -> Float[np.ndarray, "2 h w"]:
-    """Return margin and entropy of the shares of the classes; a share is a score divided by the sum of all scores.
+def confidence(scores: Float[np.ndarray, "h w k"], temperature: float = 1.0) -> Float[np.ndarray, "3 h w"]:
+    """Return margin, entropy and probability from the probabilities of the classes (`ops.probabilities`).
 
     Returns:
-      Margin: the largest share minus the second largest, from 0 (a tie) to 1. Entropy: that of the shares divided by
-      that of equal shares, from 0 (all in one class) to 1. Where all scores are 0, the margin is 0 and the entropy 1.
-      A model with a single class has margin 1 and entropy 0.
+      Margin: the largest probability minus the second largest, from 0 (a tie) to 1. Entropy: that of the probabilities
+      divided by that of equal ones, from 0 (all in one class) to 1. Probability: the largest one, that of the class in
+      the map. Where all scores are 0, the margin is 0 and the entropy 1. A model with a single class has margin 1,
+      entropy 0 and probability 1.
     """
     count = scores.shape[-1]
     if count == 1:
-        return np.stack([np.ones_like(scores[..., 0]), np.zeros_like(scores[..., 0])])
-    total = scores.sum(-1, keepdims=True)
-    shares = np.divide(scores, total, where=total > 0, out=np.full_like(scores, 1 / count))
-    second, first = np.moveaxis(np.partition(shares, count - 2, axis=-1)[..., -2:], -1, 0)
-    entropy = -(shares * np.log(np.maximum(shares, np.finfo(np.float32).tiny))).sum(-1) / np.log(np.float32(count))
-    return np.stack([first - second, entropy.clip(0, 1)])
+        one = np.ones_like(scores[..., 0])
+        return np.stack([one, np.zeros_like(one), one])
+    shares = probabilities(scores, temperature)
+    second, first = np.partition(shares, count - 2, axis=0)[-2:]
+    entropy = -(shares * np.log(np.maximum(shares, np.finfo(np.float32).tiny))).sum(0) / np.log(np.float32(count))
+    return np.stack([first - second, entropy.clip(0, 1), first])
 
 
 def _blank(area: ScoredArea, values: Float[np.ndarray, "bands h w"]) -> Float[np.ndarray, "bands h w"]:

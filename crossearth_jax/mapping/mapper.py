@@ -27,12 +27,13 @@ from crossearth_jax.runtime.progress import Progress
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MapOptions:
-    """Which files are written besides the class map."""
+    """Which files are written besides the class map, and the temperature of the probabilities in them."""
 
     scores: bool = False  # the blended scores, one band per class
-    confidence: bool = False  # margin and entropy, see `map_layers.confidence`
+    confidence: bool = False  # margin, entropy and probability, see `map_layers.confidence`
     polygons: bool = False  # the class map as polygons
     preview: bool = False  # a PNG of scene, map and legend
+    temperature: float = 1.0  # of the probabilities from which `confidence` is computed
 
 
 def map_scene(
@@ -167,7 +168,7 @@ def _write_areas(
 ) -> list[LayerWriter]:
     layers = [class_layer()]
     layers += [score_layer(legend)] if options.scores else []
-    layers += [confidence_layer()] if options.confidence else []
+    layers += [confidence_layer(options.temperature)] if options.confidence else []
     with contextlib.ExitStack() as stack:
         writers = [
             stack.enter_context(layer_writer(work / f"areas{layer.suffix}.tif", layer, legend, scene.grid, tags))

@@ -47,6 +47,9 @@ class Cell(Score):
     published: float | None
     published_source: str
     style_distance: float | None  # Fréchet distance between the style codes of source and target
+    ece: float | None = None  # expected calibration error in percent
+    ece_calibrated: float | None = None  # the same with the temperature
+    temperature: float | None = None  # fitted on the hold-out of the source
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -231,6 +234,9 @@ def _cell(name: str, values: Any, path: Path) -> Cell:
         published=_optional(published.get("miou")),
         published_source=str(published.get("source", "")),
         style_distance=_optional(values.get("style_distance")),
+        ece=_optional(values.get("ece")),
+        ece_calibrated=_optional(values.get("ece_calibrated")),
+        temperature=_optional(values.get("temperature")),
     )
 
 

@@ -91,25 +91,40 @@ def score_columns(cells: Sequence[Cell]) -> list[tuple[str, summary.Value]]:
     return columns
 
 
+def _calibration_columns(cells: Sequence[Cell]) -> list[tuple[str, summary.Value]]:
+    """Return the columns of calibration errors as (title, value): without and with a temperature, if there are any."""
+    columns: list[tuple[str, summary.Value]] = [
+        ("ECE", lambda cell: cell.ece),
+        ("ECE calibrated", lambda cell: cell.ece_calibrated),
+    ]
+    return [(title, value) for title, value in columns if any(value(cell) is not None for cell in cells)]
+
+
 def main_table(run: Run) -> Table:
     """Return a table with the mIoU of every setting beside baselines and published numbers, grouped by gap.
 
-    Means are over unseen domains only.
+    Calibration errors follow, if they were computed. Means are over unseen domains only.
     """
-    cells, columns = run.cells, score_columns(run.cells)
+    cells, columns, errors = run.cells, score_columns(run.cells), _calibration_columns(run.cells)
     blocks = []
     for group in summary.groups(cells):
-        rows = [_setting_row(cell, columns, run.palette) for cell in group.cells]
+        rows = [_setting_row(cell, columns, errors, run.palette) for cell in group.cells]
         if group.cross_domain and len(group.cells) > 1:
-            rows.append(_mean_row(f"Mean of {len(rows)}", group.cells, columns))
+            rows.append(_mean_row(f"Mean of {len(rows)}", group.cells, columns, errors))
         blocks.append(Block(title=group.title, rows=tuple(rows)))
     unseen = summary.unseen(cells)
     if unseen:
-        mean = _mean_row(f"Mean of all {len(unseen)} unseen", unseen, columns)
+        mean = _mean_row(f"Mean of all {len(unseen)} unseen", unseen, columns, errors)
         blocks.append(Block(title="All unseen domains", rows=(mean,)))
-    head = ("Target", "", *(title for title, _ in columns), "Scored classes")
+    head = ("Target", "", *(title for title, _ in [*columns, *errors]), "Scored classes")
+    temperatures = {f"{cell.temperature:.2f}" for cell in cells if cell.temperature is not None}
+    caption = "mIoU in percent, for each target over the classes in the last column."
+    if errors:
+        caption += " ECE: expected calibration error of the model's probabilities, in percent of all labelled pixels."
+    if temperatures:
+        caption += f" Calibrated: with temperature {', '.join(sorted(temperatures))}, fitted on the source's hold-out."
     return Table(
-        caption="mIoU in percent, for each target over the classes in the last column.",
+        caption=caption,
         head=tuple(Entry(text=title) for title in head),
         blocks=tuple(blocks),
         plain=(0, len(head) - 1),
@@ -117,7 +132,10 @@ def main_table(run: Run) -> Table:
 
 
 def _setting_row(
-    cell: Cell, columns: Sequence[tuple[str, summary.Value]], palette: Mapping[str, Colour]
+    cell: Cell,
+    columns: Sequence[tuple[str, summary.Value]],
+    errors: Sequence[tuple[str, summary.Value]],
+    palette: Mapping[str, Colour],
 ) -> tuple[Entry, ...]:
     numbers = [number(value(cell), bold=value is summary.model) for _, value in columns]
     if cell.published is not None:
@@ -127,13 +145,20 @@ def _setting_row(
         Entry(text=domain_title(cell.target), note=cell.name),
         _marks(columns, [value(cell) for _, value in columns]),
         *numbers,
+        *(number(value(cell)) for _, value in errors),
         Entry(text=", ".join(cell.classes), swatches=known if len(known) == len(cell.classes) else ()),
     )
 
 
-def _mean_row(title: str, cells: Sequence[Cell], columns: Sequence[tuple[str, summary.Value]]) -> tuple[Entry, ...]:
+def _mean_row(
+    title: str,
+    cells: Sequence[Cell],
+    columns: Sequence[tuple[str, summary.Value]],
+    errors: Sequence[tuple[str, summary.Value]],
+) -> tuple[Entry, ...]:
     means = [summary.mean(cells, value) for _, value in columns]
     numbers = [number(mean, bold=True) for mean in means]
+    numbers += [number(summary.mean(cells, value)) for _, value in errors]
     return (Entry(text=title, bold=True), _marks(columns, means), *numbers, Entry(text=""))
 
 

@@ -39,6 +39,7 @@ class Description:
     style_targets: tuple[str, ...] = ()  # target domains whose images are in the style statistics
     step: int | None = None  # optimizer steps of a run
     selection: str = ""  # how the run selected its checkpoint: the value of `evaluate.select`
+    temperature: float | None = None  # calibrates the probabilities of the scores; None: not fitted
 
 
 def digest(params: Mapping[str, Any], prefix: str = "") -> str:
@@ -96,6 +97,7 @@ def _metadata(params: Mapping[str, Any], description: Description) -> dict[str, 
         "style_targets": description.style_targets,
         "step": description.step,
         "selection": description.selection,
+        "temperature": description.temperature,
         "backbone_sha256": digest(params, "backbone/"),
     }
     return {FORMAT: json.dumps(content, sort_keys=True)}
@@ -150,6 +152,7 @@ def describe(metadata: Mapping[str, Any]) -> Description:
             style_targets=tuple(map(str, content.get("style_targets", ()))),
             step=content.get("step") and int(content["step"]),
             selection=str(content.get("selection", "")),
+            temperature=content.get("temperature") and float(content["temperature"]),
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"the description in the file is damaged ({error!r}); convert the weights again") from None

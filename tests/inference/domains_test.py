@@ -9,7 +9,7 @@ import pytest
 
 from crossearth_jax.benchmark import DOMAINS, IGNORE, Resize
 from crossearth_jax.config import UserError
-from crossearth_jax.inference import domains, resizing
+from crossearth_jax.inference import domains, metrics, resizing
 from crossearth_jax.inference.segmentor import Segmentor
 from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.ops.normalization import normalize
@@ -40,8 +40,12 @@ def test_a_domain_of_mixed_sizes_equals_a_loop_over_its_images(model, mixed_size
     expected = sum(confusion_of_one(model, params, resize, example) for example in mixed_sizes)
     assert (expected.sum(axis=0) > 0).sum() > 1  # more than one class is predicted
     segmentor = Segmentor(model, params, Description(model=model.config, window=16, stride=11))
-    result = domains.score_domain(segmentor.sliding_windows(batch_size=4), facts, "test", "", examples=2)
+    windows = segmentor.sliding_windows(batch_size=4)
+    result = domains.score_domain(windows, facts, "test", "", examples=2, temperatures=(1.0, 3.0))
     np.testing.assert_array_equal(result.confusion, expected)
+    pixels, correct, confidence = np.moveaxis(result.reliability, 1, 0).sum(-1)
+    assert set(pixels) == {expected.sum()} and set(correct) == {np.trace(expected)}
+    assert pixels[0] / 5 < confidence[1] * metrics.UNIT < confidence[0] * metrics.UNIT < pixels[0]
     assert result.images.shape == (2, 24, 32, 3)  # examples are of one size
 
 

@@ -64,7 +64,8 @@ def test_every_addition_may_fail_alone(run, tmp_path, monkeypatch, caplog, cheap
     assert files == {f"{SETTING.name}.npz", "class_features.npz", "style_examples.npz"}
     # From here on the evaluation is not repeated; all numbers come from the one above.
     with np.load(tmp_path / "evaluation" / f"{SETTING.name}.npz") as arrays:
-        scored = DomainResult(*(arrays[name] for name in ("confusion", "images", "labels", "predictions")))
+        fields = [field.name for field in dataclasses.fields(DomainResult)]
+        scored = DomainResult(*(arrays[name] for name in fields))
     monkeypatch.setattr(evaluate, "score_domain", lambda *_, **__: scored)
     monkeypatch.setattr(additions, "class_features", lambda *_: {"features": np.zeros(1)})
     monkeypatch.setattr(additions, "style_examples", lambda *_: (np.zeros(1), np.zeros(1)))

@@ -92,3 +92,22 @@ def test_counting_leaves_ignored_pixels_out():
     predictions = rng.integers(0, 3, (8, 16, 16), np.uint8)
     expected = np.array([[((labels == t) & (predictions == p)).sum() for p in range(3)] for t in range(3)])
     np.testing.assert_array_equal(metrics.confusion(labels, predictions, 3), expected)
+
+
+def test_calibration_error_by_hand():
+    """Two pixels at 0.95 of which one is correct, two at 0.5 of which both are, one ignored."""
+    labels, predictions = np.array([0, 1, 2, 2, 255], np.uint8), np.array([0, 2, 2, 2, 1], np.uint8)
+    confidences = np.array([[0.95, 0.95, 0.5, 0.5, 0.9], [1.0, 0.2, 0.2, 0.2, 0.9]], np.float32)
+    counts = metrics.reliability(labels, predictions, confidences, 3)
+    assert counts.shape == (2, 3, metrics.BINS) and counts[:, 0].sum(1).tolist() == [4, 4]
+    # |1 - 1.9| + |2 - 1.0| pixels of 4; with the second temperature |1 - 1| + |2 - 0.6|.
+    assert metrics.calibration_error(counts[0]) == pytest.approx((0.9 + 1.0) / 4, abs=1e-6)
+    assert metrics.calibration_error(counts[1]) == pytest.approx(1.4 / 4, abs=1e-6)
+    assert np.isnan(metrics.calibration_error(counts[0] * 0))
+
+
+def test_bins_of_the_calibration_error():
+    values = np.array([0.0, 1 / 15 - 1e-6, 1 / 15 + 1e-6, 0.999, 1.0], np.float32)
+    zeros = np.zeros(5, np.uint8)
+    ((pixels, correct, _),) = metrics.reliability(zeros, zeros, values[None], 2)
+    assert pixels.tolist() == correct.tolist() == [2, 1, *[0] * 12, 2]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from crossearth_jax import benchmark
-from crossearth_jax.inference import results
+from crossearth_jax.inference import metrics, results
 
 PAGE = (Path(__file__).parents[2] / "docs" / "results.md").read_text("utf-8")
 SETTING = benchmark.SETTINGS["temperate_green2temperate_brown"]
@@ -37,6 +37,16 @@ def test_scores_counted_by_hand(confusion):
     assert entry["miou"] == pytest.approx((60 + 500 / 9) / 4, abs=1e-4)
     assert entry["accuracy"] == pytest.approx(100 * 11 / 16, abs=1e-4)
     assert (entry["pixels"], entry["checkpoint_step"], entry["schema_version"]) == (16, 7, 1)
+
+
+def test_calibration_errors_are_percent(confusion):
+    counts = np.zeros((2, 3, metrics.BINS), np.int64)
+    counts[0, :, 14] = 16, 11, 15.2 / metrics.UNIT  # 11 of 16 correct, mean confidence 0.95
+    counts[1, :, 10] = 16, 11, 11.2 / metrics.UNIT
+    entry = results.row(SETTING, NAMES, confusion, 7, counts, 2.345678)
+    assert (entry["ece"], entry["ece_calibrated"], entry["temperature"]) == (26.25, 1.25, 2.3457)
+    alone = results.row(SETTING, NAMES, confusion, 7, counts[:1])
+    assert (alone["ece"], alone["ece_calibrated"], alone["temperature"]) == (26.25, None, None)
 
 
 def test_the_page_describes_every_field(confusion):

@@ -178,15 +178,19 @@ def test_published_numbers_and_style_distances_get_columns(make_run):
     for i, cell in enumerate(results.values()):
         cell["published"] = {"miou": 60.0 + i, "source": "Table 3"} if i < 2 else None
         cell["style_distance"] = 1.5 * i
+        cell |= {"ece": 20.0 + i, "ece_calibrated": 3.0 + i, "temperature": 1.75}
     (run / "results.json").write_text(json.dumps(results))
     rows = Page(report.write_report(run).read_text(encoding="utf-8")).rows
     first = next(row for row in rows if row[0].startswith("tropical green"))
-    assert first[5] == "60.0Table 3"
+    assert first[5] == "60.0Table 3" and float(first[7]) == float(first[6]) - 17
     (head,) = [row for row in rows if row and row[-1] == "Style distance"]
     gap = next(row for row in rows[rows.index(head) :] if row[0] == "cold green")
     assert gap[-1] == "3.0"
     (mean,) = [row for row in rows if row and row[0] == "Mean of all 7 unseen"]
     assert mean[5] == "\u2013"  # two published numbers do not give a mean of seven
+    unseen = [number for number, cell in enumerate(results.values()) if cell["cross_domain"]]
+    assert mean[6:8] == [f"{20 + np.mean(unseen):.1f}", f"{3 + np.mean(unseen):.1f}"]
+    assert "ECE calibrated" in (run / "report.md").read_text("utf-8")
 
 
 def with_features(run):
