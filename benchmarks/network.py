@@ -137,8 +137,8 @@ def backbone_flops(config: ModelConfig, side: int) -> int:
     vit, patches = config.vit, (side // config.vit.patch_size) ** 2
     width, tokens = vit.width, patches + 1
     layer = 2 * tokens * width * (4 * width + 2 * vit.mlp_width) + 4 * tokens**2 * width
-    if config.reins:
-        layer += 2 * width * (2 * patches * config.reins.tokens + patches * width + config.reins.tokens * width)
+    if rein := config.rein:
+        layer += 2 * width * (2 * patches * rein.tokens + patches * width + rein.tokens * width)
     return vit.depth * layer + 2 * patches * 3 * vit.patch_size**2 * width
 
 

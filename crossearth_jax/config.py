@@ -61,6 +61,15 @@ class ReinsConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank updates of the linear layers of the blocks, for the adapters "lora" and "soma"."""
+
+    rank: int = 16
+    scale: float = 1.0  # factor of the update: alpha / rank in the papers
+    first_block: int = 0  # blocks before this one are not adapted; SoMA's authors use 8 for ViT-L
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadConfig:
     """The segmentation head: Mask2Former's pixel decoder and transformer decoder, or a small convolutional head."""
 
@@ -75,7 +84,7 @@ class HeadConfig:
     points: int = 4  # sampling points per head and level of the deformable attention
     decoder_layers: int = 9  # layers of the transformer decoder
     decoder_mlp_width: int = 2048
-    queries: int = 100  # used only without Reins adapters; with them the Reins tokens are the queries
+    queries: int = 100  # used only without Rein adapters; with them the Rein tokens are the queries
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,12 +103,20 @@ class ModelConfig:
 
     classes: int = 6  # without "no object"
     vit: ViTConfig = ViTConfig()
-    reins: ReinsConfig | None = ReinsConfig()
+    # Of the backbone's blocks: "rein", "lora", or "none" (docs/howto/adapters.md).
+    adapter: str = "rein"
+    reins: ReinsConfig | None = ReinsConfig()  # of the adapter "rein"; with None it means "none"
+    lora: LoraConfig = LoraConfig()
     head: HeadConfig | None = HeadConfig()  # None for pretraining without labels
     mim: MimConfig | None = None
     # Of matrix products and convolutions: "float32" or "bfloat16". Parameters, residual streams, normalisation and
     # losses are always float32.
     dtype: str = "float32"
+
+    @property
+    def rein(self) -> ReinsConfig | None:
+        """Configuration of the Rein adapters; None if the model has none."""
+        return self.reins if self.adapter == "rein" else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

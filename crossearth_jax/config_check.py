@@ -42,6 +42,8 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (r"model\.vit\.feature_blocks", lambda x: x >= 0, "0 or more"),
     (r"model\.vit\.pyramid", lambda x: x > 0, "more than 0"),
     (r"model\.vit\.pixel_statistics", lambda x: 0 <= x <= 255, "0 to 255"),
+    (r"model\.lora\.first_block", lambda x: x >= 0, "0 or more"),
+    (r"model\.lora\.scale", lambda x: x > 0, "more than 0"),
     (r"model\.(vit\.layer_scale|reins\.scale)", lambda x: abs(x) < float("inf"), "a finite number"),
     # Sizes, counts and intervals.
     (r"(data|model|augment|style|mim|loss|optimizer|train|evaluate)\..*", lambda x: x >= 1, "1 or more"),

@@ -13,6 +13,7 @@ from crossearth_jax.config import (
     MimConfig,
     ModelConfig,
     OptimizerConfig,
+    ReinsConfig,
     StyleConfig,
     TrainConfig,
     UserError,
@@ -43,6 +44,13 @@ def test_every_field_is_in_the_config_dict():
     values = to_config_dict(FULL)
     assert set(values) == {field.name for field in dataclasses.fields(Config)}
     assert values.model.mim.dilations == (1, 3) and values.model.reins is None
+
+
+def test_descriptions_of_earlier_versions_name_the_adapter_by_its_section():
+    """Versions without `model.adapter` had Rein, or none if `reins` was None."""
+    assert from_config_dict({"reins": {"tokens": 8}}, ModelConfig).rein == ReinsConfig(tokens=8)
+    assert from_config_dict({"reins": None}, ModelConfig).rein is None
+    assert from_config_dict({"adapter": "lora", "reins": {}}, ModelConfig).rein is None
 
 
 def test_optional_scalars_can_be_set_but_only_to_their_type():

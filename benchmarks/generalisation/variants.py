@@ -103,6 +103,10 @@ def _without_rein(config: Config) -> Config:
     return replace(config, model=replace(config.model, reins=None))
 
 
+def _adapter(kind: str) -> Callable[[Config], Config]:
+    return lambda config: replace(config, model=replace(config.model, adapter=kind))
+
+
 def _mim(config: Config) -> Config:
     side = config.augment.crop_size
     model = replace(config.model, mim=MimConfig(image_size=side, token_size=side))
@@ -124,6 +128,7 @@ VARIANTS = (
     Variant("linear_probe", "frozen backbone, linear classifier of patches", _linear_probe),
     Variant("frozen", "frozen backbone and a head", _without_rein),
     Variant("rein", "Rein adapters in the frozen backbone", lambda config: config),
+    Variant("lora", "low-rank updates (LoRA) in the frozen backbone", _adapter("lora")),
     Variant("rein_styles", "Rein and Earth-Style Injection as published", _styles(PAPER_STYLES)),
     Variant("rein_styles_low", "Rein and styles that keep the detail", _styles(LOW_STYLES)),
     Variant("rein_mim", "Rein and masked image modelling", _mim),

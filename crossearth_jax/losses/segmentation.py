@@ -38,7 +38,7 @@ def segmentation_normalisers(
     assert model.head is not None
     if model.head.kind != "mask2former":
         return dense_normalisers(config, model.classes, labels)
-    queries = model.reins.tokens if model.reins else model.head.queries
+    queries = model.rein.tokens if model.rein else model.head.queries
     sums = mask_set_normalisers(config, queries, model.classes, labels)
     pixels = pixel_weights(config, labels, model.classes).sum()
     return {"class": sums["class"], "mask": sums["mask"], "dice": sums["mask"], "pixel": pixels}

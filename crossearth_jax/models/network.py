@@ -1,6 +1,7 @@
 """The whole segmentation network as pure functions. Other packages call `SegmentationModel`, not the Flax modules.
 
-Parameters are one flat dict from "/"-joined path to float32 array (`backbone/…`, `reins/…`, `head/…`, `mim/…`). Each
+Parameters are one flat dict from "/"-joined path to float32 array (`backbone/…`, `reins/…`, `adapter/…`, `head/…`,
+`mim/…`). Each
 call rebuilds the Flax modules while it is traced, which takes no time when the compiled program runs.
 """
 
@@ -17,6 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from crossearth_jax.config import ModelConfig, UserError
+from crossearth_jax.models.adapters import build_adapter
 from crossearth_jax.models.fcn_head import FcnHead, LinearHead, PixelHead
 from crossearth_jax.models.mask_decoder import MaskDecoder, Predictions
 from crossearth_jax.models.mim_head import MimHead
@@ -44,7 +46,7 @@ class Mask2FormerHead(nnx.Module):
     def __init__(self, config: ModelConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         assert config.head is not None
         self.pixel_decoder = PixelDecoder(config.head, config.vit, dtype, rngs=rngs)
-        self.mask_decoder = MaskDecoder(config.head, config.classes, config.reins is None, dtype, rngs=rngs)
+        self.mask_decoder = MaskDecoder(config.head, config.classes, config.rein is None, dtype, rngs=rngs)
 
 
 class Network(nnx.Module):
@@ -54,15 +56,16 @@ class Network(nnx.Module):
         dtype = jnp.dtype(config.dtype)
         self.backbone = VisionTransformer(config.vit, dtype, rngs=rngs)
         self.reins = _rein(config, dtype, rngs=rngs)
+        self.adapter = build_adapter(config, dtype, rngs=rngs)
         self.head = _head(config, dtype, rngs=rngs)
         self.mim = MimHead(config.mim, config.vit, dtype, rngs=rngs) if config.mim else None
 
 
 def _rein(config: ModelConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs) -> Rein | None:
-    if config.reins is None or config.head is None:
+    if config.rein is None or config.head is None:
         return None
     query_width = config.head.width if config.head.kind == "mask2former" else None
-    return Rein(config.reins, config.vit.depth, config.vit.width, query_width, dtype, rngs=rngs)
+    return Rein(config.rein, config.vit.depth, config.vit.width, query_width, dtype, rngs=rngs)
 
 
 def _head(config: ModelConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs) -> Mask2FormerHead | PixelHead | None:
@@ -119,7 +122,7 @@ class SegmentationModel:
     def features(self, params: Mapping[str, jax.Array], images: Float[Array, "b h w 3"]) -> Features:
         """Run the backbone on normalised images, whose sides must be multiples of the patch size."""
         network = self.network(params)
-        levels = network.backbone(images, network.reins)
+        levels = network.backbone(images, network.reins or network.adapter)
         if not isinstance(network.head, Mask2FormerHead):
             return Features(levels, jnp.zeros((0, 0)))
         if network.reins:

@@ -18,6 +18,7 @@ from crossearth_jax.config import ReinsConfig
 from crossearth_jax.models.layers import linear
 from crossearth_jax.models.parameters import Distribution, parameter
 from crossearth_jax.models.torch_names import LINEAR, SAME, affine, rule
+from crossearth_jax.models.vit import Adapter
 
 
 class ReinTokens(NamedTuple):
@@ -27,7 +28,7 @@ class ReinTokens(NamedTuple):
     values: Float[Array, "*l t c"]
 
 
-class Rein(nnx.Module):
+class Rein(Adapter):
     """Refine patch features after each block by attention to a few learnt tokens per block.
 
     The queries of the mask decoder are computed from the tokens of all blocks, unless `query_width` is None. There are
@@ -66,9 +67,9 @@ class Rein(nnx.Module):
         values = self.token_to_feature(tokens)
         return ReinTokens(tokens, values.at[:, 0].set(0))
 
-    def __call__(self, x: Float[Array, "b n c"], tokens: ReinTokens) -> Float[Array, "b n c"]:
+    def refine(self, x: Float[Array, "b n c"], inputs: ReinTokens, rows: int) -> Float[Array, "b n c"]:
         """Refine float32 features by the tokens of one block."""
-        features, keys, values = (array.astype(self.dtype) for array in (x, *tokens))
+        features, keys, values = (array.astype(self.dtype) for array in (x, *inputs))
         similarity = jnp.einsum("bnc,tc->bnt", features, keys, preferred_element_type=jnp.float32)
         shares = jax.nn.softmax(similarity * x.shape[-1] ** -0.5)
         update = jnp.einsum("bnt,tc->bnc", shares.astype(self.dtype), values)

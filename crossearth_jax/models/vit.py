@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,19 +27,6 @@ from crossearth_jax.runtime import parallel
 # the norms and of an adapter the tokens after each branch.
 KEPT = ("qkv", "attended", "hidden", "transformed")
 KERNEL = Distribution("normal", 0.02)  # initial values of all kernels of the blocks, and of the positions
-
-
-@runtime_checkable
-class Adapter(Protocol):
-    """A module that refines the tokens after every block, such as `rein.Rein`."""
-
-    def per_block(self) -> Any:
-        """Return arrays whose leading axis is the blocks."""
-        ...
-
-    def __call__(self, x: Float[Array, "b n c"], inputs: Any, /) -> Float[Array, "b n c"]:
-        """Refine tokens by the part of `per_block` that belongs to one block."""
-        ...
 
 
 def position_table(table: Float[Array, "n c"], height: int, width: int) -> Float[Array, "h w c"]:
@@ -119,6 +106,22 @@ class Block(nnx.Module):
         return checkpoint_name(x + self.gain2[...] * self.mlp(self.norm2(x)), "transformed")
 
 
+class Adapter(nnx.Module):
+    """Base class of what adapts the blocks of the backbone. A subclass overrides `adapt`, `refine` or both."""
+
+    def per_block(self) -> Any:
+        """Return arrays whose leading axis is the blocks. The part of a block is passed to the methods below."""
+        raise NotImplementedError
+
+    def adapt(self, block: Block, inputs: Any) -> Block:
+        """Return the block to run. `block` may be changed."""
+        return block
+
+    def refine(self, x: Float[Array, "b n c"], inputs: Any, rows: int) -> Float[Array, "b n c"]:
+        """Refine the tokens after a block: the class token, whose result is not used, and `rows` rows of patches."""
+        return x
+
+
 class VisionTransformer(nnx.Module):
     """Compute the patch features of `feature_blocks`, without a final norm."""
 
@@ -161,21 +164,23 @@ class VisionTransformer(nnx.Module):
 
         Args:
           images: normalised; both sides are multiples of the patch size.
-          adapter: refines the patch tokens (not the class token) after every block.
+          adapter: changes the layers of every block, or refines the patch tokens (not the class token) after it.
         """
         tokens = self.embed(images)
-        collected = self._scan(tokens, adapter)[:, :, 1:]
         rows = images.shape[1] // self.config.patch_size
+        collected = self._scan(tokens, adapter, rows)[:, :, 1:]
         return tuple(rearrange(level, "b (h w) c -> b h w c", h=rows) for level in collected)
 
-    def _scan(self, tokens: Float[Array, "b n c"], adapter: Adapter | None) -> Float[Array, "f b n c"]:
+    def _scan(self, tokens: Float[Array, "b n c"], adapter: Adapter | None, rows: int) -> Float[Array, "f b n c"]:
         """Run the blocks and collect the tokens after each feature block."""
         is_patch = jnp.arange(tokens.shape[1])[:, None] > 0
 
         def layer(x: jax.Array, block: Block, inputs: Any) -> jax.Array:
+            if adapter is not None:
+                block = adapter.adapt(block, inputs)
             x = parallel.split_by_batch(block(parallel.split_by_batch(x)))
             # Cheaper than slicing the class token off and concatenating it again.
-            return x if adapter is None else jnp.where(is_patch, adapter(x, inputs), x)
+            return x if adapter is None else jnp.where(is_patch, adapter.refine(x, inputs, rows), x)
 
         if self.config.remat != "none":
             kept = KEPT if self.config.remat == "cheap" else ()

@@ -22,7 +22,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from crossearth_jax.config import Config, UserError, to_config_dict
+from crossearth_jax.config import Config, UserError, from_config_dict, to_config_dict
 from crossearth_jax.runtime import parallel
 from crossearth_jax.training.state import TrainState
 
@@ -47,9 +47,8 @@ class RunIdentity:
         """Return the form that is stored in every checkpoint."""
         # The horizon as a number: if it is None, another number of steps is another schedule from the first step on.
         optimizer = dataclasses.replace(self.config.optimizer, horizon=self.config.horizon)
-        config = dataclasses.replace(self.config, optimizer=optimizer)
         return {
-            "config": json.loads(to_config_dict(config).to_json()),
+            "config": _as_json(dataclasses.replace(self.config, optimizer=optimizer)),
             "frozen_digest": self.frozen_digest,
             "frozen": dict(self.frozen),
         }
@@ -277,7 +276,8 @@ class Checkpoints:
         return _score(ocp.JsonCheckpointHandler(filename="metrics").restore(folder))
 
     def _check(self, step: int, meta: Mapping[str, Any]) -> None:
-        changes = config_changes(meta["config"], self.identity["config"])
+        # A checkpoint of an earlier version lacks newer fields, whose defaults change nothing.
+        changes = config_changes(_as_json(from_config_dict(meta["config"])), self.identity["config"])
         if step >= self.identity["config"]["train"]["steps"]:  # training is finished, so the schedule does not matter
             changes = [change for change in changes if not change.startswith("optimizer.horizon:")]
         if changes:
@@ -314,6 +314,10 @@ def _frozen_changes(stored: Mapping[str, str], current: Mapping[str, str]) -> st
     names = [name for name in sorted(stored.keys() | current.keys()) if stored.get(name) != current.get(name)]
     shown = [f"{name}: {stored.get(name, 'absent')[:12]} -> {current.get(name, 'absent')[:12]}" for name in names[:3]]
     return "; ".join(shown) + (f"; and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _as_json(config: Config) -> dict[str, Any]:
+    return json.loads(to_config_dict(config).to_json())
 
 
 def config_changes(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:

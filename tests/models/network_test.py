@@ -37,7 +37,7 @@ def backbone_stages(network, images):
     stages = {"tokens_in": (x := network.backbone.embed(images))}
     for i in range(4):
         stages[f"block{i}_out"] = x = layer(network.backbone.blocks, i)(x)
-        refined = network.reins(x, layer(network.reins.per_block(), i))
+        refined = network.reins.refine(x, layer(network.reins.per_block(), i), rows=4)
         stages[f"reins{i}_out"] = x = jnp.concatenate([x[:, :1], refined[:, 1:]], axis=1)
     return stages
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import json
 import shutil
 
 import jax
@@ -88,6 +89,19 @@ def test_other_configuration_or_backbone_is_refused_with_the_difference(tmp_path
         Checkpoints(tmp_path, 2, identity(other, a="1", b="2")).restore(shapes, shardings)
     with pytest.raises(UserError, match=r"other frozen weights \(b: 2 -> 3; c: absent -> 4\); set train\.init_from"):
         Checkpoints(tmp_path, 2, identity(a="1", b="3", c="4")).restore(shapes, shardings)
+
+
+def test_fields_that_an_earlier_version_lacked_have_their_defaults(saved_on_eight, tmp_path):
+    shutil.copytree(saved_on_eight[0], tmp_path / "old")
+    meta = tmp_path / "old" / "3" / "meta" / "metadata"
+    stored = json.loads(meta.read_text())
+    del stored["config"]["model"]["adapter"], stored["config"]["model"]["lora"]
+    meta.write_text(json.dumps(stored))
+    _, shapes, shardings = make_state(parallel.make_mesh(MeshConfig()))
+    Checkpoints(tmp_path / "old", 2, identity(backbone="abc")).restore(shapes, shardings)
+    changed = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, adapter="lora"))
+    with pytest.raises(UserError, match=r"model\.adapter: rein -> lora"):
+        Checkpoints(tmp_path / "old", 2, identity(changed, backbone="abc")).restore(shapes, shardings)
 
 
 def test_a_schedule_that_follows_the_steps_is_not_stretched_in_the_middle(tmp_path):
