@@ -103,7 +103,7 @@ class ModelConfig:
 
     classes: int = 6  # without "no object"
     vit: ViTConfig = ViTConfig()
-    # Of the backbone's blocks: "rein", "lora", or "none" (docs/howto/adapters.md).
+    # Of the backbone's blocks: "rein", "lora", "soma" or "none" (docs/howto/adapters.md).
     adapter: str = "rein"
     reins: ReinsConfig | None = ReinsConfig()  # of the adapter "rein"; with None it means "none"
     lora: LoraConfig = LoraConfig()

@@ -12,12 +12,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from crossearth_jax.config import ModelConfig, UserError
-from crossearth_jax.models.lora import Lora
+from crossearth_jax.models.lora import Lora, Soma
 from crossearth_jax.models.vit import Adapter
 
 # Called with the configuration of the model, the type of the matrix products and `rngs`.
 ADAPTERS: dict[str, Callable[..., Adapter]] = {
     "lora": Lora,
+    "soma": Soma,
 }
 
 

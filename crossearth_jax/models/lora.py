@@ -6,10 +6,14 @@ LoRA: Hu et al. (arXiv 2106.09685). SoMA: Yun et al., "Singular Value Decomposed
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
@@ -59,6 +63,10 @@ class Lora(Adapter):
         self.config, depth = config.lora, config.vit.depth
         if config.lora.first_block >= depth:
             raise UserError(f"model.lora.first_block is {config.lora.first_block}, expected less than {depth} blocks")
+        if config.lora.rank > config.vit.width:
+            raise UserError(
+                f"model.lora.rank is {config.lora.rank}, expected at most the width of the backbone, {config.vit.width}"
+            )
         blocks = depth - config.lora.first_block
         layers = linear_layers(Block(config.vit, dtype, rngs=rngs))
         self.layers = nnx.Dict(
@@ -81,6 +89,57 @@ class Lora(Adapter):
         for (part, name), layer in linear_layers(block).items():
             setattr(getattr(block, part), name, AdaptedLinear(layer, *inputs[name]))
         return block
+
+
+class Soma(Lora):
+    """Train the minor singular components of the layers; the frozen kernels hold the rest.
+
+    Both factors are zero until `minor_components` takes them from the frozen weights.
+    """
+
+    initial = ZEROS
+
+
+def minor_components(config: ModelConfig, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Split the kernels of the adapted layers into factors of their smallest singular components and a residual.
+
+    Kernel = residual + `scale` * down * up, so that the function of the network is unchanged up to rounding.
+
+    Args:
+      config: the model.
+      params: all kernels of the blocks.
+
+    Returns:
+      The new values of these kernels and of the factors, by parameter name.
+    """
+    rank, scale, first = config.lora.rank, config.lora.scale, config.lora.first_block
+    split: dict[str, np.ndarray] = {}
+    for name in params:
+        if not (match := re.fullmatch(r"backbone/blocks/(?:attention|mlp)/(\w+)/kernel", name)):
+            continue
+        kernels = np.array(params[name])
+        matrices = rearrange(kernels[first:], "l i (p o) -> l p i o", p=PARTS.get(match[1], 1))
+        factors = [[_smallest(matrix.astype(np.float64), rank) for matrix in block] for block in matrices]
+        down, up = (np.asarray([[pair[k] for pair in block] for block in factors]) / scale**0.5 for k in range(2))
+        down, up = down.astype(np.float32), up.astype(np.float32)
+        kernels[first:] -= scale * rearrange(down.astype(np.float64) @ up, "l p i o -> l i (p o)")
+        split |= {name: kernels, f"adapter/layers/{match[1]}/down": down, f"adapter/layers/{match[1]}/up": up}
+    return split
+
+
+def _smallest(matrix: Float[np.ndarray, "i o"], rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return factors (i, rank), (rank, o) of the smallest singular components; each has half of the singular values.
+
+    The eigenvectors of the smaller Gram matrix are singular vectors and take a fraction of the time of a full
+    decomposition; in float64 they are accurate enough.
+    """
+    if matrix.shape[0] > matrix.shape[1]:
+        up, down = _smallest(matrix.T, rank)
+        return down.T, up.T
+    _, vectors = scipy.linalg.eigh(matrix @ matrix.T, subset_by_index=(0, rank - 1))
+    rows = vectors.T @ matrix
+    root = np.sqrt(np.maximum(np.linalg.norm(rows, axis=1), np.finfo(np.float32).tiny))
+    return vectors * root, rows / root[:, None]
 
 
 def linear_layers(block: Block) -> dict[tuple[Any, ...], nnx.Linear]:

@@ -11,6 +11,7 @@ from absl import logging
 
 from crossearth_jax.benchmark.registry import source_domains
 from crossearth_jax.config import Config
+from crossearth_jax.models.lora import minor_components
 from crossearth_jax.runtime import parallel
 from crossearth_jax.training.checkpoint import RunIdentity
 from crossearth_jax.training.program import Program
@@ -43,6 +44,24 @@ def initial_params(program: Program) -> tuple[Params, Params]:
         load_statistics(config.style.statistics, network.kind).check_network(style)
         params |= _put(style, shardings)
     return {name: params[name] for name in program.trainable}, {name: params[name] for name in program.frozen}
+
+
+def with_minor_components(program: Program, trainable: Params, frozen: Params) -> tuple[Params, Params]:
+    """Return (trainable, frozen) of a run; the adapter "soma" takes its initial values from the backbone's kernels.
+
+    These are split on the host at every start of a run, also when it is resumed, unless a weights file gave factors
+    already. The digests of `run_identity` are those of the kernels before, so that the rounding of the decomposition,
+    which may differ between machines, does not prevent a resumption.
+    """
+    config = program.config.model
+    if config.adapter != "soma" or parallel.fetch(trainable["adapter/layers/proj/down"]).any():
+        return trainable, frozen
+    logging.info("model.adapter=soma: decomposing the kernels of the backbone")
+    params = trainable | frozen
+    kernels = {name: parallel.fetch(x) for name, x in params.items() if name.startswith("backbone/blocks/")}
+    shardings: Any = program.state_shardings.trainable | program.frozen_shardings
+    params |= _put(minor_components(config, kernels), shardings)
+    return {name: params[name] for name in trainable}, {name: params[name] for name in frozen}
 
 
 def run_identity(config: Config, frozen: Params) -> RunIdentity:

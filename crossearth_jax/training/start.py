@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from crossearth_jax.config import Config, UserError
 from crossearth_jax.runtime import parallel
 from crossearth_jax.training.checkpoint import SELECTIONS, Checkpoints
-from crossearth_jax.training.initialise import initial_params, run_identity
+from crossearth_jax.training.initialise import initial_params, run_identity, with_minor_components
 from crossearth_jax.training.program import Program, build_program
 from crossearth_jax.training.state import Params, TrainState
 
@@ -69,6 +69,7 @@ def start(
     program = build_program(config, mesh)
     trainable, frozen = initial_params(program)
     identity = run_identity(config, frozen)
+    trainable, frozen = with_minor_components(program, trainable, frozen)
     checkpoints = Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints, identity)
     if steps := choose(checkpoints):
         state = checkpoints.restore(program.state, program.state_shardings, steps)

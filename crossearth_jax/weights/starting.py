@@ -16,7 +16,7 @@ from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.weights.files import read_tensors
 from crossearth_jax.weights.load import Weights, load_weights
 from crossearth_jax.weights.name_rules import Tensors
-from crossearth_jax.weights.native import MODEL_FILE, is_native, read_description
+from crossearth_jax.weights.native import MODEL_FILE, Description, is_native, read_description
 
 CLASS_LAYERS = ("head/mask_decoder/class_head/", "head/classifier/")  # of the heads "mask2former" and "fcn"
 MASK_TOKEN = "mim/mask_token"
@@ -45,10 +45,16 @@ def starting_weights(path: str | os.PathLike[str], config: ModelConfig, class_na
       class_names: classes of the model; () if unknown, and then only the number of classes is compared.
 
     Raises:
-      UserError: the file cannot be read, belongs to another model, or lacks the backbone on which its Reins were
-        trained.
+      UserError: the file cannot be read, belongs to another model, lacks the backbone on which its Reins were trained,
+        or has a backbone that is incomplete without the adapter "soma".
     """
     path = starting_file(path)
+    described = _description(path)
+    if described and described.model.adapter == "soma" and config.adapter not in ("soma", "lora"):
+        raise UserError(
+            f"{os.fspath(path)} was trained with model.adapter=soma, its backbone is incomplete without the adapter; "
+            f"set model.adapter=soma, not {config.adapter}, or start from the original backbone"
+        )
     weights = load_weights(path, config=config)
     parts = weights.parts()
     if parts["reins"] and not parts["backbone"]:
@@ -71,11 +77,16 @@ def pixel_statistics_of(path: str | os.PathLike[str]) -> PixelStatistics | None:
 
     None if the file was not written by crossearth_jax or has no such statistics.
     """
-    file = starting_file(path)
+    described = _description(starting_file(path))
+    statistics = described and described.model.vit.pixel_statistics
+    return None if isinstance(statistics, str) else statistics
+
+
+def _description(file: Path) -> Description | None:
+    """Return the description in a weights file of ours; None for any other file."""
     if file.suffix != ".safetensors" or not is_native(read_tensors(file).metadata):
         return None
-    statistics = read_description(file).model.vit.pixel_statistics
-    return None if isinstance(statistics, str) else statistics
+    return read_description(file)
 
 
 def fit(weights: Weights, config: ModelConfig, class_names: Sequence[str] = ()) -> tuple[Tensors, Report]:
