@@ -270,6 +270,7 @@ class EvaluateConfig:
 
     window: int = 512  # pixels
     stride: int = 341  # pixels
+    flips: bool = False  # average the scores of every window and its three mirror images, at four times the cost
     batch_size: int = 8  # windows per batch, over all devices of a process
     examples: int = 4  # example images per domain in the report
     settings: tuple[str, ...] = ()  # settings to score; (): all with this source

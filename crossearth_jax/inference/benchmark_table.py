@@ -73,7 +73,7 @@ def fill_table(config: Config, workdir: Path, checkpoints: Path) -> Path:
     if unknown:
         raise UserError(f"unknown settings: {', '.join(unknown)}; known settings: {', '.join(known)}")
     settings = [known[name] for name in names] or of_source
-    cells = find_cells(settings, config.data.data_dir, workdir, checkpoints)
+    cells = find_cells(settings, config.data.data_dir, workdir, checkpoints, config.evaluate.flips)
     pending: dict[Candidate, list[Cell]] = {}
     for cell in cells:
         if cell.candidate is None:
@@ -87,7 +87,7 @@ def fill_table(config: Config, workdir: Path, checkpoints: Path) -> Path:
     for candidate, own in pending.items():
         try:  # models of the same architecture share one compiled program
             segmentor = candidate.load()
-            windows = segmentor.sliding_windows(batch_size=config.evaluate.batch_size)
+            windows = segmentor.sliding_windows(batch_size=config.evaluate.batch_size, flips=config.evaluate.flips)
         except UserError as error:
             logging.error("%s is not scored: %s", candidate.path, error)
             for cell in own:
@@ -113,7 +113,9 @@ def fill_table(config: Config, workdir: Path, checkpoints: Path) -> Path:
     return report
 
 
-def find_cells(settings: Sequence[Setting], data_dir: str, workdir: Path, checkpoints: Path) -> list[Cell]:
+def find_cells(
+    settings: Sequence[Setting], data_dir: str, workdir: Path, checkpoints: Path, flips: bool = False
+) -> list[Cell]:
     """Pair the settings with checkpoints and prepared targets, and read the results that are up to date.
 
     Every process of a run calls it before any cell is scored, so that all of them find the same results.
@@ -140,6 +142,7 @@ def find_cells(settings: Sequence[Setting], data_dir: str, workdir: Path, checkp
                 "data": hashlib.sha256(info.read_bytes()).hexdigest(),
                 "resize": repr(find_domain(setting.target, data_dir).resize),
             }
+            cell.identity |= {"flips": True} if flips else {}
             with contextlib.suppress(OSError, ValueError):  # no file yet, or a damaged one
                 stored = json.loads(cell.path.read_text(encoding="utf-8"))
                 if isinstance(stored, dict) and stored.get("identity") == cell.identity:

@@ -52,7 +52,7 @@ def evaluate(config: Config, workdir: Path, segmentor: Segmentor) -> dict[str, D
     check_source(segmentor, source, workdir)
     settings = settings_of(source, config.evaluate.settings, data_dir)
     targets = {setting.target: find_domain(setting.target, data_dir) for setting in settings}
-    windows = segmentor.sliding_windows(batch_size=config.evaluate.batch_size)
+    windows = segmentor.sliding_windows(batch_size=config.evaluate.batch_size, flips=config.evaluate.flips)
     temperature = described.temperature
     temperatures = (1.0,) if temperature is None else (1.0, temperature)
     examples = config.evaluate.examples
@@ -66,7 +66,8 @@ def evaluate(config: Config, workdir: Path, segmentor: Segmentor) -> dict[str, D
             protocol = protocol_text(config, setting, described.style_targets)
             result = found[setting.target]
             counts = result.confusion, described.step, result.reliability, temperature
-            rows[setting.name] = row(setting, targets[setting.target].classes, *counts) | {"protocol": protocol}
+            fields = {"flips": config.evaluate.flips, "protocol": protocol}
+            rows[setting.name] = row(setting, targets[setting.target].classes, *counts) | fields
         for earlier in (workdir / "evaluation").glob("*.npz"):  # they belong to the scores that are replaced here
             earlier.unlink()
         write_json(workdir / "results.json", rows)
@@ -86,15 +87,17 @@ def check_source(segmentor: Segmentor, source: str, workdir: Path) -> None:
 
 
 def is_evaluated(config: Config, workdir: Path, segmentor: Segmentor) -> bool:
-    """Return whether `results.json` has an entry with this checkpoint's step for every setting of the configuration.
+    """Return whether `results.json` has an entry of this checkpoint and `evaluate.flips` for every setting.
 
     All processes of a run call it together. The answer is yes only if every process finds these entries.
     """
     try:
         rows = json.loads((workdir / "results.json").read_text(encoding="utf-8"))
         settings = settings_of(config.data.source, config.evaluate.settings, config.data.data_dir)
-        steps = [rows[setting.name]["checkpoint_step"] for setting in settings]
-        complete = all(step == segmentor.description.step for step in steps)
+        found = [
+            (rows[setting.name]["checkpoint_step"], rows[setting.name].get("flips", False)) for setting in settings
+        ]
+        complete = all(entry == (segmentor.description.step, config.evaluate.flips) for entry in found)
     except (OSError, ValueError, KeyError, TypeError):
         complete = False
     return parallel.all_agree(complete)
@@ -191,6 +194,8 @@ def protocol_text(config: Config, setting: Setting, style_targets: Sequence[str]
         text = f"best checkpoint on {chosen}" + (
             ", which this setting also scores" if seen else "; no target domain was used for model selection"
         )
+    if config.evaluate.flips:
+        text += "; scores averaged over mirrored windows"
     if style_targets:
         text += f"; the style statistics were estimated with images of {', '.join(style_targets)}"
     return text

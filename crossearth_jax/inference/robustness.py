@@ -71,9 +71,13 @@ def score_shifts(
                 f"{domain.name} has only a train split; --shifts needs a split with labels that was not trained on: "
                 "prepare the domain with a test split, or leave --shifts out"
             )
-    path, identity = workdir / "shifts.json", _identity(domains, segmentor, data_dir)
+    flips = config.evaluate.flips
+    path, identity = (
+        workdir / "shifts.json",
+        _identity(domains, segmentor, data_dir) | ({"flips": True} if flips else {}),
+    )
     setting = _setting(source, data_dir)
-    windows = segmentor.sliding_windows(batch_size=config.evaluate.batch_size)
+    windows = segmentor.sliding_windows(batch_size=config.evaluate.batch_size, flips=flips)
     cells = [("clean", 0), *((name, strength) for name in shifts or SHIFTS for strength in strengths or STRENGTHS)]
     found = _stored(path, identity)
     done = [cell for cell in cells if parallel.all_agree(cell in found)]

@@ -12,7 +12,7 @@ from crossearth_jax.analysis import additions, baselines
 from crossearth_jax.benchmark import DOMAINS, SETTINGS
 from crossearth_jax.config import UserError, to_config_dict
 from crossearth_jax.inference import evaluate
-from crossearth_jax.inference.domains import DomainResult
+from crossearth_jax.inference.domains import DomainResult, Examples
 from crossearth_jax.inference.results import row
 from crossearth_jax.inference.segmentor import load
 from crossearth_jax.models.network import SegmentationModel
@@ -101,6 +101,25 @@ def test_scores_are_written_before_anything_is_added(run, tmp_path, monkeypatch)
         evaluated(run, tmp_path)
     assert seen["checkpoint_step"] == 3 and seen["pixels"] > 0 and not seen.keys() & ADDED
     report.write_report(tmp_path)
+
+
+@pytest.mark.parametrize("flips", [False, True])
+def test_flips_are_used_and_recorded(run, tmp_path, monkeypatch, flips):
+    config, segmentor = run
+    config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, flips=flips))
+    asked, genuine = [], type(segmentor).sliding_windows
+    monkeypatch.setattr(
+        type(segmentor), "sliding_windows", lambda self, **options: asked.append(options) or genuine(self, **options)
+    )
+    result = DomainResult(np.diag([4, 3, 2, 1, 1]), *Examples(0).arrays(), np.zeros((1, 3, 15), np.int64))
+    monkeypatch.setattr(evaluate, "score_domain", lambda *_, **__: result)
+    evaluate.evaluate(config, tmp_path, segmentor)
+    entry = json.loads((tmp_path / "results.json").read_text())[SETTING.name]
+    assert asked[0]["flips"] == entry["flips"] == flips
+    assert ("mirrored windows" in entry["protocol"]) == flips
+    assert evaluate.is_evaluated(config, tmp_path, segmentor)
+    other = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, flips=not flips))
+    assert not evaluate.is_evaluated(other, tmp_path, segmentor)
 
 
 @pytest.mark.parametrize(("version", "fault"), [(1, None), (None, None), (2, "has the schema version 2, this program")])
