@@ -255,6 +255,7 @@ class TrainConfig:
     log_every: int = 50  # steps between two lines of metrics.jsonl
     checkpoint_every: int = 1000  # steps
     keep_checkpoints: int = 3  # newest checkpoints that are kept
+    dashboards: tuple[str, ...] = ()  # also send metrics to "wandb" or "mlflow", which are extras of these names
     init_from: str | None = None  # weights file (.safetensors, .pth) or run folder with the initial weights
     # Which parameters are frozen; a table as in `OptimizerConfig`.
     frozen: tuple[tuple[str, bool], ...] = (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -60,6 +61,7 @@ _CHOICES = {
     "train.nonfinite": ("stop", "skip"),
     "evaluate.select": ("last", "best_on_source"),
 }
+_DASHBOARDS = ("mlflow", "wandb")
 
 
 def check_config(config: Config) -> None:
@@ -81,6 +83,7 @@ def check_config(config: Config) -> None:
             raise UserError(f"{name} is '{value}', expected one of {', '.join(choices)}")
     for check in (
         _check_tasks,
+        _check_dashboards,
         _check_sources,
         _check_class_weights,
         _check_model,
@@ -114,6 +117,17 @@ def _check_tasks(config: Config) -> None:
         raise UserError("loss (segmentation) needs model.head, which is None; set model.head, or loss to None")
     if config.mim is not None and config.model.mim is None:
         raise UserError("mim (masked image modelling) needs model.mim, which is None; set model.mim, or mim to None")
+
+
+def _check_dashboards(config: Config) -> None:
+    for name in config.train.dashboards:
+        if name not in _DASHBOARDS:
+            raise UserError(f"train.dashboards has '{name}', expected names of {', '.join(_DASHBOARDS)}")
+        if importlib.util.find_spec(name) is None:
+            raise UserError(
+                f"{name} is not installed; train.dashboards=('{name}',) needs the extra {name}: "
+                f"python -m uv pip install --python .venv -c constraints.txt -e '.[{name}]'"
+            )
 
 
 def _check_sources(config: Config) -> None:

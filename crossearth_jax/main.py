@@ -40,6 +40,9 @@ _SHIFTS = flags.DEFINE_bool(
     "With --mode=evaluate: also score the source's own test images under appearance shifts (haze, light, season, "
     "sensor, compression, resolution, shadow).",
 )  # fmt: skip
+_PROFILE = flags.DEFINE_integer(
+    "profile", None, "Trace this number of training steps with jax.profiler, into the run's folder `profile`.", 1
+)
 _TOPOLOGY = flags.DEFINE_list(
     "topology", [], "With --mode=compile: TPU slices and GPUs to compile for, such as v5e:2x4,v5p:4x8x8,h100:8."
 )
@@ -130,7 +133,7 @@ def _run(config: Config, workdir: Path) -> int:
         prepare_domains(dict.fromkeys([*data.source.split("+"), *targets]), data.data_dir)
     if _MODE.value != "evaluate":
         try:
-            train(config, workdir, validate)
+            train(config, workdir, validate, _PROFILE.value or 0)
         except Stopped as stopped:
             print(stopped, file=sys.stderr)
             return stopped.exit_code

@@ -40,6 +40,7 @@ RUN_BY = {
         "--mode": "tests/training/loop_test.py::test_restored_run_is_the_trained_one",
         "--checkpoints": ".ci/run",
         "--shifts": "tests/distributed_test.py::test_two_processes_score_shifts_as_one_does",
+        "--profile": "tests/training/loop_test.py::test_the_chosen_steps_are_traced",
         "--topology": "tests/aot/compile_test.py::test_wrong_slices_are_refused",
         "--batch_per_chip": "tests/aot/compile_test.py::test_wrong_slices_are_refused",
         "--distributed": DISTRIBUTED,

@@ -27,9 +27,9 @@ from crossearth_jax.runtime import parallel
 from crossearth_jax.training.state import TrainState
 
 # Fields that a resumed run may change: lengths and intervals, devices and folders, and what only evaluation uses.
-_FREE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "mesh.", "evaluate.",
-         "data.data_dir", "data.domains_file", "data.prefetch", "data.workers", "data.timeout", "train.nonfinite",
-         "name")  # fmt: skip
+_FREE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.dashboards",
+         "train.nonfinite", "mesh.", "evaluate.", "data.data_dir", "data.domains_file", "data.prefetch", "data.workers",
+         "data.timeout", "name")  # fmt: skip
 SELECTIONS = ("last", "best_on_source")
 _SCORE = "score"
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError)  # raised for JSON that is missing, truncated or malformed
@@ -322,13 +322,14 @@ def _as_json(config: Config) -> dict[str, Any]:
 
 def config_changes(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """Return the differences that a resumed run must not have, as `key: stored -> current`."""
-    old, new = _flatten(stored), _flatten(current)
+    old, new = flatten(stored), flatten(current)
     differ = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in differ if not key.startswith(_FREE)]
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return dotted name -> value of every field of nested mappings."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return flat

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,10 +34,13 @@ from crossearth_jax.weights.native import MODEL_FILE
 COUNTED = ("nonfinite", "replaced_records")  # metrics that are summed instead of averaged
 SHOWN = ("loss", "validation/miou")  # metrics in the lines of progress
 
+PROFILE_FOLDER = "profile"
+UNTRACED = 3  # first steps of a start, which include the compilation
+
 Validation = Callable[[Config, Params], float]  # (config, all parameters) -> score on the source, larger is better
 
 
-def train(config: Config, workdir: Path, validation: Validation | None = None) -> Run:
+def train(config: Config, workdir: Path, validation: Validation | None = None, traced_steps: int = 0) -> Run:
     """Train up to step `config.train.steps`, continuing from the newest checkpoint of `workdir` if there is one.
 
     Besides checkpoints it writes `model.safetensors`, the only file that inference needs.
@@ -45,6 +49,7 @@ def train(config: Config, workdir: Path, validation: Validation | None = None) -
       config: the experiment.
       workdir: the run's folder.
       validation: scores the parameters; needed for `evaluate.select = "best_on_source"`.
+      traced_steps: number of steps that `jax.profiler` traces, after the first `UNTRACED` steps of this start.
 
     Raises:
       UserError: the input, the configuration or the run directory is wrong, or a step was not finite.
@@ -68,9 +73,17 @@ def train(config: Config, workdir: Path, validation: Validation | None = None) -
             every = config.evaluate.every or config.train.checkpoint_every
             validator = Validator(every, functools.partial(validation, config))
         try:
-            with MetricsWriter(workdir, done, images_per_step=config.data.batch_size, active=first) as writer:
+            with MetricsWriter(
+                workdir,
+                done,
+                images_per_step=config.data.batch_size,
+                active=first,
+                dashboards=config.train.dashboards,
+                config=checkpoints.identity["config"],
+            ) as writer:
                 guard = Guard(config.train.nonfinite, workdir)
-                state = _loop(run, workdir, batches, checkpoints, writer, guard, validator)
+                with contextlib.closing(Trace(workdir / PROFILE_FOLDER, traced_steps if first else 0)) as trace:
+                    state = _loop(run, workdir, batches, checkpoints, writer, guard, validator, trace)
         finally:
             batches.close()
             checkpoints.close()
@@ -96,6 +109,7 @@ def _loop(
     writer: MetricsWriter,
     guard: Guard,
     validator: Validator | None,
+    trace: Trace,
 ) -> TrainState:
     program, state, frozen = run
     config = program.config.train
@@ -107,7 +121,9 @@ def _loop(
     with StopSignal() as stop, jax.transfer_guard("disallow"):
         for step in range(start, config.steps):
             batch = parallel.global_batch(next(batches), program.mesh)
-            state, metrics = program.step(state, frozen, batch)
+            trace.advance(state)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, metrics = program.step(state, frozen, batch)
             guard.check(step, batch, metrics)
             averages.add({**metrics, "replaced_records": batch["replaced"]})
             done = step + 1
@@ -143,6 +159,35 @@ def _loop(
             "%d steps were skipped and %d corrupt records were replaced since this start", skipped, replaced
         )
     return state
+
+
+class Trace:
+    """A trace of some training steps by `jax.profiler`, for TensorBoard's profile plugin, XProf or Perfetto."""
+
+    def __init__(self, folder: Path, steps: int):
+        """Trace `steps` steps into the folder; none if `steps` is 0."""
+        self._folder = folder
+        self._steps = steps
+        self._seen = 0  # steps that were started
+        self._running = False
+
+    def advance(self, state: TrainState) -> None:
+        """Start or stop the trace; to be called before every step with the state that it continues from."""
+        if self._seen == UNTRACED and self._steps:
+            jax.block_until_ready(state)
+            jax.profiler.start_trace(self._folder)
+            self._running = True
+        elif self._running and self._seen == UNTRACED + self._steps:
+            jax.block_until_ready(state)  # steps run asynchronously
+            self.close()
+        self._seen += 1
+
+    def close(self) -> None:
+        """Stop the trace if it is running."""
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False
+            logging.info("trace of training steps: %s", self._folder)
 
 
 class Averages:

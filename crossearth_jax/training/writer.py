@@ -1,29 +1,110 @@
-"""Write a run's metrics to `metrics.jsonl`, which the report reads, and as TensorBoard events."""
+"""Write a run's metrics to `metrics.jsonl`, which the report reads, as TensorBoard events, and to dashboards."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
+import itertools
 import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import SupportsFloat
+from typing import Any, Protocol, SupportsFloat, runtime_checkable
 
+from absl import logging
 from tensorboardX import SummaryWriter
 
 from crossearth_jax.config import UserError
+from crossearth_jax.runtime.atomic import write_json
+from crossearth_jax.training.checkpoint import flatten
 
 FILE_NAME = "metrics.jsonl"
+DASHBOARDS_FILE = "dashboards.json"  # dashboard -> id of the run there, under which a resumed run continues
+PROJECT = "crossearth_jax"  # name of the project (W&B) or experiment (MLflow) that runs are listed under
+
+
+@runtime_checkable
+class Dashboard(Protocol):
+    """A service that receives the metrics."""
+
+    id: str  # of the run
+
+    def write(self, step: int, numbers: Mapping[str, float], time: float) -> None:
+        """Send the numbers of one step; `time` in seconds since 1970."""
+        ...
+
+    def close(self) -> None:
+        """Mark the run as ended."""
+        ...
+
+
+class WandB:
+    """Weights & Biases. `WANDB_MODE=offline` writes to the run's folder, to be sent by `wandb sync` later."""
+
+    def __init__(self, workdir: Path, config: Mapping[str, Any], run_id: str | None):
+        wandb = importlib.import_module("wandb")
+        self._run = wandb.init(
+            project=PROJECT, name=workdir.name, dir=str(workdir), id=run_id, resume="allow", config=dict(config)
+        )
+        self.id = self._run.id
+
+    def write(self, step: int, numbers: Mapping[str, float], time: float) -> None:
+        """Send the numbers; W&B ignores steps that it has already, as those that a resumed run repeats."""
+        del time  # W&B records its own
+        self._run.log(dict(numbers), step=step)
+
+    def close(self) -> None:
+        """Send the rest and end the run."""
+        self._run.finish()
+
+
+class MLflow:
+    """MLflow; the environment variable MLFLOW_TRACKING_URI names the server or folder."""
+
+    def __init__(self, workdir: Path, config: Mapping[str, Any], run_id: str | None):
+        mlflow = importlib.import_module("mlflow")
+        self._entities = importlib.import_module("mlflow.entities")
+        self._client = mlflow.MlflowClient()
+        if run_id is not None:
+            self.id = run_id
+            self._client.update_run(run_id, "RUNNING")
+            return
+        experiment = self._client.get_experiment_by_name(PROJECT)
+        place = self._client.create_experiment(PROJECT) if experiment is None else experiment.experiment_id
+        self.id = self._client.create_run(place, run_name=workdir.name).info.run_id
+        parameters = [self._entities.Param(name, str(value)) for name, value in flatten(config).items()]
+        for some in itertools.batched(parameters, 100):  # as many as one request may have
+            self._client.log_batch(self.id, params=list(some))
+
+    def write(self, step: int, numbers: Mapping[str, float], time: float) -> None:
+        """Send the numbers of one step in one request."""
+        milliseconds = int(time * 1000)
+        metrics = [self._entities.Metric(name, number, milliseconds, step) for name, number in numbers.items()]
+        self._client.log_batch(self.id, metrics=metrics)
+
+    def close(self) -> None:
+        """End the run."""
+        self._client.set_terminated(self.id)
+
+
+_DASHBOARDS = {"mlflow": MLflow, "wandb": WandB}
 
 
 class MetricsWriter:
     """Append one record per logged step; as a context manager it closes the files."""
 
     def __init__(
-        self, workdir: str | os.PathLike[str], restored_step: int = 0, *, images_per_step: int = 0, active: bool = True
+        self,
+        workdir: str | os.PathLike[str],
+        restored_step: int = 0,
+        *,
+        images_per_step: int = 0,
+        active: bool = True,
+        dashboards: Sequence[str] = (),
+        config: Mapping[str, Any] | None = None,
     ):
         """Open the files of `workdir`, continuing after `restored_step`.
 
@@ -35,6 +116,11 @@ class MetricsWriter:
           restored_step: step of the checkpoint that training continues from.
           images_per_step: if given, every record but the first also holds `images_per_second` since the previous one.
           active: False: all calls do nothing, for all but the first process of a run.
+          dashboards: names of services that also receive the metrics, as in `TrainConfig.dashboards`.
+          config: the configuration, which is shown there.
+
+        Raises:
+          UserError: a dashboard cannot be reached.
         """
         self._active = active
         if not active:
@@ -43,6 +129,7 @@ class MetricsWriter:
         self._previous: tuple[int, float] | None = None  # step and time of the last record
         self._path = Path(workdir) / FILE_NAME
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._dashboards = _connect(self._path.parent, dashboards, config or {}, restored_step)
         _truncate(self._path, restored_step)
         self._file = self._path.open("a", encoding="utf-8")
         # Events of repeated steps stay in the old file. With `purge_step` TensorBoard hides them.
@@ -76,6 +163,12 @@ class MetricsWriter:
             ) from None
         for name, number in numbers.items():
             self._events.add_scalar(name, number, step, walltime=now)
+        for name, dashboard in list(self._dashboards.items()):
+            try:
+                dashboard.write(step, numbers, now)
+            except Exception as error:  # of the service or the network, which must not end a training
+                logging.warning("%s receives no more metrics of this start: %s", name, error)
+                del self._dashboards[name]
 
     def _speed(self, step: int, now: float) -> dict[str, float]:
         """Return the speed since the last record; {} for the first one, whose interval includes the compilation."""
@@ -85,13 +178,18 @@ class MetricsWriter:
         return {"images_per_second": self._images_per_step * (step - previous[0]) / max(now - previous[1], 1e-9)}
 
     def close(self) -> None:
-        """Close both files."""
+        """Close the files and end the runs of the dashboards."""
         if not self._active:
             return
         # Every record is flushed when it is written. Only a line for which `write` has raised an error can fail here.
         with contextlib.suppress(OSError):
             self._file.close()
         self._events.close()
+        for name, dashboard in self._dashboards.items():
+            try:
+                dashboard.close()
+            except Exception as error:  # the run is complete in the files
+                logging.warning("%s: the run could not be ended there: %s", name, error)
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -100,6 +198,26 @@ class MetricsWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _connect(
+    workdir: Path, names: Sequence[str], config: Mapping[str, Any], restored_step: int
+) -> dict[str, Dashboard]:
+    """Start or continue the runs of the dashboards."""
+    file = workdir / DASHBOARDS_FILE
+    ids = json.loads(file.read_text("utf-8")) if restored_step and file.exists() else {}
+    dashboards: dict[str, Dashboard] = {}
+    for name in names:
+        try:
+            dashboards[name] = _DASHBOARDS[name](workdir.absolute(), config, ids.get(name))
+        except Exception as error:  # each package has its own errors for a missing login, server or network
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(
+                f"{name} cannot record the run ({reason}); correct its settings, or leave it out of train.dashboards"
+            ) from error
+    if names:
+        write_json(file, ids | {name: dashboard.id for name, dashboard in dashboards.items()})
+    return dashboards
 
 
 def _truncate(path: Path, last_step: int) -> None:

@@ -28,7 +28,7 @@ POISONED = "backbone/patch_embed/bias"
 @pytest.fixture(scope="module")
 def whole_run(tiny_config, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole")
-    return loop.train(tiny_config, workdir), workdir
+    return loop.train(tiny_config, workdir, traced_steps=1), workdir
 
 
 def with_train(config, **changes):
@@ -83,6 +83,16 @@ def test_a_run_of_an_older_version_is_exported_when_it_is_loaded(whole_run, tmp_
 
 def test_step_compiles_once(whole_run):
     assert whole_run[0].program.step._cache_size() == 1
+
+
+@pytest.mark.filterwarnings("ignore:builtin type event_stats has no __module__ attribute:DeprecationWarning")
+def test_the_chosen_steps_are_traced(whole_run):
+    """Three of four steps come first without a trace."""
+    _, workdir = whole_run
+    (file,) = (workdir / loop.PROFILE_FOLDER).rglob("*.xplane.pb")
+    data = jax.profiler.ProfileData.from_file(str(file))  # its parts are only valid as long as it exists
+    events = (event for plane in data.planes for line in plane.lines for event in line.events)
+    assert [dict(event.stats)["step_num"] for event in events if event.name == "train"] == [3]
 
 
 def test_training_moves_the_trainable_and_only_them(tiny_config, whole_run):

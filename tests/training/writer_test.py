@@ -1,5 +1,6 @@
 """The metrics writer: the content of both files, and the records after an interruption and a resumption."""
 
+import importlib
 import json
 import struct
 from types import SimpleNamespace
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from crossearth_jax.config import UserError
+from crossearth_jax.config import Config, TrainConfig, UserError
+from crossearth_jax.config_check import check_config
+from crossearth_jax.training import writer as writer_module
 from crossearth_jax.training.writer import MetricsWriter
 
 
@@ -99,3 +102,91 @@ def test_other_processes_write_nothing(tmp_path):
     with MetricsWriter(tmp_path / "run", active=False) as writer:
         writer.write(1, {"loss": 1.0})
     assert not (tmp_path / "run").exists()
+
+
+def write_in_two_starts(workdir, name):
+    """Write steps 10 and 20, go on after step 10, write steps 20 and 30; return the id of the run."""
+    config = {"seed": 42, "train": {"steps": 30}}
+    with MetricsWriter(workdir, dashboards=(name,), config=config) as writer:
+        writer.write(10, {"loss": 2.5, "validation/miou": 40.0})
+        writer.write(20, {"loss": 1.5})
+    with MetricsWriter(workdir, 10, dashboards=(name,), config=config) as writer:
+        writer.write(20, {"loss": 1.5})
+        writer.write(30, {"loss": float("nan")})
+    return json.loads((workdir / "dashboards.json").read_text())[name]
+
+
+def history_of(path):
+    """Return (step, loss) of the records of W&B's offline file: crc, length, kind and data behind a header."""
+    proto = importlib.import_module("wandb.proto.wandb_internal_pb2")
+    data, at, found = path.read_bytes(), 7, []
+    while at + 7 <= len(data):
+        _, length, kind = struct.unpack_from("<IHB", data, at)
+        at += 7
+        if kind == 1:  # a record that is not split over blocks
+            record = proto.Record.FromString(data[at : at + length])
+            values = {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
+            if values:
+                found.append((int(values["_step"]), float(values["loss"])))
+        at += length
+    return found
+
+
+def test_wandb_offline_continues_the_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run = write_in_two_starts(tmp_path / "run", "wandb")
+    first, second = sorted((tmp_path / "run" / "wandb").glob(f"offline-run-*/run-{run}.wandb"))
+    assert history_of(first) == [(10, 2.5), (20, 1.5)]
+    (repeated, (step, loss)) = history_of(second)
+    assert repeated == (20, 1.5) and step == 30 and np.isnan(loss)
+
+
+def test_mlflow_folder_continues_the_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "store").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    run = write_in_two_starts(tmp_path / "run", "mlflow")
+    client = importlib.import_module("mlflow").MlflowClient()
+    found = client.get_run(run)
+    assert found.info.status == "FINISHED" and found.info.run_name == "run"
+    assert found.data.params == {"seed": "42", "train.steps": "30"}
+    assert [(m.step, m.value) for m in client.get_metric_history(run, "validation/miou")] == [(10, 40.0)]
+    losses = [(metric.step, metric.value) for metric in client.get_metric_history(run, "loss")]
+    assert losses[:-1] == [(10, 2.5), (20, 1.5), (20, 1.5)] and losses[-1][0] == 30 and np.isnan(losses[-1][1])
+
+
+def test_a_dashboard_that_fails_later_does_not_end_the_run(tmp_path, monkeypatch, caplog):
+    class Broken:
+        def __init__(self, workdir, config, run_id):
+            self.id = "1"
+
+        def write(self, step, numbers, time):
+            raise ConnectionError("the server is gone")
+
+        def close(self):
+            raise AssertionError("the dashboard is no longer used")
+
+    monkeypatch.setitem(writer_module._DASHBOARDS, "mlflow", Broken)
+    with MetricsWriter(tmp_path, dashboards=("mlflow",)) as writer:
+        for step in (1, 2):
+            writer.write(step, {"loss": 1.0})
+    assert [record["step"] for record in records(tmp_path)] == [1, 2]
+    assert caplog.text.count("mlflow receives no more metrics of this start: the server is gone") == 1
+
+
+def test_a_dashboard_that_cannot_start_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nowhere://x")
+    with pytest.raises(
+        UserError, match=r"^mlflow cannot record the run \(.*nowhere.*\); correct its settings, or leave"
+    ):
+        MetricsWriter(tmp_path, dashboards=("mlflow",))
+
+
+def test_unknown_and_missing_dashboards_are_refused(monkeypatch):
+    with pytest.raises(UserError, match=r"train\.dashboards has 'aim', expected names of mlflow, wandb"):
+        check_config(Config(name="x", train=TrainConfig(dashboards=("aim",))))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        UserError, match=r"wandb is not installed; train\.dashboards=\('wandb',\) needs the extra wandb: "
+    ):
+        check_config(Config(name="x", train=TrainConfig(dashboards=("wandb",))))
