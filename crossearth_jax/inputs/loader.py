@@ -17,7 +17,7 @@ from typing import TypedDict
 
 import grain
 import numpy as np
-from absl import logging
+from absl import flags, logging
 from jaxtyping import Bool, Int32, UInt8
 
 from crossearth_jax import benchmark
@@ -63,6 +63,8 @@ def train_iterator(
     Raises:
       UserError: a domain is unknown or not prepared, or `batch_size` is not a multiple of `process_count`.
     """
+    if not flags.FLAGS.is_parsed():  # Grain's worker processes read absl flags, which only a command parses
+        flags.FLAGS.mark_as_parsed()
     domains = source_domains(config.source, config.data_dir)
     rows = _local_rows(config.batch_size, process_index, process_count)
     parts = _train_sources(domains, config)

@@ -96,7 +96,7 @@ def test_reading_from_disk_gives_the_same_stream(config, monkeypatch):
 
 
 def test_worker_processes_give_the_same_stream(config, from_disk):
-    flags.FLAGS.mark_as_parsed()  # grain's workers read them; a command has parsed its own
+    flags.FLAGS.unparse_flags()  # as in a notebook, where no command has parsed them
     config = dataclasses.replace(config, workers=2)
     expected = take(train_iterator(dataclasses.replace(config, workers=0), seed=7), 7)
     # The run continues with another number of workers.
