@@ -70,6 +70,17 @@ class LoraConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class EarthAdapterConfig:
+    """Small networks (experts) after every block, for the adapter "earth_adapter"."""
+
+    hidden: int = 64  # hidden units of an expert
+    scale: float = 0.1  # initial value of the factor of the experts' output, one per block
+    # Blocks with experts for low and high frequencies, from 0 or backwards from -1. The authors choose them by dataset.
+    frequency_blocks: tuple[int, ...] = (-3, -2, -1)
+    cutoff: float = 0.3  # side of the square of low frequencies, relative to the shorter side of the feature map
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadConfig:
     """The segmentation head: Mask2Former's pixel decoder and transformer decoder, or a small convolutional head."""
 
@@ -103,10 +114,11 @@ class ModelConfig:
 
     classes: int = 6  # without "no object"
     vit: ViTConfig = ViTConfig()
-    # Of the backbone's blocks: "rein", "lora", "soma" or "none" (docs/howto/adapters.md).
+    # Of the backbone's blocks: "rein", "lora", "soma", "earth_adapter" or "none" (docs/howto/adapters.md).
     adapter: str = "rein"
     reins: ReinsConfig | None = ReinsConfig()  # of the adapter "rein"; with None it means "none"
-    lora: LoraConfig = LoraConfig()
+    lora: LoraConfig = LoraConfig()  # of "lora" and "soma"
+    earth_adapter: EarthAdapterConfig = EarthAdapterConfig()
     head: HeadConfig | None = HeadConfig()  # None for pretraining without labels
     mim: MimConfig | None = None
     # Of matrix products and convolutions: "float32" or "bfloat16". Parameters, residual streams, normalisation and

@@ -44,6 +44,8 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (r"model\.vit\.pyramid", lambda x: x > 0, "more than 0"),
     (r"model\.vit\.pixel_statistics", lambda x: 0 <= x <= 255, "0 to 255"),
     (r"model\.lora\.first_block", lambda x: x >= 0, "0 or more"),
+    (r"model\.earth_adapter\.cutoff", lambda x: 0 < x <= 1, "more than 0 and at most 1"),
+    (r"model\.earth_adapter\.(frequency_blocks|scale)", lambda x: abs(x) < float("inf"), "a finite number"),
     (r"model\.lora\.scale", lambda x: x > 0, "more than 0"),
     (r"model\.(vit\.layer_scale|reins\.scale)", lambda x: abs(x) < float("inf"), "a finite number"),
     # Sizes, counts and intervals.

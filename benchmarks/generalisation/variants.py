@@ -130,6 +130,7 @@ VARIANTS = (
     Variant("rein", "Rein adapters in the frozen backbone", lambda config: config),
     Variant("lora", "low-rank updates (LoRA) in the frozen backbone", _adapter("lora")),
     Variant("soma", "minor singular components (SoMA) of the frozen backbone", _adapter("soma")),
+    Variant("earth_adapter", "mixture of frequency adapters in the frozen backbone", _adapter("earth_adapter")),
     Variant("rein_styles", "Rein and Earth-Style Injection as published", _styles(PAPER_STYLES)),
     Variant("rein_styles_low", "Rein and styles that keep the detail", _styles(LOW_STYLES)),
     Variant("rein_mim", "Rein and masked image modelling", _mim),

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from crossearth_jax.config import ModelConfig, UserError
+from crossearth_jax.models.earth_adapter import EarthAdapter
 from crossearth_jax.models.lora import Lora, Soma
 from crossearth_jax.models.vit import Adapter
 
@@ -19,6 +20,7 @@ from crossearth_jax.models.vit import Adapter
 ADAPTERS: dict[str, Callable[..., Adapter]] = {
     "lora": Lora,
     "soma": Soma,
+    "earth_adapter": EarthAdapter,
 }
 
 

@@ -42,7 +42,7 @@ def test_every_parameter_of_the_adapter_has_a_gradient(config):
     rng = np.random.default_rng(0)
     shapes = model.shapes().items()
     params = {name: jnp.asarray(rng.normal(scale=0.2, size=s.shape), jnp.float32) for name, s in shapes}
-    images = jnp.asarray(rng.normal(size=(1, 16, 16, 3)), jnp.float32)
+    images = jnp.asarray(rng.normal(size=(1, 32, 32, 3)), jnp.float32)
 
     def loss(adapter):
         return sum(jnp.sum(level**2) for level in model.features(params | adapter, images).levels)
