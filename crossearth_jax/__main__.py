@@ -32,6 +32,7 @@ TASKS = {
     "report": Task("report", "write the report of a run, or compare runs"),
     "convert": Task("convert", "convert weights files"),
     "estimate-style": Task("estimate_style", "estimate style statistics of images"),
+    "export": Task("export", "export a model to ONNX or StableHLO"),
     "push": Task("push", "publish a run on the Hugging Face hub"),
     "replay": Task("replay", "repeat a training step that was not finite"),
 }

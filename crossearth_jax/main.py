@@ -115,9 +115,9 @@ def _run(config: Config, workdir: Path) -> int:
     from crossearth_jax.inference.segmentor import load
     from crossearth_jax.prepare import prepare_domains, prepare_file
     from crossearth_jax.report import write_report
-    from crossearth_jax.training.export import ensure_exported
     from crossearth_jax.training.loop import train
     from crossearth_jax.training.stop import Stopped
+    from crossearth_jax.training.weights_file import ensure_exported
 
     if config.data.domains_file is not None:
         with _first_process_first():

@@ -176,10 +176,9 @@ def checkpoints(text: str) -> list[str]:
 
 
 def _model(checkpoint: str, arguments: argparse.Namespace) -> Segmentor:
-    classes = arguments.classes
     return load(
         checkpoint,
-        class_names=classes.split(",") if classes and "," in classes else classes,
+        class_names=arguments.classes,
         backbone=arguments.backbone,
         window=arguments.window,
     )
@@ -197,7 +196,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", required=True, help="a .tif file, or a folder in which each map is named <scene>_map.tif")
     add("--checkpoint", required=True, help="folder of a run, .safetensors or .pth; a,b,c averages their scores")
     add("--backbone", help="weights file of the frozen backbone, for checkpoints without it")
-    add("--classes", metavar="NAMES", help="class names (a,b,c) or the name of a taxonomy; default: the checkpoint's")
+    add(
+        "--classes",
+        type=command.class_names,
+        metavar="NAMES",
+        help="class names (a,b,c) or the name of a taxonomy; default: the checkpoint's",
+    )
     _add_reading(parser.add_argument_group("reading"))
     _add_scoring(parser.add_argument_group("scoring").add_argument)
     _add_writing(parser.add_argument_group("writing").add_argument)

@@ -24,8 +24,8 @@ from crossearth_jax.config import UserError
 from crossearth_jax.inputs.loader import train_iterator
 from crossearth_jax.runtime import command, parallel
 from crossearth_jax.runtime.progress import Progress
-from crossearth_jax.training.export import read_run_config
 from crossearth_jax.training.start import Run, start
+from crossearth_jax.training.weights_file import read_run_config
 
 
 def main(argv: list[str]) -> int:

@@ -23,7 +23,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("main", "prepare", "report", "predict", "convert", "estimate_style", "push", "replay")
+COMMANDS = ("main", "prepare", "report", "predict", "convert", "estimate_style", "export", "push", "replay")
 _HOST = r"""=["']?(?:https?:)?//"""
 REMOTE = re.compile(rf"<(?:script|img|iframe|source)\b[^>]*\ssrc{_HOST}|<link\b[^>]*stylesheet[^>]*href{_HOST}")
 

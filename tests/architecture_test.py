@@ -23,8 +23,8 @@ LAYERS = (
     ("weights",),
     ("training", "reporting"),
     ("inference",),
-    ("mapping", "analysis", "aot"),
-    ("predict", "report", "prepare", "convert", "estimate_style", "push", "replay"),
+    ("mapping", "analysis", "aot", "exporting"),
+    ("predict", "report", "prepare", "convert", "estimate_style", "export", "push", "replay"),
     ("main", "__init__", "__main__"),
 )
 
@@ -45,6 +45,7 @@ HOMES = {
     "matplotlib": ("crossearth_jax/reporting/",),
     "jinja2": ("crossearth_jax/reporting/rendering.py",),
     "tensorboardX": ("crossearth_jax/training/writer.py",),
+    "onnx": ("crossearth_jax/exporting/", "crossearth_jax/weights/onnx_style.py"),
     "huggingface_hub": (),  # optional: weights/hub.py imports it by name when it is needed
     "tensorflow": (),
     "torch": (),

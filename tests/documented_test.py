@@ -57,6 +57,10 @@ RUN_BY = {
         "--out": ".ci/run",
         "--projection": "tests/reporting/projection_test.py::test_umap_is_asked_for_repeatable_places",
     },
+    "export": dict.fromkeys(
+        ("--out", "--classes", "--window"),
+        "tests/export_test.py::test_a_run_becomes_a_model_with_these_classes_and_this_window",
+    ),
     "push": {"--licence": "tests/hub_test.py::test_a_run_comes_back_as_it_was"},
     "replay": {},
     "predict": {

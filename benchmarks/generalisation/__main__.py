@@ -46,9 +46,9 @@ from crossearth_jax.inputs.sources import PreparedSplit
 from crossearth_jax.prepare import prepare_file
 from crossearth_jax.runtime import command
 from crossearth_jax.runtime.atomic import replacing, write_json, write_npz
-from crossearth_jax.training.export import ensure_exported
 from crossearth_jax.training.loop import train
 from crossearth_jax.training.stop import Stopped
+from crossearth_jax.training.weights_file import ensure_exported
 from crossearth_jax.weights.native import read_description
 
 COLUMNS: tuple[str, ...] = (

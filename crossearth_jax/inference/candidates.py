@@ -11,7 +11,7 @@ from absl import logging
 from crossearth_jax.benchmark import DOMAINS, TRAININGS, Training
 from crossearth_jax.config import UserError
 from crossearth_jax.inference.segmentor import Segmentor, load
-from crossearth_jax.training.export import ensure_exported
+from crossearth_jax.training.weights_file import ensure_exported
 from crossearth_jax.weights.native import MODEL_FILE, read_description
 
 

@@ -22,7 +22,7 @@ from crossearth_jax.inference.windows import Blend, ScoreWindows, SlidingWindows
 from crossearth_jax.models.network import Params, SegmentationModel
 from crossearth_jax.ops.normalization import normalize
 from crossearth_jax.runtime import parallel
-from crossearth_jax.training.export import ensure_exported
+from crossearth_jax.training.weights_file import ensure_exported
 from crossearth_jax.weights import hub
 from crossearth_jax.weights.load import Weights, load_weights
 from crossearth_jax.weights.native import MODEL_FILE, Description, Palette
@@ -274,7 +274,7 @@ def read(path: str | os.PathLike[str], **options: Any) -> Weights:
       options: passed to `load_weights`; not allowed for the folder of a run.
 
     Raises:
-      UserError: see `load_weights` and `training.export.ensure_exported`.
+      UserError: see `load_weights` and `training.weights_file.ensure_exported`.
     """
     if hub.is_address(path):
         return load_weights(hub.download(hub.parse(str(path))), **options)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange, repeat
+from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
@@ -76,7 +76,8 @@ class MaskDecoder(nnx.Module):
         # Resizing is linear, so resizing the mask features once per level gives the same masks as resizing each mask.
         masks = jax.lax.stop_gradient([resize_bilinear(pixels.masks, x.shape[1:3]) for x in maps])
         first = self.query_projection(queries).astype(jnp.float32)
-        states = [repeat(first, "q d -> b q d", b=len(pixels.masks))]
+        # Not `len(pixels.masks)`: the number of images is symbolic when the network is exported.
+        states = [jnp.broadcast_to(first, (pixels.masks.shape[0], *first.shape))]
         for i, layer in enumerate(self.layers):
             level = i % LEVELS
             allowed = self.attention_mask(states[-1], masks[level])

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange, repeat
+from einops import rearrange
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
@@ -154,7 +154,9 @@ class VisionTransformer(nnx.Module):
             images = standardize(images, *statistics)
         patches = self.patch_embed(images)
         patches = patches + position_table(self.position[1:], *patches.shape[1:3])
-        class_token = repeat(self.class_token[...] + self.position[0], "c -> b 1 c", b=len(images))
+        class_token = self.class_token[...] + self.position[0]
+        # Not `len(images)`: the number of images is symbolic when the network is exported.
+        class_token = jnp.broadcast_to(class_token, (images.shape[0], 1, *class_token.shape))
         return jnp.concatenate([class_token, rearrange(patches, "b h w c -> b (h w) c")], axis=1)
 
     def __call__(

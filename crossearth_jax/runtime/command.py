@@ -38,6 +38,11 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
     sys.exit(code or 0)
 
 
+def class_names(text: str) -> str | list[str]:
+    """Parse the value of --classes: names separated by commas, or the name of a taxonomy."""
+    return text.split(",") if "," in text else text
+
+
 def without_extra(extra: str, error: ModuleNotFoundError) -> NoReturn:
     """Print how to install a missing extra and exit with code 2; for the imports of a command, before `run`."""
     print(

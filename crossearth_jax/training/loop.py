@@ -22,12 +22,12 @@ from crossearth_jax.runtime import parallel
 from crossearth_jax.runtime.atomic import write_json
 from crossearth_jax.runtime.progress import Progress
 from crossearth_jax.training.checkpoint import Checkpoints
-from crossearth_jax.training.export import export_model
 from crossearth_jax.training.guard import Guard
 from crossearth_jax.training.measure import measured
 from crossearth_jax.training.start import Run, start
 from crossearth_jax.training.state import Params, TrainState
 from crossearth_jax.training.stop import Stopped, StopSignal
+from crossearth_jax.training.weights_file import export_model
 from crossearth_jax.training.writer import MetricsWriter
 from crossearth_jax.weights.native import MODEL_FILE
 

@@ -14,7 +14,7 @@ from crossearth_jax.inference.segmentor import load
 from crossearth_jax.inference.windows import SlidingWindows
 from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.ops.probabilities import log_ratios
-from crossearth_jax.training.export import export_model
+from crossearth_jax.training.weights_file import export_model
 from crossearth_jax.weights.native import FORMAT, read_description
 
 

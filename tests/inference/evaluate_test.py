@@ -17,7 +17,7 @@ from crossearth_jax.inference.results import row
 from crossearth_jax.inference.segmentor import load
 from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.runtime.atomic import write_json
-from crossearth_jax.training.export import export_model
+from crossearth_jax.training.weights_file import export_model
 
 SETTING = SETTINGS["temperate_green2temperate_brown"]
 ADDED = {"style_distance", "baselines"}

@@ -17,7 +17,7 @@ from crossearth_jax.inference.segmentor import Segmentor, load
 from crossearth_jax.inputs.sources import PreparedSplit
 from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.runtime.atomic import write_json
-from crossearth_jax.training.export import export_model
+from crossearth_jax.training.weights_file import export_model
 
 SOURCE = "blue_marble/temperate_green"
 SCORED = ("water", "forest", "shrub_grass", "cropland")  # of the source in its own domain

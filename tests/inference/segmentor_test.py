@@ -15,7 +15,7 @@ from crossearth_jax.config import Config, DataConfig, EvaluateConfig, UserError
 from crossearth_jax.convert import read_config
 from crossearth_jax.ops.normalization import normalize
 from crossearth_jax.runtime import parallel
-from crossearth_jax.training.export import describe_run
+from crossearth_jax.training.weights_file import describe_run
 from crossearth_jax.weights.torch_writer import write_torch_zip
 
 GOLDEN = Path(__file__).parents[1] / "golden/tiny"

@@ -8,7 +8,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from scipy.ndimage import map_coordinates
 
 from crossearth_jax.ops import deformable_attention as module
-from crossearth_jax.ops.deformable_attention import deformable_attention, sample_by_gather, sample_by_products
+from crossearth_jax.ops.deformable_attention import (
+    deformable_attention,
+    sample_at_once,
+    sample_by_gather,
+    sample_by_products,
+)
 
 SIZES = ((2, 3), (4, 6))
 B, Q, K, P, D = 2, 5, 3, 4, 8
@@ -29,7 +34,7 @@ def scipy_sample(image, points):
     return map_coordinates(image.astype(float), [rows, columns], order=1, mode="grid-constant")
 
 
-@pytest.mark.parametrize("formulation", [sample_by_gather, sample_by_products])
+@pytest.mark.parametrize("formulation", [sample_by_gather, sample_by_products, sample_at_once])
 def test_equals_scipy_inside_and_outside_the_maps(formulation):
     expected = np.zeros((B, Q, K, D))
     for b, k, d in np.ndindex(B, K, D):
@@ -40,7 +45,7 @@ def test_equals_scipy_inside_and_outside_the_maps(formulation):
     np.testing.assert_allclose(result, expected, atol=3e-6)
 
 
-@pytest.mark.parametrize("formulation", [sample_by_gather, sample_by_products])
+@pytest.mark.parametrize("formulation", [sample_by_gather, sample_by_products, sample_at_once])
 def test_bfloat16_values_lose_no_more_than_their_precision(formulation):
     values = jnp.asarray(VALUES, jnp.bfloat16)
 
@@ -68,7 +73,7 @@ def hat_sampling(values, locations, weights):
     return total
 
 
-@pytest.mark.parametrize("formulation", [sample_by_gather, sample_by_products])
+@pytest.mark.parametrize("formulation", [sample_by_gather, sample_by_products, sample_at_once])
 def test_gradients_equal_those_of_the_formula(monkeypatch, formulation):
     # More queries than are computed at once, with a remainder.
     monkeypatch.setattr(module, "QUERIES_AT_ONCE", 2)

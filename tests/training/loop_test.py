@@ -19,8 +19,8 @@ from crossearth_jax.config import MeshConfig, UserError
 from crossearth_jax.runtime import command
 from crossearth_jax.runtime.parallel import make_mesh
 from crossearth_jax.training import loop, start
-from crossearth_jax.training.export import ensure_exported
 from crossearth_jax.training.styles import build_styles
+from crossearth_jax.training.weights_file import ensure_exported
 
 POISONED = "backbone/patch_embed/bias"
 

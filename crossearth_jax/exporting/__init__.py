@@ -1,0 +1,1 @@
+"""Export of trained models to formats of other programs: ONNX and StableHLO."""
