@@ -57,7 +57,7 @@ def test_umap_is_asked_for_repeatable_places(monkeypatch):
 
 def test_methods_that_are_not_there(monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", None)
-    with pytest.raises(UserError, match=r"pip install 'crossearth-jax\[umap\]'"):
+    with pytest.raises(UserError, match="install the extra 'umap'"):
         projection.project(clusters(), "umap")
     with pytest.raises(UserError, match="projection is 'sne', expected one of tsne, pca, umap"):
         projection.project(clusters(), "sne")
