@@ -11,7 +11,7 @@ from scipy.special import expit
 
 from crossearth_jax.config import ModelConfig, ViTConfig
 from crossearth_jax.models.network import SegmentationModel
-from crossearth_jax.models.vit import position_table
+from crossearth_jax.models.vit import Adapter, position_table
 from crossearth_jax.ops.normalization import standardize
 from crossearth_jax.ops.resize import cubic_kernel, interpolation_matrix
 
@@ -20,13 +20,13 @@ CONFIG = ViTConfig(
 )
 
 
-class Counting:
+class Counting(Adapter):
     """An adapter that adds the number of the block."""
 
     def per_block(self):
         return jnp.arange(1.0, 5.0)
 
-    def __call__(self, x, inputs):
+    def refine(self, x, inputs, rows):
         return x + inputs
 
 
