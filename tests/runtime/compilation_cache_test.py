@@ -51,6 +51,11 @@ def test_a_folder_that_cannot_be_made_is_a_warning(options, tmp_path, caplog):
     assert "compiled programs are not stored" in caplog.text
 
 
+def test_a_command_does_not_import_jax_for_the_cache():
+    program = "import sys; from crossearth_jax.runtime import command; assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 PROGRAM = """
 import sys
 import jax
@@ -65,8 +70,13 @@ command.run(main, [])
 """
 
 
-def test_commands_store_compiled_programs_below_the_home_folder(tmp_path):
+LATE = PROGRAM.replace("import jax\n", "", 1).replace("    jax.jit", "    import jax\n    jax.jit")
+
+
+@pytest.mark.parametrize("program", [PROGRAM, LATE])
+def test_commands_store_compiled_programs_below_the_home_folder(tmp_path, program):
+    """Whether JAX is imported before the command starts or later."""
     hidden = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
-    subprocess.run([sys.executable, "-c", PROGRAM], env=environment | {"HOME": str(tmp_path)}, check=True)
+    subprocess.run([sys.executable, "-c", program], env=environment | {"HOME": str(tmp_path)}, check=True)
     assert list((tmp_path / ".cache" / "crossearth_jax" / "compiled").glob("*-cache"))
