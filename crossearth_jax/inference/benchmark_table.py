@@ -28,6 +28,7 @@ from crossearth_jax import benchmark
 from crossearth_jax.benchmark import Setting
 from crossearth_jax.benchmark.registry import find_domain, settings_from
 from crossearth_jax.config import Config, UserError
+from crossearth_jax.inference.calibration import scored_temperatures
 from crossearth_jax.inference.candidates import Candidate, find_candidates
 from crossearth_jax.inference.domains import score_domain
 from crossearth_jax.inference.results import row
@@ -195,8 +196,7 @@ def score_cell(
 ) -> dict[str, Any]:
     """Score a checkpoint on a setting and return the result of the cell."""
     domain = find_domain(setting.target, data_dir)
-    temperatures = (1.0,) if temperature is None else (1.0, temperature)
-    found = score_domain(windows, domain, domain.eval_split, data_dir, temperatures=temperatures)
+    found = score_domain(windows, domain, domain.eval_split, data_dir, temperatures=scored_temperatures(temperature))
     return row(setting, domain.classes, found.confusion, candidate.step, found.reliability, temperature) | {
         "checkpoint": candidate.label,
         "kind": candidate.kind,

@@ -50,6 +50,11 @@ def fit_temperature(ratios: Float[np.ndarray, "k n"], labels: Int[np.ndarray, " 
     return float(np.exp(found.x))
 
 
+def scored_temperatures(temperature: float | None) -> tuple[float, ...]:
+    """Return the temperatures whose calibration error is reported: 1, and that of the model if it has one."""
+    return (1.0,) if temperature is None else (1.0, temperature)
+
+
 def calibrated(config: Config, weights_file: Path, segmentor: Segmentor) -> Segmentor:
     """Return a run's model with its temperature; if it has none yet, fit it and store it in the weights file.
 

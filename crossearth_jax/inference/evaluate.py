@@ -19,7 +19,7 @@ from crossearth_jax.benchmark import Domain, Setting
 from crossearth_jax.benchmark.registry import find_domain, settings_from, settings_of, source_domains
 from crossearth_jax.config import Config, UserError
 from crossearth_jax.inference import metrics
-from crossearth_jax.inference.calibration import HOLDOUTS
+from crossearth_jax.inference.calibration import HOLDOUTS, scored_temperatures
 from crossearth_jax.inference.domains import DomainResult, score_domain
 from crossearth_jax.inference.results import row, score
 from crossearth_jax.inference.segmentor import Segmentor
@@ -54,7 +54,7 @@ def evaluate(config: Config, workdir: Path, segmentor: Segmentor) -> dict[str, D
     targets = {setting.target: find_domain(setting.target, data_dir) for setting in settings}
     windows = segmentor.sliding_windows(batch_size=config.evaluate.batch_size, flips=config.evaluate.flips)
     temperature = described.temperature
-    temperatures = (1.0,) if temperature is None else (1.0, temperature)
+    temperatures = scored_temperatures(temperature)
     examples = config.evaluate.examples
     found = {
         name: score_domain(windows, target, target.eval_split, data_dir, examples, temperatures=temperatures)

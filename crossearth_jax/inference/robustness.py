@@ -72,10 +72,8 @@ def score_shifts(
                 "prepare the domain with a test split, or leave --shifts out"
             )
     flips = config.evaluate.flips
-    path, identity = (
-        workdir / "shifts.json",
-        _identity(domains, segmentor, data_dir) | ({"flips": True} if flips else {}),
-    )
+    path = workdir / "shifts.json"
+    identity = _identity(domains, segmentor, data_dir) | ({"flips": True} if flips else {})
     setting = _setting(source, data_dir)
     windows = segmentor.sliding_windows(batch_size=config.evaluate.batch_size, flips=flips)
     cells = [("clean", 0), *((name, strength) for name in shifts or SHIFTS for strength in strengths or STRENGTHS)]
