@@ -18,7 +18,7 @@ from crossearth_jax.runtime import parallel
 Images = Float32[Array, "b h w 3"]
 Labels = UInt8[Array, "b h w"]
 Masks = Bool[Array, "b h w"]
-Sample = tuple[Array, ...]  # image, labels and mask of one sample
+Parts = tuple[Array, ...]  # image, labels and mask of one sample
 
 
 def mix(
@@ -42,24 +42,24 @@ def mix(
     batch = (images, labels, inside)
     partners = jax.tree.map(lambda x: jnp.roll(x, -1, axis=0), batch)
 
-    def one(key: Key[Array, ""], chosen: Bool[Array, ""], own: Sample, partner: Sample) -> Sample:
+    def one(key: Key[Array, ""], chosen: Bool[Array, ""], own: Parts, partner: Parts) -> Parts:
         mixed = _KINDS[config.kind](config, key, own, partner)
         return tuple(jnp.where(chosen, new, old) for new, old in zip(mixed, own, strict=True))
 
     return parallel.per_example(one)(keys, chosen, batch, partners)
 
 
-def _fourier(config: MixConfig, key: Key[Array, ""], own: Sample, partner: Sample) -> Sample:
+def _fourier(config: MixConfig, key: Key[Array, ""], own: Parts, partner: Parts) -> Parts:
     share = config.strength * jax.random.uniform(key)
     return mix_amplitudes(own[0], partner[0], share), *own[1:]
 
 
-def _statistics(config: MixConfig, key: Key[Array, ""], own: Sample, partner: Sample) -> Sample:
+def _statistics(config: MixConfig, key: Key[Array, ""], own: Parts, partner: Parts) -> Parts:
     share = config.strength * jax.random.uniform(key)
     return mix_statistics(own[0], partner[0], share, own[2], partner[2]), *own[1:]
 
 
-def _cutmix(config: MixConfig, key: Key[Array, ""], own: Sample, partner: Sample) -> Sample:
+def _cutmix(config: MixConfig, key: Key[Array, ""], own: Parts, partner: Parts) -> Parts:
     pasted = rectangle(key, own[1].shape, config.strength)
     return tuple(
         jnp.where(rearrange(pasted, "h w -> h w" + " 1" * (x.ndim - 2)), y, x)
@@ -67,7 +67,7 @@ def _cutmix(config: MixConfig, key: Key[Array, ""], own: Sample, partner: Sample
     )
 
 
-def _grid_shuffle(config: MixConfig, key: Key[Array, ""], own: Sample, partner: Sample) -> Sample:
+def _grid_shuffle(config: MixConfig, key: Key[Array, ""], own: Parts, partner: Parts) -> Parts:
     del partner
     order = jax.random.permutation(key, config.grid**2)
     return tuple(shuffle_cells(x, order, config.grid) for x in own)
