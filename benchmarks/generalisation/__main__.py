@@ -223,7 +223,7 @@ def tiles(domain: str, data_dir: str) -> list[tuple[UInt8[np.ndarray, "h w 3"], 
 
 def score_baselines(source: str, data_dir: str, out: Path) -> None:
     """Score the classifiers that need no network, once, and measure how far the style of each target is."""
-    path = out / "cells" / f"{BASELINE}-{source.replace('/', '_')}.json"
+    path = _baseline_path(out, source)
     if path.exists():
         return
     settings = settings_of(source, (), data_dir)
@@ -276,7 +276,11 @@ def _sources(cells: Sequence[Cell]) -> list[str]:
 
 
 def _baseline(out: Path, source: str) -> dict[str, Any]:
-    return json.loads((out / "cells" / f"{BASELINE}-{source.replace('/', '_')}.json").read_text("utf-8"))
+    return json.loads(_baseline_path(out, source).read_text("utf-8"))
+
+
+def _baseline_path(out: Path, source: str) -> Path:
+    return out / "cells" / f"{BASELINE}-{source.replace('/', '_')}.json"
 
 
 def _scores(scored: Row) -> dict[str, Any]:

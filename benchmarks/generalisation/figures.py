@@ -19,6 +19,7 @@ from crossearth_jax.benchmark import IGNORE
 from crossearth_jax.runtime.atomic import replacing
 
 Maps = Mapping[str, Sequence[UInt8[np.ndarray, "h w"]]]  # variant (or "truth") -> predictions of some tiles
+Point = tuple[Any, Any]  # x and y
 COLUMNS = 7  # tiles side by side
 
 
@@ -72,41 +73,43 @@ def classes(folder: Path, rows: Sequence[Row]) -> Path:
 
 def effective_robustness(folder: Path, rows: Sequence[Row]) -> Path:
     """Draw one dot for each run: its score in the source domain against its mean on the unseen domains."""
-    figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
-    for i, name in enumerate(_variants(rows)):
-        points = []
+    points: dict[str, list[Point]] = {}
+    for name in _variants(rows):
+        points[name] = []
         for source, seed in sorted({(row["source"], row["seed"]) for row in rows if row["variant"] == name}):
             run = [row for row in rows if (row["variant"], row["source"], row["seed"]) == (name, source, seed)]
             own = [row["miou"] for row in run if not row["cross_domain"]]
             unseen = [row["miou"] for row in run if row["cross_domain"]]
             if own and unseen:
-                points.append((np.mean(own), np.mean(unseen)))
-        if points:
-            marker = "os^Dv"[i // 10 % 5]
-            axes.plot(*np.transpose(points), marker, color=f"C{i % 10}", ms=6, alpha=0.8, label=name)
-    axes.set_xlabel("mIoU in the source domain")
-    axes.set_ylabel("mean mIoU on unseen domains")
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    return _save(figure, folder / f"effective_robustness_{rows[0]['head']}.png")
+                points[name].append((np.mean(own), np.mean(unseen)))
+    path = folder / f"effective_robustness_{rows[0]['head']}.png"
+    return _scatter(path, points, "mIoU in the source domain", "mean mIoU on unseen domains")
 
 
 def style_distance(folder: Path, rows: Sequence[Row], distances: Mapping[tuple[str, str], float]) -> Path:
     """Draw how much a pair of domains loses of the in-domain score against the Fréchet distance of their styles."""
-    figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
     own = {(row["variant"], row["source"], row["seed"]): row["miou"] for row in rows if not row["cross_domain"]}
-    for i, name in enumerate(_variants(rows)):
-        points = [
-            (distances[row["source"], row["target"]], own[name, row["source"], row["seed"]] - row["miou"])
-            for row in rows
-            if row["variant"] == name and row["cross_domain"] and (name, row["source"], row["seed"]) in own
-        ]
-        if points:
+    points: dict[str, list[Point]] = {name: [] for name in _variants(rows)}
+    for row in rows:
+        run = row["variant"], row["source"], row["seed"]
+        if row["cross_domain"] and run in own:
+            points[row["variant"]].append((distances[row["source"], row["target"]], own[run] - row["miou"]))
+    path = folder / f"style_distance_{rows[0]['head']}.png"
+    x, y = "Fréchet distance of the style codes of source and target", "in-domain mIoU minus mIoU on the target"
+    return _scatter(path, points, x, y)
+
+
+def _scatter(path: Path, points: Mapping[str, Sequence[Point]], x: str, y: str) -> Path:
+    """Draw the points of every variant in a colour and marker of its own."""
+    figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
+    for i, (name, of_variant) in enumerate(points.items()):
+        if of_variant:
             marker = "os^Dv"[i // 10 % 5]
-            axes.plot(*np.transpose(points), marker, color=f"C{i % 10}", ms=5, alpha=0.7, label=name)
-    axes.set_xlabel("Fréchet distance of the style codes of source and target")
-    axes.set_ylabel("in-domain mIoU minus mIoU on the target")
+            axes.plot(*np.transpose(of_variant), marker, color=f"C{i % 10}", ms=6, alpha=0.8, label=name)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    return _save(figure, folder / f"style_distance_{rows[0]['head']}.png")
+    return _save(figure, path)
 
 
 def sample_maps(

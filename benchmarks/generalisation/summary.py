@@ -106,8 +106,7 @@ def by_target(rows: Sequence[Row], baselines: Sequence[Row] = ()) -> list[str]:
     groups += [(f"{REFERENCE}, trained on the target", upper)]
     for name, mine in groups:
         if mine:
-            cells = [[r["miou"] for r in mine if (r["source"], r["target"]) == pair] for pair in pairs]
-            lines.append(f"| {name} | {' | '.join(f'{np.mean(c):.1f}' if c else '-' for c in cells)} |")
+            lines.append(_means(name, mine, ("source", "target"), pairs))
     return lines
 
 
@@ -118,9 +117,14 @@ def by_shift(rows: Sequence[Row]) -> list[str]:
     for variant in VARIANTS:
         mine = [row for row in rows if row["variant"] == variant.name]
         if mine:
-            cells = [[r["miou"] for r in mine if (r["shift"], r["strength"]) == column] for column in columns]
-            lines.append(f"| {variant.name} | {' | '.join(f'{np.mean(c):.1f}' if c else '-' for c in cells)} |")
+            lines.append(_means(variant.name, mine, ("shift", "strength"), columns))
     return lines
+
+
+def _means(name: str, rows: Sequence[Row], keys: tuple[str, str], columns: Sequence[tuple[Any, Any]]) -> str:
+    """Write a line of a table: the mean mIoU of the rows whose values of the two keys are those of a column."""
+    cells = [[row["miou"] for row in rows if (row[keys[0]], row[keys[1]]) == column] for column in columns]
+    return f"| {name} | {' | '.join(f'{np.mean(cell):.1f}' if cell else '-' for cell in cells)} |"
 
 
 def _named(rows: Sequence[Row]) -> list[str]:
