@@ -22,7 +22,7 @@ TINY = (
     "--config.train.steps=2 --config.train.checkpoint_every=2 --config.data.batch_size=8 --config.model.vit.width=16 "
     "--config.model.vit.heads=2 --config.model.vit.mlp_width=32 --config.model.reins.tokens=4 "
     "--config.model.head.width=16 --config.model.head.groups=4 --config.model.head.decoder_layers=1 "
-    "--config.model.mim.width=8 --config.evaluate.stride=16 --config.evaluate.examples=2"
+    "--config.model.mim.width=8 --config.evaluate.stride=8 --config.evaluate.examples=2"
 )
 
 
