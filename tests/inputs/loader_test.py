@@ -95,8 +95,9 @@ def test_reading_from_disk_gives_the_same_stream(config, monkeypatch):
     assert_equal(take(train_iterator(config, seed=6, start_step=4), 5), expected[4:])
 
 
-def test_worker_processes_give_the_same_stream(config, from_disk):
-    flags.FLAGS.unparse_flags()  # as in a notebook, where no command has parsed them
+def test_worker_processes_give_the_same_stream(config, from_disk, monkeypatch):
+    # As in a notebook, where no command has parsed the flags. `unparse_flags` would also silence absl's log.
+    monkeypatch.setitem(vars(flags.FLAGS), "__flags_parsed", False)
     config = dataclasses.replace(config, workers=2)
     expected = take(train_iterator(dataclasses.replace(config, workers=0), seed=7), 7)
     # The run continues with another number of workers.
