@@ -14,8 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import workers
-from benchmarks.sizes import SIZES, Size
-from crossearth_jax.config import Config, DataConfig, LossConfig, MeshConfig, MimTaskConfig, StyleConfig
+from benchmarks.sizes import REMATS, SIZES, Size
+from crossearth_jax.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    LossConfig,
+    MeshConfig,
+    MimTaskConfig,
+    StyleConfig,
+    ViTConfig,
+)
 from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.runtime import parallel
 from crossearth_jax.training.program import build_program
@@ -36,6 +45,7 @@ def main() -> None:
     parser.add_argument("image", type=pathlib.Path, help=".npz with `image` (normalised), `pixels` and `labels`")
     parser.add_argument("tasks", nargs="+", choices=["scores", "backbone", "gemm", *STEPS])
     parser.add_argument("--size", choices=SIZES, default="vit_l")
+    parser.add_argument("--remat", choices=REMATS, default=ViTConfig.remat, help="model.vit.remat of training steps")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--save", help="file to write the scores to (.npy)")
     arguments = parser.parse_args()
@@ -49,7 +59,7 @@ def main() -> None:
     tasks: dict[str, Task] = {}
     for name in arguments.tasks:
         if name in STEPS:
-            tasks[name], facts[f"compile_seconds/{name}"] = training_step(name, size, params, data)
+            tasks[name], facts[name] = training_step(step_config(name, size, arguments.remat), params, data)
         else:
             tasks[name] = gemm() if name == "gemm" else inference(name, size, params, data)
     if arguments.save:
@@ -72,24 +82,30 @@ def gemm(size: int = 4096) -> Task:
     return lambda: jax.block_until_ready(product(a, b))
 
 
-def step_config(name: str, size: Size) -> Config:
+def step_config(name: str, size: Size, remat: str) -> Config:
     """Return the configuration of a step: segmentation, both tasks, or both with every image restyled; batch size 1."""
     both = name != "step"
+    model = dataclasses.replace(size.model, vit=dataclasses.replace(size.model.vit, remat=remat))
     return Config(
         name="benchmark",
         data=DataConfig(batch_size=1),
-        model=size.model if both else dataclasses.replace(size.model, mim=None),
+        augment=AugmentConfig(crop_size=size.image),
+        model=model if both else dataclasses.replace(model, mim=None),
         loss=LossConfig(points=size.points),
         mim=MimTaskConfig() if both else None,
         style=StyleConfig(probability=1.0) if name == "styled" else None,
     )
 
 
-def training_step(name: str, size: Size, params: Params, data: Mapping[str, np.ndarray]) -> tuple[Task, float]:
-    """Return the task that runs a training step, augmentations included, and the seconds of its compilation."""
-    config = step_config(name, size)
-    config = dataclasses.replace(config, augment=dataclasses.replace(config.augment, crop_size=size.image))
-    mesh = parallel.make_mesh(MeshConfig(), jax.devices()[:1])
+def training_step(
+    config: Config, params: Params, data: Mapping[str, np.ndarray], devices: int = 1
+) -> tuple[Task, dict[str, float]]:
+    """Return the task that runs a training step, augmentations included, and facts about its compiled program.
+
+    The facts are the seconds of compilation and the bytes of the frozen weights, of the training state (trainable
+    weights, optimizer) and of everything that lives only during a step (saved activations, gradients, intermediates).
+    """
+    mesh = parallel.make_mesh(MeshConfig(), jax.devices()[:devices])
     with jax.set_mesh(mesh):
         program = build_program(config, mesh)
         style = load_style(style_network(config)) if config.style else {}
@@ -98,14 +114,24 @@ def training_step(name: str, size: Size, params: Params, data: Mapping[str, np.n
         batch = parallel.global_batch({"image": data["pixels"], "label": data["labels"]}, mesh)
         before = time.perf_counter()
         compiled = program.step.lower(state, frozen, batch).compile()
-        seconds = time.perf_counter() - before
+        facts: dict[str, float] = {
+            "compile_seconds": time.perf_counter() - before,
+            "frozen_bytes": _size(frozen),
+            "state_bytes": _size(state),
+            "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        }
 
     def run() -> None:
         nonlocal state
         state, metrics = compiled(state, frozen, batch)
         jax.block_until_ready(metrics)
 
-    return run, seconds
+    return run, facts
+
+
+def _size(tree: Any) -> int:
+    """Return the bytes of all arrays of a tree."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
 if __name__ == "__main__":

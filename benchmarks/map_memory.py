@@ -50,10 +50,10 @@ MODEL = ModelConfig(
 BLOCK = 512
 
 
-def write_model(path: Path) -> None:
+def write_model(folder: Path) -> None:
     """Write a network with random weights."""
     params = jax.jit(SegmentationModel(MODEL).init)(jax.random.key(0))
-    save_native(path, params, Description(model=MODEL, class_names=tuple("abcdef")))
+    save_native(folder / "tiny.safetensors", params, Description(model=MODEL, class_names=tuple("abcdef")))
 
 
 def write_scene(path: Path, side: int) -> None:
@@ -71,8 +71,8 @@ def write_scene(path: Path, side: int) -> None:
                 dataset.write(block[:, :height, :width], window=Window(left, top, width, height))  # pyright: ignore[reportCallIssue]
 
 
-def measure(folder: Path, side: int, options: list[str]) -> None:
-    """Map one scene and print memory and time."""
+def measure(folder: Path, side: int, options: list[str]) -> dict[str, float]:
+    """Map one scene; return the seconds and the peak resident memory in bytes."""
     scene, out = folder / f"scene_{side}.tif", folder / f"map_{side}.tif"
     write_scene(scene, side)
     command = [sys.executable, "-m", "crossearth_jax.predict", f"--checkpoint={folder}/tiny.safetensors", str(scene),
@@ -83,12 +83,9 @@ def measure(folder: Path, side: int, options: list[str]) -> None:
     seconds = time.monotonic() - start
     if status:
         raise SystemExit(f"the command failed with status {status}")
-    print(
-        f"{side} x {side}: peak {usage.ru_maxrss / 1024:.0f} MiB resident, {seconds:.0f} s, "
-        f"{side * side / seconds / 1e6:.2f} Mpixel/s"
-    )
     scene.unlink()
     out.unlink()
+    return {"seconds": seconds, "bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)}
 
 
 def main() -> None:
@@ -98,9 +95,13 @@ def main() -> None:
     parser.add_argument("--folder", help="where the scenes are written; 20000 pixels take 4 GB (default: temporary)")
     arguments, options = parser.parse_known_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        write_model(Path(folder) / "tiny.safetensors")
+        write_model(Path(folder))
         for side in arguments.sides:
-            measure(Path(folder), side, options)
+            found = measure(Path(folder), side, options)
+            print(
+                f"{side} x {side}: peak {found['bytes'] / 2**20:.0f} MiB resident, {found['seconds']:.0f} s, "
+                f"{side * side / found['seconds'] / 1e6:.2f} Mpixel/s"
+            )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-import statistics
 import subprocess
 import sys
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 from benchmarks import workers
 from benchmarks.checkpoint import write_checkpoint
 from benchmarks.images import random_images
-from benchmarks.sizes import SIZES
+from benchmarks.sizes import REMATS, SIZES
 from crossearth_jax.config import ModelConfig
 from crossearth_jax.ops.normalization import normalize
 
@@ -143,8 +142,14 @@ def backbone_flops(config: ModelConfig, side: int) -> int:
 
 
 def step(options: Options) -> Result:
-    """Measure one training step (segmentation, batch 1), alternating with PyTorch: time, memory, compilation."""
-    started = options.both("step")
+    """Measure one training step (segmentation, batch 1) for every `vit.remat`, alternating with PyTorch."""
+    return {remat: _step(options, remat) for remat in REMATS}
+
+
+def _step(options: Options, remat: str) -> Result:
+    """Measure time, memory and compilation of one training step."""
+    commands = [options.jax("step", f"--remat={remat}"), *([options.torch("step")] if options.torch_python else [])]
+    started = [workers.start(command) for command in commands]
     found = workers.rounds(started, ("step",), options.rounds)
     result: Result = {}
     for name, one, worker in zip(("ours", "torch"), found, started, strict=False):
@@ -158,18 +163,21 @@ def step(options: Options) -> Result:
 
 
 def styled(options: Options) -> Result:
-    """Compute the cost of restyling a tenth of the images from steps that restyle none and steps that restyle all."""
-    tasks = ("both_tasks", "styled")
+    """Compare steps of segmentation, of both tasks, and of both tasks with every image restyled.
+
+    The cost of restyling a tenth of the images is computed from the last two.
+    """
+    tasks = ("step", "both_tasks", "styled")
     worker = workers.start(options.jax(*tasks))
     (found,) = workers.rounds([worker], tasks, options.rounds)
     worker.close()
-    plain, all_styled = (workers.seconds(found, task) for task in tasks)
-    shares = [0.9 + 0.1 * b / a for a, b in zip(plain, all_styled, strict=True)]
+    plain, both, all_styled = (workers.seconds(found, task) for task in tasks)
+    shares = [0.9 + 0.1 * b / a for a, b in zip(both, all_styled, strict=True)]
     return {
-        "plain_seconds": workers.spread(plain),
-        "styled_seconds": workers.spread(all_styled),
+        **{f"{task}_seconds": workers.spread(workers.seconds(found, task)) for task in tasks},
+        "ratio_of_both_tasks": workers.ratios(both, plain),
         "ratio_at_one_tenth": workers.spread(shares),
-        "ratio_all_styled": statistics.median(all_styled) / statistics.median(plain),
+        "ratio_all_styled": workers.ratios(all_styled, both),
         "rounds": found,
     }
 

@@ -1,9 +1,11 @@
-"""Measure single parts: input pipeline and deformable attention."""
+"""Measure single parts: input pipeline, image decoders and deformable attention."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -50,6 +52,55 @@ def inputs(options: Options) -> Result:
         task()
         rates[name] = workers.spread([count / workers.timed(task)["seconds"] for _ in range(options.rounds)])
     return {"images_per_second": rates}
+
+
+def decoders(options: Options) -> Result:
+    """Measure megapixels per second that one thread decodes of real JPEG tiles, and of the same tiles as PNG.
+
+    Pillow, which the package uses, is compared with those of simplejpeg, OpenCV and imagecodecs that are installed.
+    """
+    tiles = [path.read_bytes() for path in sorted((workers.ROOT / "data/dubai_sample/image").glob("*.jpg"))[:12]]
+    images = [np.asarray(Image.open(io.BytesIO(tile))) for tile in tiles]
+    megapixels = sum(image.shape[0] * image.shape[1] for image in images) / 1e6
+    files = {"jpeg": tiles, "png": [_lossless(image) for image in images]}
+    tasks = {
+        (name, kind): lambda decode=decode, kind=kind: [decode(data) for data in files[kind]]
+        for name, kinds, decode in _decoders()
+        for kind in kinds
+    }
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in tasks}
+    for number in range(options.rounds + 1):  # the first is not counted
+        for key, task in tasks.items():
+            seconds = workers.timed(task)["seconds"]
+            if number:
+                times[key].append(seconds)
+    result: Result = {"megapixels_per_second": {}, "ratio_to_pillow": {}}
+    for (name, kind), found in times.items():
+        result["megapixels_per_second"][f"{kind}/{name}"] = workers.spread([megapixels / t for t in found])
+        if name != "pillow":
+            result["ratio_to_pillow"][f"{kind}/{name}"] = workers.ratios(found, times["pillow", kind])
+    return result
+
+
+def _lossless(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _decoders() -> Iterator[tuple[str, tuple[str, ...], Callable[[bytes], np.ndarray]]]:
+    """Yield name, formats and function of the installed decoders; all return RGB except OpenCV's BGR."""
+    yield "pillow", ("jpeg", "png"), lambda data: np.asarray(Image.open(io.BytesIO(data)))
+    with contextlib.suppress(ModuleNotFoundError):
+        simplejpeg = importlib.import_module("simplejpeg")
+        yield "simplejpeg", ("jpeg",), simplejpeg.decode_jpeg
+    with contextlib.suppress(ModuleNotFoundError):
+        cv2 = importlib.import_module("cv2")
+        cv2.setNumThreads(1)
+        yield "opencv", ("jpeg", "png"), lambda data: cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    with contextlib.suppress(ModuleNotFoundError):
+        imagecodecs = importlib.import_module("imagecodecs")
+        yield "imagecodecs", ("jpeg", "png"), imagecodecs.imread
 
 
 SIDES = {"vit_l": 512, "tiny": 64}

@@ -16,6 +16,8 @@ class Size:
     points: int  # sampled per mask by the set loss
 
 
+REMATS = ("blocks", "cheap", "none")  # values of `model.vit.remat`
+
 SIZES = {
     "vit_l": Size(ModelConfig(mim=MimConfig()), 512, 12544),
     "tiny": Size(

@@ -48,7 +48,7 @@ class ViTConfig:
     # Rematerialisation (gradient checkpointing): what the backward pass recomputes. "blocks": all activations inside a
     # block; needs least memory. "cheap": norms, activation functions and attention weights, while the results of the
     # large matrix products are kept. "none": nothing; needs most memory.
-    remat: str = "blocks"
+    remat: str = "cheap"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,13 +6,14 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import benchmarks
-from benchmarks import run
+from benchmarks import growth, parts, run
 from benchmarks.checkpoint import reference_tensors
 from benchmarks.network import Options, backbone_flops
 from benchmarks.sizes import SIZES
-from crossearth_jax.config import ModelConfig
+from crossearth_jax.config import ModelConfig, ViTConfig
 
 
 def test_scripts_run(tmp_path, capsys):
@@ -43,7 +44,8 @@ def test_flops_of_a_backbone_by_hand():
 
 
 def test_table_says_what_misses():
-    lines = list(run.table({"step": {"ratios": {"step/seconds": {"median": np.float64(0.8)}}}}))
+    found = {"ratios": {"step/seconds": {"median": np.float64(0.8)}}}
+    lines = list(run.table({"step": {ViTConfig.remat: found}}))
     assert "| training step: time / PyTorch's | ≤ 0.7 | 0.8 | misses |" in lines
 
 
@@ -52,5 +54,20 @@ def test_without_the_libraries_of_maps_their_measure_is_left_out(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, "benchmarks.maps")
     monkeypatch.delattr(benchmarks, "maps", raising=False)
-    found = run.predict(Options(pathlib.Path()))
+    found = run.MEASURES["predict"](Options(pathlib.Path()))
     assert found == {"left_out": "rasterio is not installed; install the extra geo"}
+
+
+def test_growth_is_measured_and_drawn(tmp_path):
+    arguments = ["records", "--points=1", f"--out={tmp_path}/growth.json", f"--figure={tmp_path}/growth.png"]
+    growth.main(arguments)
+    growth.main(arguments)  # the results of earlier calls are kept
+    found = json.loads((tmp_path / "growth.json").read_text())["records"]["points"]
+    assert list(found) == ["100"] and found["100"]["prepare seconds"] > 0
+    with Image.open(tmp_path / "growth.png") as picture:
+        assert picture.width > 1000
+
+
+def test_decoders_are_compared():
+    rates = parts.decoders(Options(pathlib.Path(), rounds=1))["megapixels_per_second"]
+    assert {"jpeg/pillow", "png/pillow"} <= set(rates) and min(rate["median"] for rate in rates.values()) > 0

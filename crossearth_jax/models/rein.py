@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange, reduce
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from crossearth_jax.config import ReinsConfig
@@ -73,7 +74,7 @@ class Rein(Adapter):
         similarity = jnp.einsum("bnc,tc->bnt", features, keys, preferred_element_type=jnp.float32)
         shares = jax.nn.softmax(similarity * x.shape[-1] ** -0.5)
         update = jnp.einsum("bnt,tc->bnc", shares.astype(self.dtype), values)
-        return x + self.scale[...] * self.delta(update + x)
+        return x + self.scale[...] * checkpoint_name(self.delta(update + x), "delta")
 
     def queries(self) -> Float[Array, "t d"]:
         """Return the mask decoder's queries, one per token.

@@ -24,8 +24,8 @@ from crossearth_jax.runtime import parallel
 
 # Activations of a block that `remat="cheap"` keeps. With them the backward pass repeats no matrix product of the frozen
 # weights: the gradients of attention need queries, keys and values, that of the activation function its input, those of
-# the norms and of an adapter the tokens after each branch.
-KEPT = ("qkv", "attended", "hidden", "transformed")
+# the norms and of an adapter the tokens after each branch, that of Rein's scale what it multiplies.
+KEPT = ("qkv", "attended", "hidden", "transformed", "delta")
 KERNEL = Distribution("normal", 0.02)  # initial values of all kernels of the blocks, and of the positions
 
 
