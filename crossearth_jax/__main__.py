@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from typing import NamedTuple
 
 from crossearth_jax.config import UserError
@@ -53,9 +52,7 @@ def main(argv: list[str]) -> int | None:
     if name not in TASKS:
         raise UserError(f"crossearth {name} is unknown; expected one of {', '.join(TASKS)}")
     task = TASKS[name]
-    arguments += task.arguments
-    sys.argv = [f"crossearth {name}", *arguments]  # ml_collections reads the fields of the configuration from here
-    return importlib.import_module(f"crossearth_jax.{task.module}").main(arguments)
+    return importlib.import_module(f"crossearth_jax.{task.module}").main([*arguments, *task.arguments])
 
 
 if __name__ == "__main__":

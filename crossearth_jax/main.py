@@ -180,10 +180,16 @@ def _parse(argv: list[str]) -> tuple[Config, Path]:
         own = flags.FLAGS.find_module_defining_flag("workdir")  # without absl's own flags, which are many
         print(__doc__, flags.FLAGS.module_help(own), sep="\n\n")
         sys.exit(0)
+    arguments, given = [sys.argv[0], *with_config_files(argv)], sys.argv
+    sys.argv = arguments  # ml_collections finds the fields of the configuration there; a notebook has its own arguments
+    for field in [name for name in flags.FLAGS if name.startswith("config.")]:
+        delattr(flags.FLAGS, field)  # defined by an earlier call in this process; a second definition is an error
     try:
-        flags.FLAGS([sys.argv[0], *with_config_files(argv)])
+        flags.FLAGS(arguments)
     except (flags.Error, OSError, AttributeError, TypeError, ValueError, KeyError) as error:
         raise UserError(str(error).strip().splitlines()[0]) from None
+    finally:
+        sys.argv = given
     compiling = _MODE.value == "compile"
     if _CONFIG.value is None or (_WORKDIR.value is None and not compiling):
         raise UserError("--config and --workdir are needed, e.g. --config=configs/blue_marble.py --workdir=runs/first")

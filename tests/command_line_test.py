@@ -24,13 +24,26 @@ def test_unknown_task_is_refused():
         crossearth.main(["predcit"])
 
 
-def test_task_adds_its_mode_and_leaves_the_fields_to_ml_collections(monkeypatch):
+def test_task_adds_its_mode(monkeypatch):
     seen = []
-    monkeypatch.setattr(main_command, "main", lambda arguments: seen.append((arguments, list(sys.argv))) or 0)
-    monkeypatch.setattr(sys, "argv", ["crossearth"])
+    monkeypatch.setattr(main_command, "main", lambda arguments: seen.append(arguments) or 0)
     assert crossearth.main(["evaluate", "--config=own", "--config.seed=1"]) == 0
-    given = ["--config=own", "--config.seed=1", "--mode=evaluate"]
-    assert seen == [(given, ["crossearth evaluate", *given])]
+    assert seen == [["--config=own", "--config.seed=1", "--mode=evaluate"]]
+
+
+def test_arguments_of_a_notebooks_kernel_are_left_alone():
+    """In a kernel `sys.argv` belongs to the kernel, and a cell may call the command more than once."""
+    code = """
+import sys
+kernel = sys.argv = ["ipykernel_launcher.py", "-f", "kernel.json"]
+from crossearth_jax import main
+for fields in (["--config.train.steps=7", "--config.evaluate.stride=2"], ["--config.train.steps=8"]):
+    config, _ = main._parse(["--config=blue_marble", "--workdir=run", *fields])
+    print(config.train.steps, config.evaluate.stride)
+assert sys.argv is kernel
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["7", "2", "8", "4"], done.stderr
 
 
 @pytest.mark.parametrize("form", [["--config={}"], ["--config", "{}"]])
