@@ -3,19 +3,19 @@
 import json
 import os
 import re
+import shutil
+import sysconfig
 import time
+import venv
 from pathlib import Path
 
-import jax
 import nbformat
 import numpy as np
 import pytest
 from nbclient import NotebookClient
 
-from crossearth_jax.models.network import SegmentationModel
-from crossearth_jax.weights.native import Description, save_native
-
-NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = ROOT / "notebooks"
 
 # A network that compiles in seconds, and few steps; everything else is as committed.
 TINY = (
@@ -26,14 +26,13 @@ TINY = (
 )
 
 
-def executed(name, monkeypatch, **parameters):
-    """Run a notebook; return its cells with their outputs."""
+def executed(name, monkeypatch, *, kernel="python3", folder=NOTEBOOKS, last="", **parameters):
+    """Run a notebook in `folder`, and then the cell `last`; return its cells with their outputs."""
     for key, value in parameters.items():
         monkeypatch.setenv(f"CROSSEARTH_{key}", str(value))
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
-    client = NotebookClient(
-        notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOKS)}}
-    )
+    notebook.cells += [nbformat.v4.new_code_cell(last)] if last else []
+    client = NotebookClient(notebook, timeout=1200, kernel_name=kernel, resources={"metadata": {"path": str(folder)}})
     client.execute(env=os.environ | {"PYTHONWARNINGS": "default"})
     if folder := os.environ.get("CROSSEARTH_KEEP_NOTEBOOKS"):
         nbformat.write(notebook, Path(folder) / f"{name}.ipynb")
@@ -63,15 +62,57 @@ def test_quickstart_trains_reports_and_maps(monkeypatch, tmp_path):
     }  # fmt: skip
 
 
-def test_evaluate_colab_scores_a_checkpoint(monkeypatch, tmp_path, tiny_config):
-    path, model = tmp_path / "tiny.safetensors", SegmentationModel(tiny_config.model)
-    params = jax.jit(model.init)(jax.random.key(0))
-    save_native(path, jax.device_get(params), Description(model=tiny_config.model, window=16, stride=16))
-    parameters = {"CHECKPOINT": path, "SETTING": "temperate_green2temperate_brown", "DATA": tiny_config.data.data_dir}
-    cells = executed("evaluate_colab", monkeypatch, **parameters)
+@pytest.fixture
+def kernel_without_the_package(tmp_path, monkeypatch):
+    """Return the name of a kernel whose new Python environment has every dependency, but not this package."""
+    environment, dependencies, packages = tmp_path / "environment", tmp_path / "dependencies", tmp_path / "packages"
+    venv.create(environment, with_pip=True)
+    dependencies.mkdir()
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if "crossearth" not in entry.name:
+            (dependencies / entry.name).symlink_to(entry)
+    site = Path(sysconfig.get_path("purelib", "venv", {"base": str(environment)}))
+    (site / "dependencies.pth").write_text(str(dependencies))
+    kernel = tmp_path / "jupyter" / "kernels" / "fresh"
+    kernel.mkdir(parents=True)
+    command = [str(environment / "bin" / "python"), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (kernel / "kernel.json").write_text(json.dumps({"argv": command, "display_name": "fresh", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    # pip builds in the folder that it installs from, so the checkout itself is left alone.
+    for name in ("configs", "crossearth_jax", "data"):
+        shutil.copytree(ROOT / name, packages / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, packages)
+    monkeypatch.setenv("CROSSEARTH_SOURCE", packages.as_uri())
+    return kernel.name
+
+
+def test_evaluate_colab_installs_and_trains_what_it_needs(
+    monkeypatch, tmp_path, kernel_without_the_package, tiny_config
+):
+    """In a new environment, in an empty folder, without a checkpoint; then a command with flags, in the same kernel."""
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    cells = executed(
+        "evaluate_colab",
+        monkeypatch,
+        kernel=kernel_without_the_package,
+        folder=folder,
+        last="import sys\n"
+        "from crossearth_jax import main\n"
+        "config, _ = main._parse(['--config=blue_marble', '--workdir=run', '--config.train.steps=7'])\n"
+        "display({'text/kernel': f'{sys.argv[1]} {config.train.steps} {crossearth_jax.__file__}'}, raw=True)",
+        RUN="run",
+        FLAGS=TINY,
+        SETTING="temperate_green2temperate_brown",
+        DATA=tiny_config.data.data_dir,
+    )
     (table,) = outputs(cells, "text/markdown")
     assert re.search(r"\| water \| [\d.]+ \|\n(.*\n)+\| \*\*mIoU\*\* \| \*\*[\d.]+\*\* \|", table)
     assert len(outputs(cells, "image/png")) == 1
+    assert (folder / "run" / "model.safetensors").is_file()
+    ((flag, steps, module),) = (text.split() for text in outputs(cells, "text/kernel"))
+    assert (flag, steps) == ("-f", "7") and module.startswith(str(tmp_path / "environment"))
 
 
 def test_style_injection_shows_its_pictures(monkeypatch, tmp_path):
