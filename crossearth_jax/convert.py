@@ -24,6 +24,7 @@ from crossearth_jax.config import ModelConfig, UserError, from_config_dict
 from crossearth_jax.inference.segmentor import read
 from crossearth_jax.models.style_network import StyleNetwork
 from crossearth_jax.runtime import command
+from crossearth_jax.runtime.buckets import AnyPath, any_path
 from crossearth_jax.weights import reference_names
 from crossearth_jax.weights.load import Weights
 from crossearth_jax.weights.native import digest, save_native, save_tensors
@@ -34,9 +35,9 @@ from crossearth_jax.weights.torch_writer import write_torch_zip
 def main(argv: list[str]) -> None:
     """Convert the file that the command line names."""
     arguments = _parser().parse_args(argv)
-    source, out = Path(arguments.source), Path(arguments.out)
+    source, out = any_path(arguments.source), any_path(arguments.out)
     _check_out(source, out, arguments.to)
-    if legacy_files(source) is not None:
+    if isinstance(source, Path) and legacy_files(source) is not None:
         params = load_style(StyleNetwork("inception"), source)
         save_tensors(out, params, {"source": source.name})
     else:
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> None:
     print(f"{out}: {len(params)} arrays, {numbers:,} numbers, sha256 {digest(params)}")
 
 
-def convert(source: Path, out: Path, arguments: argparse.Namespace) -> Mapping[str, Any]:
+def convert(source: AnyPath, out: AnyPath, arguments: argparse.Namespace) -> Mapping[str, Any]:
     """Convert a segmentation model or a backbone as the arguments say; return its parameters."""
     weights = read(
         source,
@@ -80,13 +81,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check_out(source: Path, out: Path, to: str) -> None:
+def _check_out(source: AnyPath, out: AnyPath, to: str) -> None:
     suffixes = (".pth", ".safetensors") if to == "torch" else (".safetensors",)
     if out.suffix not in suffixes:
         raise UserError(f"{out} ends in {out.suffix!r}, expected {' or '.join(suffixes)} for --to={to}")
-    if to == "torch" and legacy_files(source) is not None:
+    if to == "torch" and isinstance(source, Path) and legacy_files(source) is not None:
         raise UserError(f"{source} holds the style network's torch files already; leave out --to=torch")
-    if out.exists() and source.exists() and out.samefile(source):
+    same = source == out
+    if isinstance(source, Path) and isinstance(out, Path):
+        same = out.exists() and source.exists() and out.samefile(source)
+    if same:
         raise UserError(f"{out} is the input file; name another output file")
 
 
@@ -105,7 +109,7 @@ def read_config(path: str | os.PathLike[str]) -> ModelConfig:
     return from_config_dict(values.get("model", values), ModelConfig)
 
 
-def write_reference(path: Path, weights: Weights) -> None:
+def write_reference(path: AnyPath, weights: Weights) -> None:
     """Write weights with the reference's names and layout, so that its test tool can load them.
 
     A `.pth` is a torch zip file with the weights under `state_dict`; a `.safetensors` holds them directly.

@@ -14,12 +14,12 @@ returns probabilities (b, classes, s, s).
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from crossearth_jax.config import UserError
 from crossearth_jax.exporting.stablehlo import write_stablehlo
 from crossearth_jax.inference.segmentor import load
 from crossearth_jax.runtime import command
+from crossearth_jax.runtime.buckets import local_path
 
 SUFFIXES = (".onnx", ".stablehlo")
 
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
       UserError: the model cannot be read, or the file cannot be written.
     """
     arguments = _parser().parse_args(argv)
-    out = Path(arguments.out)
+    out = local_path(arguments.out, "--out", "export to a local disk and copy the files to the bucket")
     if out.suffix not in SUFFIXES:
         raise UserError(f"--out={out} ends in {out.suffix!r}; expected {' or '.join(SUFFIXES)}")
     if out.is_dir() or not out.parent.is_dir():

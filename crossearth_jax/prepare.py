@@ -32,6 +32,7 @@ from crossearth_jax.benchmark import DOMAINS, Domain
 from crossearth_jax.benchmark.domains_file import DomainsFile, OwnDomain, read_domains_file
 from crossearth_jax.benchmark.registry import (
     DOMAIN_FILE,
+    data_folder,
     find_domain,
     known_domains,
     prepared_directory,
@@ -42,6 +43,7 @@ from crossearth_jax.config import DataConfig, UserError
 from crossearth_jax.inputs.inspection import SplitReport, check_split
 from crossearth_jax.inputs.sources import PreparedSplit, dataset_directory, prepared_splits, quiet_tfds
 from crossearth_jax.runtime import command, fingerprints
+from crossearth_jax.runtime.buckets import local_path
 
 try:
     import fcntl
@@ -59,6 +61,8 @@ def main(argv: list[str]) -> int:
             raise UserError(f"{arguments.name} itself names its files and options; leave out --manual_dir and --option")
         (check_file if arguments.check else prepare_file)(arguments.name, arguments.data_dir)
         return 0
+    if arguments.manual_dir is not None:
+        local_path(arguments.manual_dir, "--manual_dir", "copy the archives to a local disk")
     domains = domains_named(arguments.name, arguments.data_dir)
     options = _options(arguments.option, {name.split("/")[0] for name in domains})
     if arguments.check:
@@ -192,7 +196,7 @@ def prepare_file(path: str | Path, data_dir: str | Path, names: Sequence[str] | 
     file = read_domains_file(path)
     for own in file.find(names):
         _prepare_own(file, own, data_dir)
-    for folder in sorted((Path(data_dir).expanduser() / file.name).glob("*/")):
+    for folder in sorted((data_folder(data_dir) / file.name).glob("*/")):
         if folder.name not in file.domains and prepared_directory(f"{file.name}/{folder.name}", data_dir) is not None:
             logging.warning(
                 "%s is no longer in %s, but remains a domain until you delete the folder", folder, file.path
@@ -270,7 +274,7 @@ def _builder(name: str, data_dir: str | Path, options: Mapping[str, str] | None,
         own = {"options": options, "strict": strict}
     elif options:
         raise UserError(f"{name} has no options, given: {', '.join(options)}")
-    return tfds.builder(name, data_dir=Path(data_dir).expanduser(), file_format="array_record", **own)
+    return tfds.builder(name, data_dir=data_folder(data_dir), file_format="array_record", **own)
 
 
 def _refuse_other_options(builder: Any, given: Mapping[str, str]) -> None:
@@ -438,7 +442,7 @@ def check_file(path: str | Path, data_dir: str | Path, names: Sequence[str] | No
                 faulty.append(f"{own.key} {report.split}")
             else:
                 colours = dict(zip(file.taxonomy.classes, file.taxonomy.palette, strict=True))
-                target = Path(data_dir).expanduser() / own.dataset / f"{own.name}_{report.split}.png"
+                target = data_folder(data_dir) / own.dataset / f"{own.name}_{report.split}.png"
                 contact_sheet(shown[report.split], colours, f"{own.key}, split {report.split}", target)
                 print(f"  images with their labels: {target}", flush=True)
     if faulty:

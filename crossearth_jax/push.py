@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from crossearth_jax.reporting.model_card import UNKNOWN, model_card
 from crossearth_jax.reporting.run import read_run
 from crossearth_jax.runtime import command
 from crossearth_jax.runtime.atomic import write_json
+from crossearth_jax.runtime.buckets import AnyPath, any_path
 from crossearth_jax.weights import hub
 from crossearth_jax.weights.native import digest, save_native
 
@@ -50,11 +50,11 @@ def push(
     """
     target = hub.parse(address)
     with tempfile.TemporaryDirectory() as folder:
-        write_repository(Path(source), Path(folder), str(target), licence)
+        write_repository(any_path(source), Path(folder), str(target), licence)
         return hub.upload(Path(folder), target, message or f"Add {Path(source).name}", private=private)
 
 
-def write_repository(source: Path, folder: Path, address: str, licence: str) -> None:
+def write_repository(source: AnyPath, folder: Path, address: str, licence: str) -> None:
     """Write the published files: `model.safetensors`, `config.json`, `README.md` and, for a run, `results.json`.
 
     Raises:
@@ -75,7 +75,7 @@ def write_repository(source: Path, folder: Path, address: str, licence: str) -> 
     }
     write_json(folder / "config.json", config)
     if run:
-        shutil.copyfile(source / "results.json", folder / "results.json")
+        (folder / "results.json").write_bytes((source / "results.json").read_bytes())
     card = model_card(described, digest(weights.params), address, licence, run)
     (folder / "README.md").write_text(card, encoding="utf-8")
 

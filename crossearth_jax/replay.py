@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,6 +22,7 @@ from absl import logging
 from crossearth_jax.config import UserError
 from crossearth_jax.inputs.loader import train_iterator
 from crossearth_jax.runtime import command, parallel
+from crossearth_jax.runtime.buckets import AnyPath, any_path
 from crossearth_jax.runtime.progress import Progress
 from crossearth_jax.training.start import Run, start
 from crossearth_jax.training.weights_file import read_run_config
@@ -31,8 +31,10 @@ from crossearth_jax.training.weights_file import read_run_config
 def main(argv: list[str]) -> int:
     """Replay the step that the command line names; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m crossearth_jax.replay", description=__doc__)
-    parser.add_argument("batch", type=Path, metavar="RUN/nonfinite_step_N.npz", help="batch that training has saved")
-    path: Path = parser.parse_args(argv).batch
+    parser.add_argument(
+        "batch", type=any_path, metavar="RUN/nonfinite_step_N.npz", help="batch that training has saved"
+    )
+    path: AnyPath = parser.parse_args(argv).batch
     step, batch = read_batch(path)
     config = read_run_config(path.parent)
     mesh = parallel.make_mesh(config.mesh)
@@ -45,7 +47,7 @@ def main(argv: list[str]) -> int:
     return 0 if lines else 1
 
 
-def read_batch(path: Path) -> tuple[int, dict[str, np.ndarray]]:
+def read_batch(path: AnyPath) -> tuple[int, dict[str, np.ndarray]]:
     """Return the 0-based step and the global batch of a file that training has saved.
 
     Raises:

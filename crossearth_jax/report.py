@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from absl import logging
 
@@ -24,11 +23,12 @@ from crossearth_jax.reporting.projection import METHODS
 from crossearth_jax.reporting.run import Run, read_run
 from crossearth_jax.runtime import command
 from crossearth_jax.runtime.atomic import replacing
+from crossearth_jax.runtime.buckets import AnyPath, any_path, make_folder, resolved
 
 
 def write_report(
     workdir: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, projection: str = "tsne"
-) -> Path:
+) -> AnyPath:
     """Write `report.md`, `report.html`, `tables/` and `figures/` of an evaluated run; return the path of the page.
 
     Args:
@@ -40,38 +40,38 @@ def write_report(
     Raises:
       UserError: an input is missing or malformed, or the output cannot be written.
     """
-    run = read_run(Path(workdir))
+    run = read_run(any_path(workdir))
     content = run_content(run, projection)
     pages = {".md": page.run_markdown(run, content), ".html": page.run_page(run, content)}
-    return _write(Path(out or workdir), "report", pages, content)
+    return _write(any_path(out or workdir), "report", pages, content)
 
 
-def write_comparison(workdirs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> Path:
+def write_comparison(workdirs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> AnyPath:
     """Write `comparison.md`, `comparison.html`, `tables/` and `figures/` of several runs; return the path of the page.
 
     Raises:
       UserError: a run is given twice, an input is missing or malformed, or the output cannot be written.
     """
-    runs = _titled([read_run(Path(workdir)) for workdir in workdirs])
+    runs = _titled([read_run(any_path(workdir)) for workdir in workdirs])
     content = comparison_content(runs)
     pages = {".md": page.comparison_markdown(runs, content), ".html": page.comparison_page(runs, content)}
-    return _write(Path(out), "comparison", pages, content)
+    return _write(any_path(out), "comparison", pages, content)
 
 
 def _titled(runs: Sequence[Run]) -> dict[str, Run]:
     """Return the runs by name: the shortest end of their paths that distinguishes them."""
-    paths = [run.path.resolve().parts for run in runs]
+    paths = [resolved(run.path).parts for run in runs]
     if len(set(paths)) < len(paths):
         raise UserError("the same run is given twice; give different run folders")
     length = next(n for n in range(1, max(map(len, paths)) + 1) if len({p[-n:] for p in paths}) == len(paths))
     return {"/".join(path[-length:]): run for path, run in zip(paths, runs, strict=True)}
 
 
-def _write(folder: Path, stem: str, pages: Mapping[str, str], content: Content) -> Path:
+def _write(folder: AnyPath, stem: str, pages: Mapping[str, str], content: Content) -> AnyPath:
     """Write the diagrams and tables, then the pages, so that a new page always has its files."""
     try:
         for name in ("tables", "figures"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
+            make_folder(folder / name)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}; choose another folder with --out") from None
     for name, diagram in content.diagrams.items():
@@ -90,7 +90,7 @@ def _write(folder: Path, stem: str, pages: Mapping[str, str], content: Content) 
     return folder / f"{stem}.html"
 
 
-def _write_text(path: Path, text: str) -> None:
+def _write_text(path: AnyPath, text: str) -> None:
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,9 +22,10 @@ from crossearth_jax.inference.domains import DomainResult
 from crossearth_jax.inference.results import score
 from crossearth_jax.inference.segmentor import Segmentor
 from crossearth_jax.runtime.atomic import write_json, write_npz
+from crossearth_jax.runtime.buckets import AnyPath
 
 
-def add_to_results(config: Config, workdir: Path, segmentor: Segmentor, found: Mapping[str, DomainResult]) -> None:
+def add_to_results(config: Config, workdir: AnyPath, segmentor: Segmentor, found: Mapping[str, DomainResult]) -> None:
     """Compute every addition to the results in `workdir`; an addition that fails is left out with a warning.
 
     Only the first process of a run calls it.
@@ -82,7 +82,7 @@ def _addition(what: str) -> Iterator[None]:
         logging.warning("left out: %s (%s: %s); the scores are complete", what, type(error).__name__, reason)
 
 
-def _extend(workdir: Path, values_of: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+def _extend(workdir: AnyPath, values_of: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Add fields to every entry of `results.json`."""
     path = workdir / "results.json"
     rows = json.loads(path.read_text(encoding="utf-8"))

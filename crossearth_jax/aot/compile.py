@@ -9,7 +9,6 @@ import dataclasses
 import re
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -27,12 +26,13 @@ from crossearth_jax.inputs.loader import largest_size
 from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.runtime import parallel
 from crossearth_jax.runtime.atomic import replacing, write_json
+from crossearth_jax.runtime.buckets import AnyPath
 from crossearth_jax.training.measure import measured
 from crossearth_jax.training.program import build_program
 
 
 def compile_steps(
-    config: Config, topologies: Sequence[str], workdir: Path, batch_per_chip: int | None = None
+    config: Config, topologies: Sequence[str], workdir: AnyPath, batch_per_chip: int | None = None
 ) -> list[dict[str, Any]]:
     """Compile the training and the evaluation step for each topology; write `compile.json` and `compile.md`.
 

@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 from crossearth_jax.benchmark import DOMAINS
 from crossearth_jax.benchmark.facts import IGNORE, Taxonomy
 from crossearth_jax.config import UserError
+from crossearth_jax.runtime.buckets import local_path
 
 Colour = tuple[int, int, int]  # RGB
 Split = Literal["train", "validation", "test"]
@@ -221,7 +222,8 @@ def read_domains_file(path: str | Path) -> DomainsFile:
     Raises:
       UserError: the file cannot be read, a key is unknown or missing, or a value is invalid.
     """
-    path = Path(path).expanduser().resolve()
+    path = local_path(path, "domains file", "copy it and the files that it names to a local disk")
+    path = path.expanduser().resolve()
     try:
         text = path.read_text("utf-8")
         content = tomllib.loads(text)

@@ -22,6 +22,7 @@ from crossearth_jax.benchmark import DOMAINS, SETTINGS
 from crossearth_jax.benchmark.facts import Domain, Resize, Setting, Taxonomy
 from crossearth_jax.config import UserError
 from crossearth_jax.runtime.atomic import write_json
+from crossearth_jax.runtime.buckets import local_path
 
 DOMAIN_FILE = "domain.json"
 SCHEMA_VERSION = 1
@@ -30,9 +31,19 @@ REGION, BANDS, RESOLUTION = "region", "spectral_band", "resolution"  # gaps of g
 SAME_RESOLUTION = 1.25  # ratio of two ground resolutions up to which they do not count as a gap
 
 
+def data_folder(data_dir: str | Path) -> Path:
+    """Return the folder of all prepared datasets.
+
+    Raises:
+      UserError: it is in a bucket, from which records cannot be read (array_record reads local files).
+    """
+    remedy = "copy the prepared data to a local disk (gcloud storage rsync, aws s3 sync) or mount the bucket"
+    return local_path(data_dir, "data_dir", remedy).expanduser()
+
+
 def prepared_directory(name: str, data_dir: str | Path) -> Path | None:
     """Return the folder of the newest prepared version of the domain `name`; None if there is none."""
-    root = Path(data_dir).expanduser() / name
+    root = data_folder(data_dir) / name
     versions = [path.parent for path in root.glob("*/dataset_info.json") if path.parent.name[0].isdigit()]
     return max(versions, key=lambda path: tuple(int(part) for part in path.name.split(".")), default=None)
 
@@ -87,7 +98,7 @@ def _taxonomy(values: dict[str, Any]) -> Taxonomy:
 
 def known_domains(data_dir: str | Path) -> list[str]:
     """Return the names of the benchmark's domains and of all other domains prepared in `data_dir`."""
-    root = Path(data_dir).expanduser()
+    root = data_folder(data_dir)
     found = {path.parent.parent.relative_to(root).as_posix() for path in root.glob(f"*/*/*/{DOMAIN_FILE}")}
     return [*DOMAINS, *sorted(found - set(DOMAINS))]
 

@@ -37,6 +37,7 @@ from crossearth_jax.inputs.sources import PreparedSplit, dataset_directory, prep
 from crossearth_jax.reporting import overview
 from crossearth_jax.reporting.overview import Row
 from crossearth_jax.runtime.atomic import replacing, write_json
+from crossearth_jax.runtime.buckets import AnyPath
 
 VERSION = 1  # format of a cell's file; after a change of it every cell is scored again
 
@@ -50,13 +51,13 @@ class Cell:
 
     setting: Setting
     candidate: Candidate | None = None
-    path: Path = Path()  # its file, if it has a checkpoint
+    path: AnyPath = Path()  # its file, if it has a checkpoint
     identity: dict[str, Any] = dataclasses.field(default_factory=dict)  # everything on which its result depends
     result: dict[str, Any] | None = None  # an entry of results.json, plus the confusion matrix
     missing: tuple[str, ...] = ("not scored yet",)  # the reasons while there is no result
 
 
-def fill_table(config: Config, workdir: Path, checkpoints: Path) -> Path:
+def fill_table(config: Config, workdir: AnyPath, checkpoints: Path) -> AnyPath:
     """Score every cell that can be scored and has no up-to-date result; return the path of the HTML report.
 
     Args:
@@ -115,7 +116,7 @@ def fill_table(config: Config, workdir: Path, checkpoints: Path) -> Path:
 
 
 def find_cells(
-    settings: Sequence[Setting], data_dir: str, workdir: Path, checkpoints: Path, flips: bool = False
+    settings: Sequence[Setting], data_dir: str, workdir: AnyPath, checkpoints: Path, flips: bool = False
 ) -> list[Cell]:
     """Pair the settings with checkpoints and prepared targets, and read the results that are up to date.
 
@@ -206,7 +207,7 @@ def score_cell(
     }
 
 
-def write_table(cells: Sequence[Cell], data_dir: str, workdir: Path, checkpoints: Path) -> Path:
+def write_table(cells: Sequence[Cell], data_dir: str, workdir: AnyPath, checkpoints: Path) -> AnyPath:
     """Write `results.json`, `report.md` and `report.html` with the cells scored so far; return the path of the page."""
     rows, results = [], {}
     for setting, group in itertools.groupby(cells, key=lambda cell: cell.setting):

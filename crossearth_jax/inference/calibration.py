@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -24,6 +23,7 @@ from crossearth_jax.inference.segmentor import Segmentor
 from crossearth_jax.inference.windows import SlidingWindows
 from crossearth_jax.inputs.sources import PreparedSplit
 from crossearth_jax.ops.probabilities import log_ratios
+from crossearth_jax.runtime.buckets import AnyPath
 from crossearth_jax.weights.files import read_tensors
 from crossearth_jax.weights.native import describe, save_native
 
@@ -55,7 +55,7 @@ def scored_temperatures(temperature: float | None) -> tuple[float, ...]:
     return (1.0,) if temperature is None else (1.0, temperature)
 
 
-def calibrated(config: Config, weights_file: Path, segmentor: Segmentor) -> Segmentor:
+def calibrated(config: Config, weights_file: AnyPath, segmentor: Segmentor) -> Segmentor:
     """Return a run's model with its temperature; if it has none yet, fit it and store it in the weights file.
 
     All processes of a run call it together; the first process writes the file. A model without a temperature is

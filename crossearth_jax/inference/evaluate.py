@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,12 +25,13 @@ from crossearth_jax.inference.segmentor import Segmentor
 from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.runtime import parallel
 from crossearth_jax.runtime.atomic import write_json
+from crossearth_jax.runtime.buckets import AnyPath
 from crossearth_jax.weights.native import Description
 
 PROTOCOL = "last checkpoint; no target domain was used for model selection"
 
 
-def evaluate(config: Config, workdir: Path, segmentor: Segmentor) -> dict[str, DomainResult]:
+def evaluate(config: Config, workdir: AnyPath, segmentor: Segmentor) -> dict[str, DomainResult]:
     """Score all settings of the configuration and write `results.json`.
 
     All processes of a run call it together; the first process writes the file.
@@ -76,7 +76,7 @@ def evaluate(config: Config, workdir: Path, segmentor: Segmentor) -> dict[str, D
     return found
 
 
-def check_source(segmentor: Segmentor, source: str, workdir: Path) -> None:
+def check_source(segmentor: Segmentor, source: str, workdir: AnyPath) -> None:
     """Raise a UserError if the run's model was not trained on the configuration's source."""
     trained_on = segmentor.description.trained_on
     if trained_on != source:
@@ -86,7 +86,7 @@ def check_source(segmentor: Segmentor, source: str, workdir: Path) -> None:
         )
 
 
-def is_evaluated(config: Config, workdir: Path, segmentor: Segmentor) -> bool:
+def is_evaluated(config: Config, workdir: AnyPath, segmentor: Segmentor) -> bool:
     """Return whether `results.json` has an entry of this checkpoint and `evaluate.flips` for every setting.
 
     All processes of a run call it together. The answer is yes only if every process finds these entries.

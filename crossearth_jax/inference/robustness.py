@@ -9,7 +9,6 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,6 +27,7 @@ from crossearth_jax.inference.windows import SlidingWindows
 from crossearth_jax.reporting.run import SHIFTS_VERSION
 from crossearth_jax.runtime import parallel
 from crossearth_jax.runtime.atomic import write_json
+from crossearth_jax.runtime.buckets import AnyPath
 from crossearth_jax.runtime.progress import Progress
 from crossearth_jax.weights.native import digest
 
@@ -38,11 +38,11 @@ _shifted = jax.jit(shifted, static_argnums=(0, 2))
 
 def score_shifts(
     config: Config,
-    workdir: Path,
+    workdir: AnyPath,
     segmentor: Segmentor,
     shifts: Sequence[str] | None = None,
     strengths: Sequence[int] | None = None,
-) -> Path:
+) -> AnyPath:
     """Score the evaluation split of the source, unchanged and under every shift and strength, and write `shifts.json`.
 
     The file is written after every cell (one shift at one strength). A later call continues from it if model, data
@@ -130,7 +130,7 @@ def _identity(domains: tuple[Domain, ...], segmentor: Segmentor, data_dir: str) 
     }
 
 
-def _stored(path: Path, identity: Mapping[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
+def _stored(path: AnyPath, identity: Mapping[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
     """Return the scores of an earlier call with the same identity, by shift and strength; empty if there are none."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))

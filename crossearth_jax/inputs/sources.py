@@ -22,7 +22,7 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from crossearth_jax.benchmark import IGNORE
-from crossearth_jax.benchmark.registry import prepared_directory
+from crossearth_jax.benchmark.registry import data_folder, prepared_directory
 from crossearth_jax.config import UserError
 
 
@@ -62,7 +62,7 @@ def dataset_directory(domain: str, data_dir: str | Path) -> Path:
     directory = prepared_directory(domain, data_dir)
     if directory is None:
         raise UserError(
-            f"{domain} is not prepared in {Path(data_dir).expanduser()}; run"
+            f"{domain} is not prepared in {data_folder(data_dir)}; run"
             f" 'python -m crossearth_jax.prepare {domain} --data_dir={data_dir}'"
         )
     return directory

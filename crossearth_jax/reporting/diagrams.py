@@ -8,7 +8,6 @@ import html
 import io
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -20,6 +19,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 from crossearth_jax.reporting.run import Series
 from crossearth_jax.runtime.atomic import replacing
+from crossearth_jax.runtime.buckets import AnyPath
 
 MAX_POINTS = 400  # per curve
 # The light colours of style.css. In the page they are replaced by its CSS variables, which follow the reader's light or
@@ -70,7 +70,7 @@ def inline(diagram: Diagram) -> str:
     return f'<svg role="img" aria-label="{html.escape(diagram.title)}" viewBox="{box}">{body}'
 
 
-def save(diagram: Diagram, stem: Path) -> None:
+def save(diagram: Diagram, stem: AnyPath) -> None:
     """Write `stem`.svg and `stem`.pdf; identical diagrams give identical files.
 
     Raises:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from crossearth_jax.reporting import diagrams, figures, rendering, score_tables, summary, table_files
 from crossearth_jax.reporting.content import Content
 from crossearth_jax.reporting.run import Run
+from crossearth_jax.runtime.buckets import resolved
 
 AVERAGES = (
     "In-domain scores (on the source domain itself) are reference points and are not part of any mean. Means over "
@@ -101,7 +102,7 @@ def header_facts(run: Run) -> list[tuple[str, str]]:
     steps = sorted({cell.checkpoint_step for cell in run.cells})
     protocols = dict.fromkeys(cell.protocol for cell in run.cells if cell.protocol)
     facts = [
-        ("Run", f"{run.name} ({run.path.resolve().name})"),
+        ("Run", f"{run.name} ({resolved(run.path).name})"),
         ("Source domain", ", ".join(dict.fromkeys(cell.source for cell in run.cells))),
         ("Checkpoint", f"step {', '.join(f'{step:,}' for step in steps)}"),
         ("Evaluated", run.date.isoformat()),

@@ -7,13 +7,13 @@ import datetime
 import json
 import zipfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from crossearth_jax.config import UserError
+from crossearth_jax.runtime.buckets import AnyPath, modified
 
 # Format version of an entry of results.json. It changes when a field is removed or changes its meaning, but not when a
 # field is added. Every entry has it, since the keys of the file are settings only and entries may be copied elsewhere.
@@ -119,7 +119,7 @@ class Robustness:
 class Run:
     """Everything that a report shows; `evaluations` and `metrics` are empty and other parts None if a run has none."""
 
-    path: Path
+    path: AnyPath
     name: str
     date: datetime.date  # date of the evaluation
     config: Mapping[str, str]  # dotted key -> value as text
@@ -151,7 +151,7 @@ class Run:
         return colours
 
 
-def read_run(workdir: Path) -> Run:
+def read_run(workdir: AnyPath) -> Run:
     """Read the folder of an evaluated run.
 
     Raises:
@@ -165,11 +165,10 @@ def read_run(workdir: Path) -> Run:
         raise UserError(f"{workdir / 'results.json'} holds no settings; evaluate the run again (--mode=evaluate)")
     cells = tuple(_cell(name, values, workdir / "results.json") for name, values in results.items())
     paths = {cell.name: workdir / "evaluation" / f"{cell.name}.npz" for cell in cells}
-    written = (workdir / "results.json").stat().st_mtime
     return Run(
         path=workdir,
         name=str(config.get("name", workdir.name)),
-        date=datetime.datetime.fromtimestamp(written, datetime.UTC).date(),
+        date=modified(workdir / "results.json").date(),
         config=flatten(config),
         cells=cells,
         evaluations={name: _read_evaluation(path) for name, path in paths.items() if path.exists()},
@@ -191,7 +190,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _read_json(path: Path, remedy: str) -> dict[str, Any]:
+def _read_json(path: AnyPath, remedy: str) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -203,7 +202,7 @@ def _read_json(path: Path, remedy: str) -> dict[str, Any]:
     return values
 
 
-def _cell(name: str, values: Any, path: Path) -> Cell:
+def _cell(name: str, values: Any, path: AnyPath) -> Cell:
     where = f"{path}: setting '{name}'"
     if not isinstance(values, dict):
         raise UserError(f"{where} is {values!r}, expected an object; evaluate the run again")
@@ -262,7 +261,7 @@ def _optional(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
-def _read_evaluation(path: Path) -> Evaluation:
+def _read_evaluation(path: AnyPath) -> Evaluation:
     arrays = _read_arrays(path, ("confusion", "classes", "palette", "images", "labels", "predictions"))
     count = len(arrays["classes"])
     if arrays["confusion"].shape != (count, count):
@@ -280,14 +279,14 @@ def _read_evaluation(path: Path) -> Evaluation:
     )
 
 
-def _read_styles(path: Path) -> StyleExamples | None:
+def _read_styles(path: AnyPath) -> StyleExamples | None:
     if not path.exists():
         return None
     arrays = _read_arrays(path, ("images", "restyled"))
     return StyleExamples(images=arrays["images"], restyled=arrays["restyled"])
 
 
-def _read_features(path: Path) -> ClassFeatures | None:
+def _read_features(path: AnyPath) -> ClassFeatures | None:
     if not path.exists():
         return None
     arrays = _read_arrays(path, ("features", "classes", "domains", "class_names", "domain_names"))
@@ -302,7 +301,7 @@ def _read_features(path: Path) -> ClassFeatures | None:
     )
 
 
-def _read_shifts(path: Path, steps: set[int]) -> Robustness | None:
+def _read_shifts(path: AnyPath, steps: set[int]) -> Robustness | None:
     """Return the scores under shifts; None if there are none or they belong to another checkpoint than the results."""
     if not path.exists():
         return None
@@ -328,7 +327,7 @@ def _read_shifts(path: Path, steps: set[int]) -> Robustness | None:
     )
 
 
-def _read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+def _read_arrays(path: AnyPath, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     try:
         # Open the file here, since np.load does not close a broken archive.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -337,7 +336,7 @@ def _read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         raise UserError(f"{path} cannot be read ({error}); evaluate the run again (--mode=evaluate)") from None
 
 
-def _read_metrics(path: Path) -> dict[str, Series]:
+def _read_metrics(path: AnyPath) -> dict[str, Series]:
     """Return the logged values by quantity, without nulls; an incomplete last line of a killed run is ignored."""
     if not path.exists():
         return {}

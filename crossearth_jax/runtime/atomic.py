@@ -1,27 +1,37 @@
-"""Atomic writing: a file is complete or does not exist."""
+"""Atomic writing, also to buckets: a file is complete or does not exist."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import pathlib
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from crossearth_jax.config import UserError
+from crossearth_jax.runtime.buckets import any_path, make_folder, upload
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; it is renamed to `path` when the block ends without an error.
 
+    For a path in a bucket, the temporary path is a local one and its file is uploaded at the end.
+
     Raises:
-      UserError: the folder does not exist or cannot be written, or the disk is full.
+      UserError: the folder does not exist or cannot be written, the disk is full, or the upload fails.
     """
-    path = pathlib.Path(path)
+    path = any_path(path)
+    if not isinstance(path, Path):
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = Path(folder, path.name)
+            yield temporary
+            upload(temporary, path)
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.touch()
@@ -41,7 +51,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     Raises:
       UserError: the file cannot be written.
     """
-    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    make_folder(any_path(path).parent)
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
@@ -52,6 +62,6 @@ def write_npz(path: str | os.PathLike[str], **arrays: np.ndarray) -> None:
     Raises:
       UserError: the file cannot be written.
     """
-    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    make_folder(any_path(path).parent)
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]

@@ -24,6 +24,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from crossearth_jax.config import Config, UserError, from_config_dict, to_config_dict
 from crossearth_jax.runtime import parallel
+from crossearth_jax.runtime.buckets import AnyPath, any_path, move_folder, resolved
 from crossearth_jax.training.state import TrainState
 
 # Fields that a resumed run may change: lengths and intervals, devices and folders, and what only evaluation uses.
@@ -54,10 +55,23 @@ class RunIdentity:
         }
 
 
+def check_folder(workdir: AnyPath) -> None:
+    """Check that checkpoints can be kept in the folder of a run.
+
+    Raises:
+      UserError: it is in a bucket of S3, where orbax and TensorStore cannot keep them.
+    """
+    if not isinstance(workdir, Path) and not str(workdir).startswith("gs://"):
+        raise UserError(
+            f"no checkpoints can be kept in {workdir}, since orbax has no support for S3; expected a local folder or "
+            "gs://BUCKET/…; train in a local folder and copy it (aws s3 sync), or mount the bucket (mount-s3)"
+        )
+
+
 class Checkpoints:
     """The checkpoints of one run directory."""
 
-    def __init__(self, directory: Path, keep: int, identity: RunIdentity):
+    def __init__(self, directory: AnyPath, keep: int, identity: RunIdentity):
         """Set the folder; the first save creates it.
 
         Args:
@@ -66,7 +80,7 @@ class Checkpoints:
           identity: what the checkpoints belong to.
         """
         self.identity = identity.as_json()
-        self._directory = epath.Path(directory.absolute())
+        self._directory = epath.Path(resolved(directory))
         self._keep = keep
         self._select = identity.config.evaluate.select
         self._best: float | None = None  # best score so far, including saves in progress; None: not read yet
@@ -241,8 +255,7 @@ class Checkpoints:
         names = itertools.chain([str(step)], (f"{step}-{number}" for number in itertools.count(2)))
         target = next(folder / name for name in names if not (folder / name).exists())
         try:
-            folder.mkdir(exist_ok=True)
-            (self._directory / str(step)).rename(target)
+            move_folder(any_path(self._directory / str(step)), any_path(target))
         except OSError as error:
             raise UserError(
                 f"damaged checkpoint {step} cannot be moved to {target} ({error.strerror}); move it away by hand"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ from absl import logging
 from crossearth_jax.config import UserError
 from crossearth_jax.runtime import parallel
 from crossearth_jax.runtime.atomic import write_npz
+from crossearth_jax.runtime.buckets import AnyPath
 
 POLICIES = ("stop", "skip")
 # Consecutive skipped steps after which the run stops: a skipped step does not change the parameters, so parameters that
@@ -28,7 +28,7 @@ class Guard:
     the state is saved, so that no checkpoint contains an unchecked step.
     """
 
-    def __init__(self, policy: str, workdir: Path):
+    def __init__(self, policy: str, workdir: AnyPath):
         """Start without a step to check.
 
         Args:

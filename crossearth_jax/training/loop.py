@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -20,8 +19,9 @@ from crossearth_jax.inputs.loader import Batch, train_iterator
 from crossearth_jax.inputs.watch import WatchedBatches
 from crossearth_jax.runtime import parallel
 from crossearth_jax.runtime.atomic import write_json
+from crossearth_jax.runtime.buckets import AnyPath, local_path
 from crossearth_jax.runtime.progress import Progress
-from crossearth_jax.training.checkpoint import Checkpoints
+from crossearth_jax.training.checkpoint import Checkpoints, check_folder
 from crossearth_jax.training.guard import Guard
 from crossearth_jax.training.measure import measured
 from crossearth_jax.training.start import Run, start
@@ -40,7 +40,7 @@ UNTRACED = 3  # first steps of a start, which include the compilation
 Validation = Callable[[Config, Params], float]  # (config, all parameters) -> score on the source, larger is better
 
 
-def train(config: Config, workdir: Path, validation: Validation | None = None, traced_steps: int = 0) -> Run:
+def train(config: Config, workdir: AnyPath, validation: Validation | None = None, traced_steps: int = 0) -> Run:
     """Train up to step `config.train.steps`, continuing from the newest checkpoint of `workdir` if there is one.
 
     Besides checkpoints it writes `model.safetensors`, the only file that inference needs.
@@ -55,6 +55,10 @@ def train(config: Config, workdir: Path, validation: Validation | None = None, t
       UserError: the input, the configuration or the run directory is wrong, or a step was not finite.
       Stopped: a signal requested the stop; the state is saved.
     """
+    check_folder(workdir)
+    profile = workdir / PROFILE_FOLDER
+    if traced_steps:
+        local_path(profile, "profile folder", "train with a local --workdir to trace steps")
     config = measured(config)
     mesh = parallel.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
@@ -82,7 +86,7 @@ def train(config: Config, workdir: Path, validation: Validation | None = None, t
                 config=checkpoints.identity["config"],
             ) as writer:
                 guard = Guard(config.train.nonfinite, workdir)
-                with contextlib.closing(Trace(workdir / PROFILE_FOLDER, traced_steps if first else 0)) as trace:
+                with contextlib.closing(Trace(profile, traced_steps if first else 0)) as trace:
                     state = _loop(run, workdir, batches, checkpoints, writer, guard, validator, trace)
         finally:
             batches.close()
@@ -103,7 +107,7 @@ class Validator(NamedTuple):
 
 def _loop(
     run: Run,
-    workdir: Path,
+    workdir: AnyPath,
     batches: WatchedBatches[Batch],
     checkpoints: Checkpoints,
     writer: MetricsWriter,
@@ -164,7 +168,7 @@ def _loop(
 class Trace:
     """A trace of some training steps by `jax.profiler`, for TensorBoard's profile plugin, XProf or Perfetto."""
 
-    def __init__(self, folder: Path, steps: int):
+    def __init__(self, folder: AnyPath, steps: int):
         """Trace `steps` steps into the folder; none if `steps` is 0."""
         self._folder = folder
         self._steps = steps

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -11,7 +10,8 @@ from jax.sharding import Mesh
 
 from crossearth_jax.config import Config, UserError
 from crossearth_jax.runtime import parallel
-from crossearth_jax.training.checkpoint import SELECTIONS, Checkpoints
+from crossearth_jax.runtime.buckets import AnyPath
+from crossearth_jax.training.checkpoint import SELECTIONS, Checkpoints, check_folder
 from crossearth_jax.training.initialise import initial_params, run_identity, with_minor_components
 from crossearth_jax.training.program import Program, build_program
 from crossearth_jax.training.state import Params, TrainState
@@ -30,7 +30,7 @@ class Run(NamedTuple):
         return self.state.evaluated | self.frozen
 
 
-def restore(config: Config, workdir: Path, mesh: Mesh | None = None) -> Run:
+def restore(config: Config, workdir: AnyPath, mesh: Mesh | None = None) -> Run:
     """Restore the checkpoint of `workdir` that `evaluate.select` names, or the next one if it is damaged.
 
     Args:
@@ -41,6 +41,7 @@ def restore(config: Config, workdir: Path, mesh: Mesh | None = None) -> Run:
     Raises:
       UserError: there is no checkpoint, or it belongs to another configuration.
     """
+    check_folder(workdir)
     mesh = mesh or parallel.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         run, _ = start(config, workdir, mesh, lambda found: found.ranked(config.evaluate.select))
@@ -49,7 +50,7 @@ def restore(config: Config, workdir: Path, mesh: Mesh | None = None) -> Run:
 
 def start(
     config: Config,
-    workdir: Path,
+    workdir: AnyPath,
     mesh: Mesh,
     choose: Callable[[Checkpoints], Sequence[int]] = lambda checkpoints: checkpoints.steps,
 ) -> tuple[Run, Checkpoints]:

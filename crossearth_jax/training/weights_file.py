@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 
 import jax
 from absl import logging
@@ -18,13 +17,14 @@ from jax.experimental import multihost_utils
 from crossearth_jax.benchmark.registry import source_domains
 from crossearth_jax.config import Config, MeshConfig, UserError, from_config_dict
 from crossearth_jax.runtime import parallel
+from crossearth_jax.runtime.buckets import AnyPath
 from crossearth_jax.training.start import restore
 from crossearth_jax.training.state import Params
 from crossearth_jax.training.styles import style_targets
 from crossearth_jax.weights.native import MODEL_FILE, Description, read_description, save_native
 
 
-def export_model(workdir: Path, config: Config, params: Params, step: int) -> None:
+def export_model(workdir: AnyPath, config: Config, params: Params, step: int) -> None:
     """Write `model.safetensors` of a run; all processes must call this together, and process 0 writes.
 
     Args:
@@ -65,7 +65,7 @@ def describe_run(config: Config, step: int) -> Description:
     )
 
 
-def ensure_exported(workdir: Path, selection: str | None = None) -> Path:
+def ensure_exported(workdir: AnyPath, selection: str | None = None) -> AnyPath:
     """Return the path of a run's `model.safetensors`; if needed, write it from a checkpoint first.
 
     This is needed for a run of an older version, which has no such file, and if the file was written for another
@@ -94,7 +94,7 @@ def ensure_exported(workdir: Path, selection: str | None = None) -> Path:
     return path
 
 
-def read_run_config(workdir: Path) -> Config:
+def read_run_config(workdir: AnyPath) -> Config:
     """Read the configuration in a run's folder.
 
     Raises:

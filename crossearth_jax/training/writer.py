@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,10 +16,12 @@ from types import TracebackType
 from typing import Any, Protocol, SupportsFloat, runtime_checkable
 
 from absl import logging
+from etils import epath
 from tensorboardX import SummaryWriter
 
 from crossearth_jax.config import UserError
-from crossearth_jax.runtime.atomic import write_json
+from crossearth_jax.runtime.atomic import replacing, write_json
+from crossearth_jax.runtime.buckets import AnyPath, any_path, make_folder, resolved, upload
 from crossearth_jax.training.checkpoint import flatten
 
 FILE_NAME = "metrics.jsonl"
@@ -44,10 +47,11 @@ class Dashboard(Protocol):
 class WandB:
     """Weights & Biases. `WANDB_MODE=offline` writes to the run's folder, to be sent by `wandb sync` later."""
 
-    def __init__(self, workdir: Path, config: Mapping[str, Any], run_id: str | None):
+    def __init__(self, workdir: AnyPath, config: Mapping[str, Any], run_id: str | None):
         wandb = importlib.import_module("wandb")
+        folder = str(workdir) if isinstance(workdir, Path) else None  # W&B writes to local disks only
         self._run = wandb.init(
-            project=PROJECT, name=workdir.name, dir=str(workdir), id=run_id, resume="allow", config=dict(config)
+            project=PROJECT, name=workdir.name, dir=folder, id=run_id, resume="allow", config=dict(config)
         )
         self.id = self._run.id
 
@@ -64,7 +68,7 @@ class WandB:
 class MLflow:
     """MLflow; the environment variable MLFLOW_TRACKING_URI names the server or folder."""
 
-    def __init__(self, workdir: Path, config: Mapping[str, Any], run_id: str | None):
+    def __init__(self, workdir: AnyPath, config: Mapping[str, Any], run_id: str | None):
         mlflow = importlib.import_module("mlflow")
         self._entities = importlib.import_module("mlflow.entities")
         self._client = mlflow.MlflowClient()
@@ -127,13 +131,18 @@ class MetricsWriter:
             return
         self._images_per_step = images_per_step
         self._previous: tuple[int, float] | None = None  # step and time of the last record
-        self._path = Path(workdir) / FILE_NAME
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._dashboards = _connect(self._path.parent, dashboards, config or {}, restored_step)
-        _truncate(self._path, restored_step)
-        self._file = self._path.open("a", encoding="utf-8")
+        self._workdir = any_path(workdir)
+        make_folder(self._workdir)
+        self._dashboards = _connect(self._workdir, dashboards, config or {}, restored_step)
+        # Buckets cannot append: the files are written in a temporary folder and uploaded after every record.
+        self._temporary = None if isinstance(self._workdir, Path) else tempfile.TemporaryDirectory()
+        self._folder = Path(workdir if self._temporary is None else self._temporary.name)
+        kept = _kept(self._workdir / FILE_NAME, restored_step)
+        with replacing(self._folder / FILE_NAME) as temporary:
+            temporary.write_text(kept, encoding="utf-8")
+        self._file = (self._folder / FILE_NAME).open("a", encoding="utf-8")
         # Events of repeated steps stay in the old file. With `purge_step` TensorBoard hides them.
-        self._events = SummaryWriter(str(workdir), purge_step=restored_step + 1)
+        self._events = SummaryWriter(str(self._folder), purge_step=restored_step + 1)
 
     def write(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
         """Record scalars of one step.
@@ -144,7 +153,7 @@ class MetricsWriter:
             null, since JSON has no such numbers.
 
         Raises:
-          UserError: the file cannot be written (full disk).
+          UserError: the file cannot be written (full disk), or not be uploaded.
         """
         if not self._active:
             return
@@ -158,17 +167,25 @@ class MetricsWriter:
             self._file.flush()
         except OSError as error:
             raise UserError(
-                f"cannot write {self._path}: {error.strerror}; make room and run the same command again to "
-                "continue from the last checkpoint"
+                f"cannot write {self._folder / FILE_NAME}: {error.strerror}; make room and run the same command again "
+                "to continue from the last checkpoint"
             ) from None
         for name, number in numbers.items():
             self._events.add_scalar(name, number, step, walltime=now)
+        self._upload()
         for name, dashboard in list(self._dashboards.items()):
             try:
                 dashboard.write(step, numbers, now)
             except Exception as error:  # of the service or the network, which must not end a training
                 logging.warning("%s receives no more metrics of this start: %s", name, error)
                 del self._dashboards[name]
+
+    def _upload(self) -> None:
+        """Upload the files if the run's folder is in a bucket."""
+        if isinstance(self._workdir, epath.Path):
+            self._events.flush()
+            for file in self._folder.iterdir():
+                upload(file, self._workdir / file.name)
 
     def _speed(self, step: int, now: float) -> dict[str, float]:
         """Return the speed since the last record; {} for the first one, whose interval includes the compilation."""
@@ -185,6 +202,8 @@ class MetricsWriter:
         with contextlib.suppress(OSError):
             self._file.close()
         self._events.close()
+        if self._temporary is not None:  # its files are uploaded
+            self._temporary.cleanup()
         for name, dashboard in self._dashboards.items():
             try:
                 dashboard.close()
@@ -201,7 +220,7 @@ class MetricsWriter:
 
 
 def _connect(
-    workdir: Path, names: Sequence[str], config: Mapping[str, Any], restored_step: int
+    workdir: AnyPath, names: Sequence[str], config: Mapping[str, Any], restored_step: int
 ) -> dict[str, Dashboard]:
     """Start or continue the runs of the dashboards."""
     file = workdir / DASHBOARDS_FILE
@@ -209,7 +228,7 @@ def _connect(
     dashboards: dict[str, Dashboard] = {}
     for name in names:
         try:
-            dashboards[name] = _DASHBOARDS[name](workdir.absolute(), config, ids.get(name))
+            dashboards[name] = _DASHBOARDS[name](resolved(workdir), config, ids.get(name))
         except Exception as error:  # each package has its own errors for a missing login, server or network
             reason = str(error).strip().partition("\n")[0]
             raise UserError(
@@ -220,19 +239,14 @@ def _connect(
     return dashboards
 
 
-def _truncate(path: Path, last_step: int) -> None:
-    """Keep the records up to `last_step` and before the first malformed line; the file is replaced atomically."""
-    if not path.exists():
-        return
+def _kept(path: AnyPath, last_step: int) -> str:
+    """Return the records up to `last_step` and before the first malformed line; "" if there is no file."""
     kept: list[str] = []
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            try:
-                step = int(json.loads(line)["step"])
-            except (ValueError, KeyError, TypeError):
-                break
-            if step <= last_step:
-                kept.append(line)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else ():
+        try:
+            step = int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError):
+            break
+        if step <= last_step:
+            kept.append(line)
+    return "".join(kept)

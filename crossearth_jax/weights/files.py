@@ -11,6 +11,7 @@ import numpy as np
 import safetensors
 
 from crossearth_jax.config import UserError
+from crossearth_jax.runtime.buckets import local_copy
 from crossearth_jax.weights.torch_file import map_file, read_torch
 from crossearth_jax.weights.torch_types import Tensor
 
@@ -30,13 +31,14 @@ class TensorFile:
 def read_tensors(path: str | os.PathLike[str]) -> TensorFile:
     """Read a torch or safetensors file.
 
-    Arrays of a torch file are read-only views of the memory-mapped file.
+    Arrays of a torch file are read-only views of the memory-mapped file. A file in a bucket is copied first.
 
     Raises:
       UserError: the file is missing, damaged, or holds no tensors.
     """
-    header = map_file(path)
-    file = _read_safetensors(path) if header[8:9] == b"{" and header[:2] != b"PK" else _read_torch(path)
+    with local_copy(path) as local:
+        header = map_file(local)
+        file = _read_safetensors(local) if header[8:9] == b"{" and header[:2] != b"PK" else _read_torch(local)
     if not file.tensors:
         raise UserError(f"{os.fspath(path)} holds no tensors; expected weights")
     return file

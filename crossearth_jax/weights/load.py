@@ -54,7 +54,8 @@ def load_weights(
     """
     name = pathlib.Path(path).name
     file = read_tensors(path)
-    logging.info("%s: %d tensors, %s bytes", name, len(file.tensors), f"{pathlib.Path(path).stat().st_size:,}")
+    size = sum(tensor.nbytes for tensor in file.tensors.values())
+    logging.info("%s: %d tensors, %s bytes", name, len(file.tensors), f"{size:,}")
     if ignore is not None:
         left_out = {key for key in file.tensors if re.fullmatch(ignore, key)}
         logging.warning("%d tensors are left out (ignore): %s", len(left_out), ", ".join(sorted(left_out)[:10]))

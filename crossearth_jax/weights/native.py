@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import safetensors.numpy
 from crossearth_jax.config import ModelConfig, UserError, from_config_dict, to_config_dict
 from crossearth_jax.ops.normalization import MEAN, STD
 from crossearth_jax.runtime.atomic import replacing
+from crossearth_jax.runtime.buckets import any_path, bucket_errors
 
 MODEL_FILE = "model.safetensors"  # the weights file in the folder of a run
 FORMAT = "crossearth_jax"  # key of the JSON in the metadata of a file
@@ -109,16 +111,30 @@ def read_description(path: str | os.PathLike[str]) -> Description:
     Raises:
       UserError: it is not a safetensors file of ours, or it is damaged.
     """
-    try:
-        with safetensors.safe_open(path, "numpy") as file:  # pyright: ignore[reportPrivateImportUsage]
-            metadata = file.metadata() or {}
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"cannot read {os.fspath(path)}: {error}; expected a complete safetensors file") from None
+    metadata = read_metadata(path)
     if not is_native(metadata):
         raise UserError(
             f"{os.fspath(path)} was not written by crossearth_jax; convert it with python -m crossearth_jax.convert"
         )
     return describe(metadata)
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Read the metadata in the header of a safetensors file; of a file in a bucket only the header is read.
+
+    Raises:
+      UserError: it is not a safetensors file, or it is damaged.
+    """
+    found = any_path(path)
+    try:
+        if isinstance(found, Path):
+            with safetensors.safe_open(found, "numpy") as file:  # pyright: ignore[reportPrivateImportUsage]
+                return file.metadata() or {}
+        with bucket_errors(f"cannot read {found}"), found.open("rb") as file:
+            header = file.read(int.from_bytes(file.read(8), "little"))
+        return json.loads(header).get("__metadata__", {})
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise UserError(f"cannot read {os.fspath(path)}: {error}; expected a complete safetensors file") from None
 
 
 def is_native(metadata: Mapping[str, Any]) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,10 +12,10 @@ from absl import logging
 
 from crossearth_jax.config import ModelConfig, PixelStatistics, UserError
 from crossearth_jax.models.network import SegmentationModel
-from crossearth_jax.weights.files import read_tensors
+from crossearth_jax.runtime.buckets import AnyPath, any_path
 from crossearth_jax.weights.load import Weights, load_weights
 from crossearth_jax.weights.name_rules import Tensors
-from crossearth_jax.weights.native import MODEL_FILE, Description, is_native, read_description
+from crossearth_jax.weights.native import MODEL_FILE, Description, is_native, read_description, read_metadata
 
 CLASS_LAYERS = ("head/mask_decoder/class_head/", "head/classifier/")  # of the heads "mask2former" and "fcn"
 MASK_TOKEN = "mim/mask_token"
@@ -67,9 +66,10 @@ def starting_weights(path: str | os.PathLike[str], config: ModelConfig, class_na
     return params
 
 
-def starting_file(path: str | os.PathLike[str]) -> Path:
+def starting_file(path: str | os.PathLike[str]) -> AnyPath:
     """Return the weights file for a value of `train.init_from`: for the folder of a run its `model.safetensors`."""
-    return Path(path) / MODEL_FILE if Path(path).is_dir() else Path(path)
+    found = any_path(path)
+    return found / MODEL_FILE if found.is_dir() else found
 
 
 def pixel_statistics_of(path: str | os.PathLike[str]) -> PixelStatistics | None:
@@ -82,9 +82,9 @@ def pixel_statistics_of(path: str | os.PathLike[str]) -> PixelStatistics | None:
     return None if isinstance(statistics, str) else statistics
 
 
-def _description(file: Path) -> Description | None:
+def _description(file: AnyPath) -> Description | None:
     """Return the description in a weights file of ours; None for any other file."""
-    if file.suffix != ".safetensors" or not is_native(read_tensors(file).metadata):
+    if file.suffix != ".safetensors" or not is_native(read_metadata(file)):
         return None
     return read_description(file)
 

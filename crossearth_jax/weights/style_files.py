@@ -22,6 +22,7 @@ from einops import rearrange
 
 from crossearth_jax.config import UserError
 from crossearth_jax.models.style_network import StyleNetwork
+from crossearth_jax.runtime.buckets import local_copy
 from crossearth_jax.weights.torch_file import read_torch
 from crossearth_jax.weights.torch_types import Tensor
 
@@ -68,13 +69,13 @@ def load_style(network: StyleNetwork, path: str | Path | None = None) -> dict[st
                 f"style-augmentation's {TRANSFORMER_FILE} and {PREDICTOR_FILE}, or a CrossEarth checkpoint"
             )
         path = Path(str(importlib.resources.files("crossearth_jax") / "assets" / MOBILE_FILE))
-    path = Path(path)
-    if path.suffix == ".safetensors":
-        params = _ours(path)
-    else:
-        params, unused = from_torch(torch_tensors(path))
-        if unused:
-            logging.info("%s: %d tensors are not part of the style network, e.g. %s", path, len(unused), unused[0])
+    with local_copy(path) as path:
+        if path.suffix == ".safetensors":
+            params = _ours(path)
+        else:
+            params, unused = from_torch(torch_tensors(path))
+            if unused:
+                logging.info("%s: %d tensors are not part of the style network, e.g. %s", path, len(unused), unused[0])
     return {name: jnp.asarray(value) for name, value in checked(network, params, str(path)).items()}
 
 

@@ -28,6 +28,7 @@ from crossearth_jax.config import UserError
 from crossearth_jax.models.style_network import StyleKind
 from crossearth_jax.ops.moments import covariance_factor
 from crossearth_jax.runtime.atomic import replacing
+from crossearth_jax.runtime.buckets import local_copy
 from crossearth_jax.weights.style_files import style_digest
 from crossearth_jax.weights.torch_file import read_torch
 
@@ -137,8 +138,8 @@ def load_statistics(path: str | os.PathLike[str] | None, kind: StyleKind) -> Cod
                 "checkpoint_embeddings.pth, or one written by crossearth_jax.estimate_style"
             )
         path = Path(str(importlib.resources.files("crossearth_jax") / "assets" / SHIPPED_FILE))
-    path = Path(path)
-    statistics = _read_paintings(path) if path.suffix == ".pth" else _read_npz(path)
+    with local_copy(path) as path:
+        statistics = _read_paintings(path) if path.suffix == ".pth" else _read_npz(path)
     found = statistics.provenance.network
     if found != kind:
         raise UserError(
