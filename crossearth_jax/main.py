@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.resources
-import os
 import sys
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +17,8 @@ from crossearth_jax.benchmark.domains_file import DomainsFile
 from crossearth_jax.benchmark.registry import settings_from, settings_of
 from crossearth_jax.config import Config, UserError, from_config_dict
 from crossearth_jax.config_check import check_classes, check_config
-from crossearth_jax.runtime import command, parallel
+from crossearth_jax.runtime import command, parallel, processes
+from crossearth_jax.runtime.buckets import AnyPath, any_path, local_path
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None,
@@ -60,47 +59,16 @@ def main(argv: list[str]) -> int:
     config, workdir = _parse(argv)
     if not _DISTRIBUTED.value:
         return _run(config, workdir)
-    try:
-        jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise UserError(
-            f"cannot join the other processes ({error}); outside SLURM, Open MPI, Kubernetes and Cloud TPU give "
-            "--coordinator_address=HOST:PORT --num_processes=N --process_id=I"
-        ) from None
-    with _leaving_at_once():
-        code = _run(config, workdir)
-        # At exit JAX waits five minutes for the other processes, then fails. Process 0 may need longer for its report.
-        parallel.wait_for_all("finished")
-    return code
+    with processes.joined(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value):
+        return _run(config, workdir)
 
 
-@contextlib.contextmanager
-def _leaving_at_once() -> Iterator[None]:
-    """End this process as soon as it fails; otherwise JAX waits at exit for the others, which wait for this one."""
-    try:
-        yield
-    except UserError as error:
-        _leave(2, f"error: {error}")
-    except KeyboardInterrupt:
-        _leave(130, "interrupted")
-    except jax.errors.JaxRuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        _leave(3, f"a device or another process failed ({reason}); see its log. Run the same command again to continue")
-    except Exception as error:
-        traceback.print_exc()
-        _leave(1, f"{type(error).__name__}, see above")
-
-
-def _leave(code: int, message: str) -> None:
-    print(f"process {jax.process_index()} of {jax.process_count()}: {message}", file=sys.stderr, flush=True)
-    os._exit(code)
-
-
-def _run(config: Config, workdir: Path) -> int:
+def _run(config: Config, workdir: AnyPath) -> int:
     if _CHECKPOINTS.value is not None:
+        checkpoints = local_path(_CHECKPOINTS.value, "--checkpoints", "copy the weights files to a local folder")
         from crossearth_jax.inference.benchmark_table import fill_table
 
-        logging.info("table: %s", fill_table(config, workdir, Path(_CHECKPOINTS.value)))
+        logging.info("table: %s", fill_table(config, workdir, checkpoints))
         return 0
     if _MODE.value == "compile":
         from crossearth_jax.aot.compile import compile_steps
@@ -175,7 +143,7 @@ def _first_process_first() -> Iterator[None]:
         parallel.wait_for_all("prepared")
 
 
-def _parse(argv: list[str]) -> tuple[Config, Path]:
+def _parse(argv: list[str]) -> tuple[Config, AnyPath]:
     if {"-h", "--help"} & set(argv):
         own = flags.FLAGS.find_module_defining_flag("workdir")  # without absl's own flags, which are many
         print(__doc__, flags.FLAGS.module_help(own), sep="\n\n")
@@ -202,7 +170,7 @@ def _parse(argv: list[str]) -> tuple[Config, Path]:
         raise UserError("--mode=compile needs --topology, e.g. --topology=v5e:2x4 or --topology=v5e:16x16,v5p:4x8x8")
     config = from_config_dict(_CONFIG.value)
     check_config(config)
-    return config, Path(_WORKDIR.value or f"runs/compile-{config.name}")
+    return config, any_path(_WORKDIR.value or f"runs/compile-{config.name}")
 
 
 def with_config_files(argv: list[str]) -> list[str]:

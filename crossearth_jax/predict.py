@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import math
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,12 +28,14 @@ from absl import logging
 from crossearth_jax.config import UserError
 from crossearth_jax.inference.ensemble import averaged_windows, check_alike
 from crossearth_jax.inference.segmentor import Segmentor, load
-from crossearth_jax.runtime import command
+from crossearth_jax.runtime import command, processes
+from crossearth_jax.runtime.buckets import local_path
 
 try:
     from crossearth_jax.mapping.map_layers import Legend
     from crossearth_jax.mapping.mapper import MapOptions, check_outputs, map_scene
     from crossearth_jax.mapping.radiometry import PERCENTILES
+    from crossearth_jax.mapping.remote import stem
     from crossearth_jax.mapping.scene import SceneOptions, check_scene, scene_files
 except ModuleNotFoundError as missing:
     command.without_extra("geo", missing)
@@ -48,16 +52,36 @@ def main(argv: list[str]) -> None:
     arguments = _parser().parse_args(argv)
     written_command = shlex.join(["python", "-m", "crossearth_jax.predict", *argv])
     outputs = output_paths(arguments.scenes, arguments.out)
+    if not arguments.distributed:
+        _map(arguments, outputs, arguments.shard, written_command)
+        return
+    failure: UserError | None = None
+    with processes.joined(arguments.coordinator_address, arguments.num_processes, arguments.process_id):
+        try:
+            _map(arguments, outputs, (jax.process_index(), jax.process_count()), written_command)
+        except UserError as error:  # raised at the end, so that the other processes still map their scenes
+            failure = error
+    if failure is not None:
+        raise failure
+
+
+def _map(arguments: argparse.Namespace, outputs: dict[str, Path], shard: tuple[int, int], written_command: str) -> None:
+    """Map the scenes of a shard (index from 0, count)."""
+    index, count = shard
+    outputs = dict(itertools.islice(outputs.items(), index, None, count))
+    if count > 1:
+        logging.info("shard %d of %d: %d scenes", index, count, len(outputs))
+    given = len(outputs)
     if arguments.skip_existing:
         outputs = {scene: out for scene, out in outputs.items() if not out.exists()}
-        logging.info("%d of %d maps exist", len(arguments.scenes) - len(outputs), len(arguments.scenes))
+        logging.info("%d of %d maps exist", given - len(outputs), given)
     products = MapOptions(
         scores=arguments.scores,
         confidence=arguments.confidence,
         polygons=arguments.polygons,
         preview=arguments.preview,
     )
-    inputs = {*checkpoints(arguments.checkpoint), arguments.backbone or ""}.union(*map(scene_files, arguments.scenes))
+    inputs = {*checkpoints(arguments.checkpoint), arguments.backbone or ""}.union(*map(scene_files, outputs))
     check_outputs(outputs.values(), inputs, products)
     several, options = len(outputs) > 1, _scene_options(arguments)
     scenes = _each(outputs, lambda scene: check_scene(scene, options), several)
@@ -144,7 +168,7 @@ def output_paths(scenes: Sequence[str], out: str) -> dict[str, Path]:
     Raises:
       UserError: `out` does not fit the scenes, or two maps would have the same path.
     """
-    target = Path(out)
+    target = local_path(out, "--out", "map to a local disk and copy the maps to the bucket")
     if target.suffix.lower() in (".tif", ".tiff"):
         if target.is_dir():
             raise UserError(f"--out={out} is a folder with the name of a file; name a file in it, or another folder")
@@ -154,7 +178,7 @@ def output_paths(scenes: Sequence[str], out: str) -> dict[str, Path]:
     else:
         if target.exists() and not target.is_dir():
             raise UserError(f"--out={out} is a file that does not end in .tif; name a .tif file or a folder")
-        outputs = {scene: target / f"{Path(scene).stem}_map.tif" for scene in scenes}
+        outputs = {scene: target / f"{stem(scene)}_map.tif" for scene in scenes}
     if len(set(outputs.values())) < len(scenes):
         raise UserError("two scenes have the same file name, so their maps would too; map them to different folders")
     return outputs
@@ -192,7 +216,12 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("scenes", nargs="+", metavar="SCENE", help="GeoTIFF, COG, VRT or another raster that GDAL reads")
+    add(
+        "scenes",
+        nargs="+",
+        metavar="SCENE",
+        help="GeoTIFF, COG, VRT or another raster that GDAL reads, local or https://…, s3://…, gs://…, item.json#ASSET",
+    )
     add("--out", required=True, help="a .tif file, or a folder in which each map is named <scene>_map.tif")
     add("--checkpoint", required=True, help="folder of a run, .safetensors or .pth; a,b,c averages their scores")
     add("--backbone", help="weights file of the frozen backbone, for checkpoints without it")
@@ -205,6 +234,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_reading(parser.add_argument_group("reading"))
     _add_scoring(parser.add_argument_group("scoring").add_argument)
     _add_writing(parser.add_argument_group("writing").add_argument)
+    _add_processes(parser.add_argument_group("several processes"))
     return parser
 
 
@@ -261,6 +291,29 @@ def _add_writing(add: Callable[..., Any]) -> None:
         action="store_true",
         help="skip scenes whose map exists, to continue after an interruption",
     )
+
+
+def _add_processes(group: argparse._ArgumentGroup) -> None:
+    add, split = group.add_argument, group.add_mutually_exclusive_group().add_argument
+    split(
+        "--shard",
+        type=_shard,
+        default=(0, 1),
+        metavar="I/N",
+        help="map every N-th scene, beginning with scene I (from 0), e.g. --shard=$SLURM_ARRAY_TASK_ID/8",
+    )
+    split("--distributed", action="store_true", help="connect to other processes and map a share of the scenes in each")
+    add("--coordinator_address", metavar="HOST:PORT", help="of process 0, if JAX cannot detect it")
+    add("--num_processes", type=_positive(int), metavar="N", help="number of processes, if JAX cannot detect it")
+    add("--process_id", type=int, metavar="I", help="index of this process from 0, if JAX cannot detect it")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    index, count = (int(found[1]), int(found[2])) if found else (0, 0)
+    if index >= count:
+        raise argparse.ArgumentTypeError(f"found {text}, expected I/N with I from 0 to N-1, such as 0/8")
+    return index, count
 
 
 def _numbers(count: int) -> Callable[[str], tuple[float, ...]]:

@@ -75,6 +75,8 @@ RUN_BY = {
         "--classes": PREDICT + "test_classes_can_be_named",
         "--batch_size": PREDICT + "test_classes_can_be_named",
         "--skip_existing": PREDICT + "test_several_scenes_and_going_on_after_an_interruption",
+        "--shard": PREDICT + "test_shards_map_every_scene_once",
+        "--distributed": PREDICT + "test_processes_share_the_scenes",
         "--gsd": MAPPING + "scene_test.py::test_metres_on_the_ground",
         "--range": MAPPING + "scene_test.py::test_eight_bit_is_stretched_only_when_asked",
         "--percentiles": MAPPING + "scene_test.py::test_eight_bit_is_stretched_only_when_asked",

@@ -1,5 +1,6 @@
 """The command with a tiny network: maps against a plain blend of its windows, several devices, and its errors."""
 
+import contextlib
 import dataclasses
 import os
 import shlex
@@ -280,6 +281,71 @@ def test_a_bad_scene_leaves_the_others_mapped(checkpoint, tmp_path, monkeypatch,
         predict.main([f"--checkpoint={checkpoint}", *map(str, paths), f"--out={tmp_path}/out", "--batch_size=8"])
     assert {path.name for path in (tmp_path / "out").glob("*.tif")} == {"a_map.tif", "c_map.tif"}
     assert f"{paths[1]}: " in capsys.readouterr().err + caplog.text
+
+
+@pytest.fixture
+def five_scenes(tmp_path, monkeypatch):
+    """Create five copies of a scene and return (command, names of the maps so far); maps are only copies of a scene."""
+    paths = [shutil.copy(NEON, tmp_path / f"{name}.tif") for name in "abcde"]
+    mapped = []
+
+    def map_scene(windows, legend, scene, out, *_):
+        assert not out.exists()
+        mapped.append(out.name)
+        out.parent.mkdir(exist_ok=True)
+        shutil.copy(scene, out)
+
+    monkeypatch.setattr(predict, "map_scene", map_scene)
+    return ["--checkpoint=x", *map(str, paths), f"--out={tmp_path / 'maps'}", "--skip_existing"], mapped
+
+
+def without_a_model(arguments, options, products, outputs, command):
+    return lambda scene: predict.map_scene(None, None, scene, outputs[scene], options, products, {})
+
+
+def test_shards_map_every_scene_once(five_scenes, monkeypatch, tmp_path):
+    command, mapped = five_scenes
+    monkeypatch.setattr(predict, "_mapper", without_a_model)
+    predict.main([*command, "--shard=1/3"])
+    assert mapped == ["b_map.tif", "e_map.tif"]
+    (tmp_path / "maps" / "e_map.tif").unlink()
+    predict.main([*command, "--shard=1/3"])  # again, after an interruption
+    assert mapped[2:] == ["e_map.tif"]
+    predict.main([*command, "--shard=0/3"])
+    predict.main([*command, "--shard=2/3"])
+    assert mapped[3:] == ["a_map.tif", "d_map.tif", "c_map.tif"]
+    predict.main([*command, "--shard=5/6"])  # more shards than scenes
+    assert len(mapped) == 6
+
+
+@pytest.mark.parametrize("shard", ["3/3", "1", "-1/3", "a/b", "0/0"])
+def test_shards_are_counted_from_zero(shard, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        predict.main(["--checkpoint=x", NEON, "--out=maps", f"--shard={shard}"])
+    assert f"found {shard}, expected I/N with I from 0 to N-1" in capsys.readouterr().err
+
+
+def test_processes_share_the_scenes(five_scenes, monkeypatch, tmp_path):
+    """A scene that cannot be mapped is reported after all processes have finished."""
+    command, mapped = five_scenes
+    monkeypatch.setattr(predict, "_mapper", without_a_model)
+    events = []
+
+    @contextlib.contextmanager
+    def joined(*address):
+        events.append(address)
+        yield
+        events.append("finished")
+
+    monkeypatch.setattr(predict.processes, "joined", joined)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    (tmp_path / "b.tif").write_bytes(b"damaged")
+    flags = ["--distributed", "--coordinator_address=host:1", "--num_processes=2", "--process_id=1"]
+    with pytest.raises(UserError, match=r"1 of 2 scenes could not be mapped: .*b\.tif"):
+        predict.main([*command, *flags])
+    assert mapped == ["d_map.tif"]
+    assert events == [("host:1", 2, 1), "finished"]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from crossearth_jax.mapping import radiometry, validity
 from crossearth_jax.mapping.bands import band_names, select_bands
 from crossearth_jax.mapping.grid import Bounds, Grid, text
 from crossearth_jax.mapping.radiometry import Stretch
+from crossearth_jax.mapping.remote import gdal_name, gdal_options
 from crossearth_jax.mapping.resampling import Axis, resample
 from crossearth_jax.ops.normalization import MEAN
 
@@ -214,8 +215,9 @@ def scene_files(path: str) -> set[str]:
             continue
         found.add(name)
         if name == path or name.lower().endswith(".vrt"):
-            with contextlib.suppress(RasterioError), _unplaced_allowed(), rasterio.open(name) as dataset:
-                waiting += dataset.files
+            with contextlib.suppress(RasterioError, UserError), _unplaced_allowed(), _environment(name) as file:
+                with rasterio.open(file) as dataset:
+                    waiting += dataset.files
     return found
 
 
@@ -239,7 +241,7 @@ def _say_what_is_unexpected(scene: Scene, source: Grid, options: SceneOptions) -
 @contextlib.contextmanager
 def _selected(path: str, options: SceneOptions) -> Iterator[tuple[DatasetReader, tuple[int, int, int]]]:
     """Yield the open dataset and the numbers of its chosen bands."""
-    with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), _open(path) as dataset:
+    with _environment(path) as name, _open(path, name) as dataset:
         bands = select_bands(dataset, options.bands)
         _check_values(path, dataset, bands, options)
         yield dataset, bands
@@ -252,15 +254,35 @@ def _unplaced_allowed() -> Iterator[None]:
         yield
 
 
-def _open(path: str) -> DatasetReader:
+@contextlib.contextmanager
+def _environment(path: str) -> Iterator[str]:
+    """Set GDAL's options for a scene, and yield the name under which GDAL opens it."""
+    name = gdal_name(path)
+    with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES, **gdal_options(name)):
+        yield name
+
+
+def _open(path: str, name: str) -> DatasetReader:
+    """Open a scene.
+
+    Args:
+      path: as the user gave it, for the errors.
+      name: see `remote.gdal_name`.
+
+    Raises:
+      UserError: it cannot be opened, or holds no bands.
+    """
     with _unplaced_allowed():
         try:
-            dataset = rasterio.open(path)
+            dataset = rasterio.open(name)
         except RasterioError as error:
             reason = str(error).rstrip(".")
-            raise UserError(
-                f"cannot open {path} as a raster: {reason}; if another program can open it, convert it to GeoTIFF there"
-            ) from None
+            remedy = "if another program can open it, convert it to GeoTIFF there"
+            if path.lower().endswith(".json"):
+                remedy = f"of a STAC item name an asset: {path}#visual"
+            elif gdal_options(name):
+                remedy = "check the address and the credentials; the server must support requests of ranges"
+            raise UserError(f"cannot open {path} as a raster: {reason}; {remedy}") from None
     if dataset.count == 0:
         inner = dataset.subdatasets
         dataset.close()
