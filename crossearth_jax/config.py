@@ -53,7 +53,7 @@ class ViTConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReinsConfig:
-    """LoRAReins adapters; the number of tokens is also the number of mask queries."""
+    """LoRAReins adapters; the number of tokens is also the number of queries of Mask2Former."""
 
     tokens: int = 100  # learnable tokens of each block
     rank: int = 16  # of the product of two matrices that gives the tokens
@@ -82,11 +82,9 @@ class EarthAdapterConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    """The segmentation head: Mask2Former's pixel decoder and transformer decoder, or a small convolutional head."""
+    """The segmentation head. Which head uses which of these fields: docs/howto/heads.md."""
 
-    # "mask2former"; "fcn", which uses only `width` and `groups`; or "linear", a classifier of single patches that uses
-    # none of the fields below.
-    kind: str = "mask2former"
+    kind: str = "mask2former"  # "mask2former", "eomt", "fcn" or "linear"
     width: int = 256  # channels
     heads: int = 8  # attention heads
     groups: int = 32  # of the group normalisation
@@ -95,7 +93,9 @@ class HeadConfig:
     points: int = 4  # sampling points per head and level of the deformable attention
     decoder_layers: int = 9  # layers of the transformer decoder
     decoder_mlp_width: int = 2048
-    queries: int = 100  # used only without Rein adapters; with them the Rein tokens are the queries
+    queries: int = 100  # learnt queries; not used by "mask2former" with Rein, whose tokens then give the queries
+    last_blocks: int = 4  # of "eomt": blocks of the backbone in which the queries join the patches
+    annealing_power: float = 0.9  # of "eomt": power of the polynomial by which attention masks disappear in training
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -215,7 +215,7 @@ class MimTaskConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Mask2Former's set loss and a pixel-wise cross-entropy; for the other heads cross-entropy and Dice loss."""
+    """Set loss and pixel-wise cross-entropy for heads with queries; cross-entropy and Dice loss for the others."""
 
     points: int = 12544  # sampled points of a mask
     oversample: float = 3.0  # candidates per point, from which the uncertain points are chosen

@@ -43,6 +43,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (r"model\.vit\.feature_blocks", lambda x: x >= 0, "0 or more"),
     (r"model\.vit\.pyramid", lambda x: x > 0, "more than 0"),
     (r"model\.vit\.pixel_statistics", lambda x: 0 <= x <= 255, "0 to 255"),
+    (r"model\.head\.annealing_power", lambda x: x >= 0, "0 or more"),
     (r"model\.lora\.first_block", lambda x: x >= 0, "0 or more"),
     (r"model\.earth_adapter\.cutoff", lambda x: 0 < x <= 1, "more than 0 and at most 1"),
     (r"model\.earth_adapter\.(frequency_blocks|scale)", lambda x: abs(x) < float("inf"), "a finite number"),
@@ -56,7 +57,6 @@ _CHOICES = {
     "augment.mix.kind": ("fourier", "statistics", "cutmix", "grid_shuffle"),
     "data.corrupt_records": ("stop", "skip"),
     "model.vit.remat": ("blocks", "cheap", "none"),
-    "model.head.kind": ("mask2former", "fcn", "linear"),
     "model.dtype": ("float32", "bfloat16"),
     "style.backend": ("mobile", "inception"),
     "style.detail": ("network", "low", "scaled"),
@@ -155,10 +155,6 @@ def _check_model(config: Config) -> None:
     vit, head = config.model.vit, config.model.head
     divisors = [("model.vit.width", "model.vit.heads", vit), ("model.vit.image_size", "model.vit.patch_size", vit)]
     if head is not None:
-        if head.kind != "mask2former" and config.loss is not None and not config.loss.pixel_weight:
-            raise UserError(
-                f"loss.pixel_weight is 0, but the head '{head.kind}' is trained with this loss; set it, e.g. to 1.0"
-            )
         divisors += [("model.head.width", "model.head.heads", head), ("model.head.width", "model.head.groups", head)]
     for whole, part, section in divisors:
         _check_multiple(whole, part, section)

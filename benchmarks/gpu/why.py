@@ -155,7 +155,7 @@ def network_parts(bench: Bench) -> Iterator[tuple[str, Part]]:
     def features(trained: Any, images: Any) -> Features:
         return model.features(params | trained, images)
 
-    levels, queries = jax.jit(features)(trained, images)
+    levels, queries, _ = jax.jit(features)(trained, images)
     logits = jax.jit(lambda levels: model.decode(params, Features(levels, queries)))(levels)
     loss = functools.partial(mask_set_loss, LossConfig(points=bench.size.points), jax.random.key(0))
 

@@ -1,11 +1,11 @@
-"""The segmentation loss, for the predictions of either head."""
+"""The segmentation loss, for the predictions of any head."""
 
 from __future__ import annotations
 
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
-from crossearth_jax.config import LossConfig, ModelConfig
+from crossearth_jax.config import LossConfig
 from crossearth_jax.losses.dense import dense_loss, dense_normalisers
 from crossearth_jax.losses.mask_set import mask_set_loss, mask_set_normalisers
 from crossearth_jax.losses.pixel import pixel_loss, pixel_weights
@@ -22,7 +22,7 @@ def segmentation_loss(
     Args:
       config: weights of the terms, and numbers of points.
       key: key of the random points of the set loss.
-      predictions: of `SegmentationModel.decode`: class and mask logits of Mask2Former, or class logits per pixel.
+      predictions: of `SegmentationModel.decode`: class and mask logits of queries, or class logits per pixel.
       labels: 0 … K - 1, or IGNORE.
     """
     if not isinstance(predictions, tuple):
@@ -32,13 +32,18 @@ def segmentation_loss(
 
 
 def segmentation_normalisers(
-    config: LossConfig, model: ModelConfig, labels: UInt8[Array, "b H W"]
+    config: LossConfig, classes: int, queries: int | None, labels: UInt8[Array, "b H W"]
 ) -> dict[str, Float[Array, ""]]:
-    """Return the divisor of each kind of loss term (the first part of its name), up to constant factors."""
-    assert model.head is not None
-    if model.head.kind != "mask2former":
-        return dense_normalisers(config, model.classes, labels)
-    queries = model.rein.tokens if model.rein else model.head.queries
-    sums = mask_set_normalisers(config, queries, model.classes, labels)
-    pixels = pixel_weights(config, labels, model.classes).sum()
+    """Return the divisor of each kind of loss term (the first part of its name), up to constant factors.
+
+    Args:
+      config: weights of the terms.
+      classes: number of classes.
+      queries: number of queries of the head; None if it classifies pixels.
+      labels: 0 … K - 1, or IGNORE.
+    """
+    if queries is None:
+        return dense_normalisers(config, classes, labels)
+    sums = mask_set_normalisers(config, queries, classes, labels)
+    pixels = pixel_weights(config, labels, classes).sum()
     return {"class": sums["class"], "mask": sums["mask"], "dice": sums["mask"], "pixel": pixels}

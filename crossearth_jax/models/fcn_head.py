@@ -9,22 +9,24 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from crossearth_jax.config import HeadConfig, ViTConfig
+from crossearth_jax.config import ModelConfig
 from crossearth_jax.models.layers import conv, group_norm
+from crossearth_jax.models.segmentation_head import PixelHead
 from crossearth_jax.ops.resize import scale_bilinear
 
 
-class FcnHead(nnx.Module):
+class FcnHead(PixelHead):
     """The usual per-pixel head (Long et al., arXiv 1411.4038): two 3 x 3 and one 1 x 1 convolution."""
 
-    def __init__(self, config: HeadConfig, backbone: ViTConfig, classes: int, dtype: jnp.dtype, *, rngs: nnx.Rngs):
-        self.enlargement = max(backbone.pyramid)
-        levels = len(backbone.feature_blocks)
-        self.conv1 = conv(levels * backbone.width, config.width, 3, dtype, rngs=rngs)
-        self.norm1 = group_norm(config.width, config.groups, rngs=rngs)
-        self.conv2 = conv(config.width, config.width, 3, dtype, rngs=rngs)
-        self.norm2 = group_norm(config.width, config.groups, rngs=rngs)
-        self.classifier = conv(config.width, classes, 1, dtype, axes=(), rngs=rngs)
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+        head, vit = config.head, config.vit
+        assert head is not None
+        self.enlargement = max(vit.pyramid)
+        self.conv1 = conv(len(vit.feature_blocks) * vit.width, head.width, 3, dtype, rngs=rngs)
+        self.norm1 = group_norm(head.width, head.groups, rngs=rngs)
+        self.conv2 = conv(head.width, head.width, 3, dtype, rngs=rngs)
+        self.norm2 = group_norm(head.width, head.groups, rngs=rngs)
+        self.classifier = conv(head.width, config.classes, 1, dtype, axes=(), rngs=rngs)
 
     def __call__(self, levels: tuple[Float[Array, "b h w c"], ...]) -> Float[Array, "b H W k"]:
         """Predict float32 logits at the finest level of the pyramid (stride 4 for patches of 16 pixels).
@@ -37,16 +39,13 @@ class FcnHead(nnx.Module):
         return self.classifier(x).astype(jnp.float32)
 
 
-class LinearHead(nnx.Module):
+class LinearHead(PixelHead):
     """A linear classifier of single patches: what is linearly separable in the features of the backbone."""
 
-    def __init__(self, backbone: ViTConfig, classes: int, dtype: jnp.dtype, *, rngs: nnx.Rngs):
-        levels = len(backbone.feature_blocks)
-        self.classifier = conv(levels * backbone.width, classes, 1, dtype, axes=(), rngs=rngs)
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+        inputs = len(config.vit.feature_blocks) * config.vit.width
+        self.classifier = conv(inputs, config.classes, 1, dtype, axes=(), rngs=rngs)
 
     def __call__(self, levels: tuple[Float[Array, "b h w c"], ...]) -> Float[Array, "b h w k"]:
         """Predict float32 logits at the patch grid from the concatenated levels."""
         return self.classifier(jnp.concatenate(levels, axis=-1)).astype(jnp.float32)
-
-
-PixelHead = FcnHead | LinearHead

@@ -54,6 +54,7 @@ def conv(
     *,
     stride: int = 1,
     dilation: int = 1,
+    groups: int = 1,
     use_bias: bool = True,
     initial: Distribution | None = None,
     bias: Distribution | None = None,
@@ -64,7 +65,7 @@ def conv(
 
     Initial values of kernel and bias are PyTorch's unless given; `axes` are the kernel's logical axes.
     """
-    default = Distribution("uniform", (kernel**2 * inputs) ** -0.5)
+    default = Distribution("uniform", (kernel**2 * inputs // groups) ** -0.5)
     return nnx.Conv(
         inputs,
         outputs,
@@ -72,6 +73,7 @@ def conv(
         strides=stride,
         padding="SAME" if stride == 1 else "VALID",
         kernel_dilation=dilation,
+        feature_group_count=groups,
         use_bias=use_bias,
         kernel_init=_ZEROS,
         kernel_metadata=described(initial or default, axes),

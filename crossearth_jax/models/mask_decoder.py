@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -14,16 +12,10 @@ from crossearth_jax.config import HeadConfig
 from crossearth_jax.models.layers import Mlp, MultiHeadAttention, attention_names, layer_norm, linear
 from crossearth_jax.models.parameters import parameter
 from crossearth_jax.models.pixel_decoder import EMBEDDING, LEVELS, PixelFeatures
+from crossearth_jax.models.segmentation_head import Predictions
 from crossearth_jax.models.torch_names import LINEAR, SAME, affine, rule
 from crossearth_jax.ops.resize import resize_bilinear
 from crossearth_jax.ops.sine_encoding import sine_encoding
-
-
-class Predictions(NamedTuple):
-    """Class and mask logits before the first decoder layer and after each layer; the last entry is the final one."""
-
-    class_logits: Float[Array, "p b q k1"]  # of the K classes, then of "no object"
-    mask_logits: Float[Array, "p b q h w"]  # at stride 4
 
 
 class DecoderLayer(nnx.Module):

@@ -1,8 +1,7 @@
 """The whole segmentation network as pure functions. Other packages call `SegmentationModel`, not the Flax modules.
 
 Parameters are one flat dict from "/"-joined path to float32 array (`backbone/…`, `reins/…`, `adapter/…`, `head/…`,
-`mim/…`). Each
-call rebuilds the Flax modules while it is traced, which takes no time when the compiled program runs.
+`mim/…`). Each call rebuilds the Flax modules while it is traced, which takes no time when the compiled program runs.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,34 +18,15 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from crossearth_jax.config import ModelConfig, UserError
 from crossearth_jax.models.adapters import build_adapter
-from crossearth_jax.models.fcn_head import FcnHead, LinearHead, PixelHead
-from crossearth_jax.models.mask_decoder import MaskDecoder, Predictions
+from crossearth_jax.models.heads import head_class
 from crossearth_jax.models.mim_head import MimHead
 from crossearth_jax.models.parameters import initial_values
-from crossearth_jax.models.pixel_decoder import PixelDecoder
 from crossearth_jax.models.rein import Rein
+from crossearth_jax.models.segmentation_head import Encoder, Features, Head, Predictions, Training
 from crossearth_jax.models.vit import VisionTransformer
-from crossearth_jax.ops.resize import resize_bilinear
-from crossearth_jax.ops.scores import pixel_scores
 from crossearth_jax.runtime import parallel
 
 Params = dict[str, jax.Array]
-
-
-class Features(NamedTuple):
-    """Output of the backbone, input of the heads."""
-
-    levels: tuple[Float[Array, "b h w c"], ...]  # of the four feature blocks, all on the patch grid
-    queries: Float[Array, "q d"]  # of the mask decoder, the same for every image
-
-
-class Mask2FormerHead(nnx.Module):
-    """Pixel decoder and mask decoder."""
-
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
-        assert config.head is not None
-        self.pixel_decoder = PixelDecoder(config.head, config.vit, dtype, rngs=rngs)
-        self.mask_decoder = MaskDecoder(config.head, config.classes, config.rein is None, dtype, rngs=rngs)
 
 
 class Network(nnx.Module):
@@ -57,25 +37,22 @@ class Network(nnx.Module):
         self.backbone = VisionTransformer(config.vit, dtype, rngs=rngs)
         self.reins = _rein(config, dtype, rngs=rngs)
         self.adapter = build_adapter(config, dtype, rngs=rngs)
-        self.head = _head(config, dtype, rngs=rngs)
+        kind = head_class(config)
+        self.head = None if kind is None else kind(config, dtype, rngs=rngs)
         self.mim = MimHead(config.mim, config.vit, dtype, rngs=rngs) if config.mim else None
+
+    @property
+    def encoder(self) -> Encoder:
+        """The backbone and its adapter."""
+        return Encoder(self.backbone, self.reins or self.adapter)
 
 
 def _rein(config: ModelConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs) -> Rein | None:
-    if config.rein is None or config.head is None:
+    kind = head_class(config)
+    if config.rein is None or config.head is None or kind is None:
         return None
-    query_width = config.head.width if config.head.kind == "mask2former" else None
+    query_width = config.head.width if kind.rein_queries else None
     return Rein(config.rein, config.vit.depth, config.vit.width, query_width, dtype, rngs=rngs)
-
-
-def _head(config: ModelConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs) -> Mask2FormerHead | PixelHead | None:
-    if config.head is None:
-        return None
-    if config.head.kind == "linear":
-        return LinearHead(config.vit, config.classes, dtype, rngs=rngs)
-    if config.head.kind == "fcn":
-        return FcnHead(config.head, config.vit, config.classes, dtype, rngs=rngs)
-    return Mask2FormerHead(config, dtype, rngs=rngs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,38 +96,54 @@ class SegmentationModel:
         state = nnx.from_flat_state([(path, leaf.replace(whole[_name(path)])) for path, leaf in leaves])
         return nnx.merge(graph, state)
 
-    def features(self, params: Mapping[str, jax.Array], images: Float[Array, "b h w 3"]) -> Features:
-        """Run the backbone on normalised images, whose sides must be multiples of the patch size."""
-        network = self.network(params)
-        levels = network.backbone(images, network.reins or network.adapter)
-        if not isinstance(network.head, Mask2FormerHead):
-            return Features(levels, jnp.zeros((0, 0)))
-        if network.reins:
-            return Features(levels, network.reins.queries())
-        return Features(levels, network.head.mask_decoder.queries[...])
+    @property
+    def queries(self) -> int | None:
+        """Number of queries of the head; None without a head, or for one that classifies pixels."""
+        kind = head_class(self.config)
+        return None if kind is None else kind.query_count(self.config)
 
-    def decode(self, params: Mapping[str, jax.Array], features: Features) -> Predictions | Float[Array, "b h w k"]:
+    def features(
+        self, params: Mapping[str, jax.Array], images: Float[Array, "b h w 3"], *, for_head_only: bool = False
+    ) -> Features:
+        """Run the backbone on normalised images, whose sides must be multiples of the patch size.
+
+        Args:
+          params: the parameters.
+          images: the images.
+          for_head_only: do not run blocks whose results the head does not use. The feature levels are then empty for a
+            head that runs the last blocks itself.
+        """
+        network = self.network(params)
+        (backbone, adapter), head = network.encoder, network.head
+        if head is not None and head.own_blocks:
+            wanted = {self.config.vit.depth - head.own_blocks - 1}
+            blocks = sorted(wanted if for_head_only else wanted | set(self.config.vit.feature_blocks))
+            tokens = dict(zip(blocks, backbone.tokens_after(blocks, images, adapter), strict=True))
+            levels = () if for_head_only else tuple(tokens[i].patches for i in self.config.vit.feature_blocks)
+            return Features(levels, tokens=tokens[min(wanted)])
+        queries = network.reins.queries() if network.reins and head is not None and head.rein_queries else None
+        return Features(backbone(images, adapter), queries)
+
+    def decode(
+        self, params: Mapping[str, jax.Array], features: Features, training: Training | None = None
+    ) -> Predictions | Float[Array, "b h w k"]:
         """Compute the predictions that the losses compare with the labels.
 
+        Args:
+          params: the parameters.
+          features: of `features`.
+          training: progress and key of a training step; None: predictions as in inference.
+
         Returns:
-          Head "mask2former": class and mask logits before the first decoder layer and after each. Head "fcn": float32
-          class logits of every pixel, at a quarter of the images' size if patches have 16 pixels. Head "linear":
-          float32 class logits of every patch.
+          Class and mask logits of the queries, or float32 class logits on a grid of pixels or patches if the head
+          classifies pixels. Head "mask2former": before the first decoder layer and after each. Head "eomt": in training
+          before each of the last blocks, and always after the last.
 
         Raises:
           UserError: the model has no head.
         """
-        head = self._head(params)
-        if isinstance(head, PixelHead):
-            return head(features.levels)
-        pixels = head.pixel_decoder(features.levels)
-        return head.mask_decoder.predict(head.mask_decoder.states(pixels, features.queries), pixels.masks)
-
-    def _head(self, params: Mapping[str, jax.Array]) -> Mask2FormerHead | PixelHead:
-        head = self.network(params).head
-        if head is None:
-            raise UserError("config.model.head is None: the model is for pretraining only; set model.head to segment")
-        return head
+        network = self.network(params)
+        return _head(network).predict(features, network.encoder, training)
 
     def reconstruct(
         self, params: Mapping[str, jax.Array], levels: tuple[Float[Array, "b h w c"], ...]
@@ -168,20 +161,20 @@ class SegmentationModel:
     def scores(self, params: Mapping[str, jax.Array], images: Float[Array, "b h w 3"]) -> Float[Array, "b h w k"]:
         """Compute the class scores of every pixel of normalised images, each of one window.
 
-        With the head "mask2former" these are the sums of `ops.scores.pixel_scores`, which are neither probabilities nor
-        logits. With the other heads they are probabilities.
+        They are probabilities if the head classifies pixels. If it has queries, they are the sums of
+        `ops.scores.pixel_scores`, which are neither probabilities nor logits.
 
         Raises:
           UserError: the model has no head.
         """
-        features = self.features(params, images)
-        head = self._head(params)
-        if isinstance(head, PixelHead):
-            return jax.nn.softmax(resize_bilinear(head(features.levels), images.shape[1:3]))
-        pixels = head.pixel_decoder(features.levels)
-        last = head.mask_decoder.states(pixels, features.queries)[-1:]
-        class_logits, masks = (x[0] for x in head.mask_decoder.predict(last, pixels.masks))
-        return pixel_scores(class_logits, masks, images.shape[1:3])
+        features, network = self.features(params, images, for_head_only=True), self.network(params)
+        return _head(network).scores(features, network.encoder, images.shape[1:3])
+
+
+def _head(network: Network) -> Head:
+    if network.head is None:
+        raise UserError("config.model.head is None: the model is for pretraining only; set model.head to segment")
+    return network.head
 
 
 @functools.lru_cache

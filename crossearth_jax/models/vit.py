@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from crossearth_jax.config import UserError, ViTConfig
 from crossearth_jax.models.layers import conv, layer_norm, linear, stack
@@ -54,11 +55,11 @@ class SelfAttention(nnx.Module):
         self.qkv = linear(width, 3 * width, dtype, kernel=KERNEL, bias=ZEROS, axes=("embed", "heads"), rngs=rngs)
         self.proj = linear(width, width, dtype, kernel=KERNEL, bias=ZEROS, axes=("heads", "embed"), rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
-        """Attend from every token to every token."""
+    def __call__(self, x: Float[Array, "b n c"], mask: Bool[Array, "b n n"] | None = None) -> Float[Array, "b n c"]:
+        """Attend from every token to every token, or only where `mask` is True."""
         qkv = checkpoint_name(self.qkv(x), "qkv")
         query, key, value = rearrange(qkv, "b n (s k d) -> s b n k d", s=3, k=self.heads)
-        return self.proj(rearrange(attention(query, key, value), "b n k d -> b n (k d)"))
+        return self.proj(rearrange(attention(query, key, value, mask), "b n k d -> b n (k d)"))
 
 
 class GeluMlp(nnx.Module):
@@ -100,9 +101,9 @@ class Block(nnx.Module):
         self.mlp = (SwigluMlp if config.swiglu else GeluMlp)(config, dtype, rngs=rngs)
         self.gain2 = parameter((config.width,), gain)
 
-    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
-        """Transform the tokens, which stay in float32."""
-        x = checkpoint_name(x + self.gain1[...] * self.attention(self.norm1(x)), "attended")
+    def __call__(self, x: Float[Array, "b n c"], mask: Bool[Array, "b n n"] | None = None) -> Float[Array, "b n c"]:
+        """Transform the tokens, which stay in float32; `mask` restricts the attention."""
+        x = checkpoint_name(x + self.gain1[...] * self.attention(self.norm1(x), mask), "attended")
         return checkpoint_name(x + self.gain2[...] * self.mlp(self.norm2(x)), "transformed")
 
 
@@ -120,6 +121,13 @@ class Adapter(nnx.Module):
     def refine(self, x: Float[Array, "b n c"], inputs: Any, rows: int) -> Float[Array, "b n c"]:
         """Refine the tokens after a block: the class token, whose result is not used, and `rows` rows of patches."""
         return x
+
+
+class Tokens(NamedTuple):
+    """The float32 tokens between two blocks."""
+
+    prefix: Float[Array, "b p c"]  # the class token
+    patches: Float[Array, "b h w c"]
 
 
 class VisionTransformer(nnx.Module):
@@ -168,26 +176,22 @@ class VisionTransformer(nnx.Module):
           images: normalised; both sides are multiples of the patch size.
           adapter: changes the layers of every block, or refines the patch tokens (not the class token) after it.
         """
+        return tuple(tokens.patches for tokens in self.tokens_after(self.config.feature_blocks, images, adapter))
+
+    def tokens_after(
+        self, blocks: Sequence[int], images: Float[Array, "b h w 3"], adapter: Adapter | None = None
+    ) -> list[Tokens]:
+        """Return the tokens after each of the given blocks, which must be ascending. Later blocks are not run."""
         tokens = self.embed(images)
         rows = images.shape[1] // self.config.patch_size
-        collected = self._scan(tokens, adapter, rows)[:, :, 1:]
-        return tuple(rearrange(level, "b (h w) c -> b h w c", h=rows) for level in collected)
+        collected = self._scan(tokens, blocks, adapter, rows)
+        return [Tokens(x[:, :1], rearrange(x[:, 1:], "b (h w) c -> b h w c", h=rows)) for x in collected]
 
-    def _scan(self, tokens: Float[Array, "b n c"], adapter: Adapter | None, rows: int) -> Float[Array, "f b n c"]:
-        """Run the blocks and collect the tokens after each feature block."""
-        is_patch = jnp.arange(tokens.shape[1])[:, None] > 0
-
-        def layer(x: jax.Array, block: Block, inputs: Any) -> jax.Array:
-            if adapter is not None:
-                block = adapter.adapt(block, inputs)
-            x = parallel.split_by_batch(block(parallel.split_by_batch(x)))
-            # Cheaper than slicing the class token off and concatenating it again.
-            return x if adapter is None else jnp.where(is_patch, adapter.refine(x, inputs, rows), x)
-
-        if self.config.remat != "none":
-            kept = KEPT if self.config.remat == "cheap" else ()
-            policy = jax.checkpoint_policies.save_only_these_names(*kept)
-            layer = jax.checkpoint(layer, prevent_cse=False, policy=policy)
+    def _scan(
+        self, tokens: Float[Array, "b n c"], blocks: Sequence[int], adapter: Adapter | None, rows: int
+    ) -> Float[Array, "f b n c"]:
+        """Run the blocks up to the last of `blocks` and collect the tokens after each of them."""
+        layer = self.layer(adapter, rows)
 
         def step(carry: tuple[jax.Array, jax.Array], inputs: Any) -> tuple[tuple[jax.Array, jax.Array], None]:
             x, collected = carry
@@ -195,13 +199,49 @@ class VisionTransformer(nnx.Module):
             x = layer(x, block, adapter_inputs)
             return (x, jax.lax.dynamic_update_index_in_dim(collected, x, slot, 0)), None
 
-        # Every block writes into the slot of the next feature block, which overwrites it in the end. So one scan with
-        # one compiled block is enough, and only the features of the feature blocks are kept.
-        slots = np.searchsorted(self.config.feature_blocks, np.arange(self.config.depth))
-        collected = jnp.zeros((len(self.config.feature_blocks), *tokens.shape))
-        inputs = (slots, self.blocks, adapter.per_block() if adapter else None)
+        # Every block writes into the slot of the next wanted block, which overwrites it in the end. So one scan with
+        # one compiled block is enough, and only the wanted tokens are kept.
+        slots = np.searchsorted(blocks, np.arange(blocks[-1] + 1))
+        collected = jnp.zeros((len(blocks), *tokens.shape))
+        inputs = (slots, *self.stacked(adapter, 0, blocks[-1] + 1))
         (_, collected), _ = jax.lax.scan(step, (tokens, collected), inputs)
         return collected
+
+    def stacked(self, adapter: Adapter | None, first: int, end: int) -> tuple[Block, Any]:
+        """Return the blocks from `first` to before `end`, stacked, and the adapter's inputs of these blocks."""
+        stacks = (self.blocks, adapter.per_block() if adapter else None)
+        # A slice is a copy. The usual call needs none.
+        return stacks if (first, end) == (0, self.config.depth) else jax.tree.map(lambda x: x[first:end], stacks)
+
+    def layer(self, adapter: Adapter | None, rows: int, queries: int = 0) -> Callable[..., Float[Array, "b n c"]]:
+        """Return a function that runs one block and its adapter, with the configured rematerialisation.
+
+        Args:
+          adapter: the adapter, which refines neither the class token nor queries.
+          rows: number of rows of patches.
+          queries: number of additional tokens after the patches.
+
+        Returns:
+          A function of the tokens, the block, the adapter's inputs of the block, and optionally an attention mask.
+        """
+
+        def layer(x: jax.Array, block: Block, inputs: Any, mask: jax.Array | None = None) -> jax.Array:
+            if adapter is not None:
+                block = adapter.adapt(block, inputs)
+            x = parallel.split_by_batch(block(parallel.split_by_batch(x), mask))
+            if adapter is None:
+                return x
+            image = x[:, : x.shape[1] - queries]
+            # Cheaper than slicing the class token off and concatenating it again.
+            is_patch = jnp.arange(image.shape[1])[:, None] > 0
+            refined = jnp.where(is_patch, adapter.refine(image, inputs, rows), image)
+            return jnp.concatenate([refined, x[:, image.shape[1] :]], axis=1) if queries else refined
+
+        if self.config.remat == "none":
+            return layer
+        kept = KEPT if self.config.remat == "cheap" else ()
+        policy = jax.checkpoint_policies.save_only_these_names(*kept)
+        return jax.checkpoint(layer, prevent_cse=False, policy=policy)
 
 
 _BLOCK, _OURS = "backbone.blocks.{i}", "backbone/blocks"

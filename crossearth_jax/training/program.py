@@ -56,12 +56,13 @@ def build_program(config: Config, mesh: Mesh) -> Program:
     """Build the static part of a run from its config: model, optimizer, shardings and the jitted step.
 
     Raises:
-      UserError: a table has no pattern for a parameter, the batch is not divisible over the mesh, or the style
-        statistics do not fit (`styles.build_styles`).
+      UserError: a table has no pattern for a parameter, the batch is not divisible over the mesh, the loss or the style
+        statistics (`styles.build_styles`) do not fit the model.
     """
     check_batch(config, mesh)
     styles = build_styles(config, parallel.batch_shards(mesh))
     model = SegmentationModel(config.model)
+    check_loss(config, model)
     shapes = model.shapes()
     trainable_names, frozen_names = split_names(config.train.frozen, shapes)
     trainable = {name: shapes[name] for name in trainable_names}
@@ -98,4 +99,13 @@ def check_batch(config: Config, mesh: Mesh) -> None:
         raise UserError(
             f"data.batch_size = {config.data.batch_size} is not divisible by {shards} device shards x {micro} "
             f"micro-batches; choose a multiple of {shards * micro}"
+        )
+
+
+def check_loss(config: Config, model: SegmentationModel) -> None:
+    """Raise a UserError if the loss has no term for a head that classifies pixels."""
+    head, loss = config.model.head, config.loss
+    if head is not None and loss is not None and model.queries is None and not loss.pixel_weight:
+        raise UserError(
+            f"loss.pixel_weight is 0, but the head '{head.kind}' is trained with this loss; set it, e.g. to 1.0"
         )

@@ -23,7 +23,8 @@ from crossearth_jax.augment.style_injection import Injection
 from crossearth_jax.config import Config
 from crossearth_jax.losses.mim import compared_pixels, reconstruction_loss
 from crossearth_jax.losses.segmentation import segmentation_loss, segmentation_normalisers
-from crossearth_jax.models.network import Features, SegmentationModel
+from crossearth_jax.models.network import SegmentationModel
+from crossearth_jax.models.segmentation_head import Features, Training
 from crossearth_jax.ops.normalization import normalize
 from crossearth_jax.training import optimizer as optimizers
 from crossearth_jax.training.state import Params, TrainState
@@ -87,18 +88,25 @@ def train_step(
             token = params["mim/mask_token"]
             inputs.append(content_mask(config.mim, named_key(key, "content"), whole, token, views.inside))
         # One backbone pass for both tasks. The two images of a sample are adjacent, so that both stay on one device.
-        features = model.features(params, rearrange(inputs, "n b h w c -> (b n) h w c"))
-        levels = [rearrange(level, "(b n) h w c -> n b h w c", n=len(inputs)) for level in features.levels]
-        levels_of = [tuple(level[n] for level in levels) for n in range(len(inputs))]
+        images = rearrange(inputs, "n b h w c -> (b n) h w c")
+        features = model.features(params, images, for_head_only=config.mim is None)
+        per_image = (features.levels, features.tokens)
+        by_input = jax.tree.map(lambda x: rearrange(x, "(b n) ... -> n b ...", n=len(inputs)), per_image)
+
+        def of_input(n: int) -> Features:
+            levels, tokens = jax.tree.map(lambda x: x[n], by_input)
+            return features._replace(levels=levels, tokens=tokens)
+
         if config.loss is not None:
-            predictions = model.decode(params, Features(levels_of[0], features.queries))
+            training = Training(state.step / config.train.steps, named_key(key, "head"))
+            predictions = model.decode(params, of_input(0), training)
             terms |= segmentation_loss(config.loss, named_key(key, "points"), predictions, views.labels)
         if config.mim is not None:
-            from_masked = model.reconstruct(params, levels_of[-1])
+            from_masked = model.reconstruct(params, of_input(-1).levels)
             from_styled, styled = from_masked, jnp.zeros_like(views.styled)
             if config.loss is not None:
                 rebuild = functools.partial(model.reconstruct, params)
-                from_styled = of_styled(rebuild, config.style, style_groups, views.styled, levels_of[0])
+                from_styled = of_styled(rebuild, config.style, style_groups, views.styled, of_input(0).levels)
                 styled = views.styled
             terms |= reconstruction_loss(config.mim, views.clean, from_masked, from_styled, styled, views.inside)
         terms = {name: shares.get(name.split("/")[0], 1.0) * term for name, term in terms.items()}
@@ -110,7 +118,7 @@ def train_step(
     if config.optimizer.accumulate == 1:
         gradients, terms = gradient(augmented(batch, key), key, {})
     else:
-        gradients, terms = over_micro_batches(config, augmented, gradient, batch, key)
+        gradients, terms = over_micro_batches(config, model, augmented, gradient, batch, key)
 
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
     trainable: Any = optax.apply_updates(state.trainable, updates)
@@ -128,6 +136,7 @@ def train_step(
 
 def over_micro_batches(
     config: Config,
+    model: SegmentationModel,
     augmented: Callable[[Batch, PRNGKeyArray], AugmentedBatch],
     gradient: Callable[[AugmentedBatch, PRNGKeyArray, Terms], tuple[Params, Terms]],
     batch: Batch,
@@ -140,6 +149,7 @@ def over_micro_batches(
 
     Args:
       config: configuration of the run.
+      model: the network without its parameters.
       augmented: function that augments a batch.
       gradient: function that returns gradients and loss terms, with each kind of term multiplied by the given share.
       batch: batch of the step.
@@ -152,7 +162,7 @@ def over_micro_batches(
 
     def prepare(inputs: tuple[Batch, PRNGKeyArray]) -> tuple[AugmentedBatch, Terms]:
         views = augmented(*inputs)
-        return views, normalisers(config, views)
+        return views, normalisers(config, model, views)
 
     views, sums = jax.lax.map(prepare, (micro, keys))
     shares = {name: parts / jnp.where(parts.sum() > 0, parts.sum(), 1) for name, parts in sums.items()}
@@ -166,11 +176,11 @@ def over_micro_batches(
     return total
 
 
-def normalisers(config: Config, views: AugmentedBatch) -> Terms:
+def normalisers(config: Config, model: SegmentationModel, views: AugmentedBatch) -> Terms:
     """Return the divisor of each kind of loss term of a batch; the kind is the first part of the term's name."""
     found: Terms = {}
     if config.loss is not None:
-        found |= segmentation_normalisers(config.loss, config.model, views.labels)
+        found |= segmentation_normalisers(config.loss, config.model.classes, model.queries, views.labels)
     if config.mim is not None:
         assert config.model.mim is not None
         found["mim"] = compared_pixels(views.inside, config.model.mim.image_size).sum().astype(jnp.float32)

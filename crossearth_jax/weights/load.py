@@ -13,6 +13,7 @@ from typing import Any, TypeGuard
 from absl import logging
 
 from crossearth_jax.config import ModelConfig, UserError
+from crossearth_jax.models.segmentation_head import CLASS_LAYER
 from crossearth_jax.weights import dinov2, infer, native, reference_names
 from crossearth_jax.weights.files import TensorFile, read_tensors
 from crossearth_jax.weights.name_rules import Tensors
@@ -127,10 +128,10 @@ def _is_list(value: Any, length: int) -> TypeGuard[list[Any] | tuple[Any, ...]]:
 
 def _as_in_file(params: Tensors, config: ModelConfig) -> ModelConfig:
     """Return the configuration with the file's number of classes and size of the mask token."""
-    for layer, more in (("head/mask_decoder/class_head", 1), ("head/classifier", 0)):  # 1 for "no object"
-        bias = params.get(f"{layer}/bias")
-        if bias is not None and bias.ndim == 1:
-            config = dataclasses.replace(config, classes=len(bias) - more)
+    for name, value in params.items():
+        if (match := CLASS_LAYER.fullmatch(name)) and match["array"] == "bias" and value.ndim == 1:
+            no_object = match["layer"] == "class_head"
+            config = dataclasses.replace(config, classes=len(value) - no_object)
     token = params.get("mim/mask_token")
     if config.mim is not None and token is not None:
         config = dataclasses.replace(config, mim=dataclasses.replace(config.mim, token_size=len(token)))

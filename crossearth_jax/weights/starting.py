@@ -11,13 +11,15 @@ import numpy as np
 from absl import logging
 
 from crossearth_jax.config import ModelConfig, PixelStatistics, UserError
+from crossearth_jax.models.heads import head_class
 from crossearth_jax.models.network import SegmentationModel
+from crossearth_jax.models.segmentation_head import CLASS_LAYER
 from crossearth_jax.runtime.buckets import AnyPath, any_path
 from crossearth_jax.weights.load import Weights, load_weights
 from crossearth_jax.weights.name_rules import Tensors
 from crossearth_jax.weights.native import MODEL_FILE, Description, is_native, read_description, read_metadata
+from crossearth_jax.weights.reference_names import EXTRA
 
-CLASS_LAYERS = ("head/mask_decoder/class_head/", "head/classifier/")  # of the heads "mask2former" and "fcn"
 MASK_TOKEN = "mim/mask_token"
 
 
@@ -96,6 +98,7 @@ def fit(weights: Weights, config: ModelConfig, class_names: Sequence[str] = ()) 
     left out if the classes differ: for the weights file of a run if their names or their number differ, for any other
     file if their number differs. A pixel mask token that is larger than the model's is cropped to its upper left
     corner. (Published ones are 1024 x 1024. It is not published how the reference's models for 512 pixels use them.)
+    Parameters of a head that start from other tensors of the backbone's file get these (`Head.from_backbone`).
 
     Raises:
       UserError: the mask token is smaller than the model's.
@@ -104,6 +107,10 @@ def fit(weights: Weights, config: ModelConfig, class_names: Sequence[str] = ()) 
     reinitialised = _class_layer(weights, config, class_names)
     params = {k: v for k, v in weights.params.items() if k in wanted and k not in reinitialised}
     cropped = _crop_mask_token(params, wanted)
+    kind = head_class(config)
+    for ours, theirs in (kind.from_backbone if kind else {}).items():
+        if f"head/{ours}" not in params and EXTRA + theirs in weights.params:
+            params[f"head/{ours}"] = np.asarray(weights.params[EXTRA + theirs], np.float32)
     report = Report(
         restored=tuple(sorted(set(params) - set(cropped))),
         cropped=cropped,
@@ -121,7 +128,7 @@ def _class_layer(weights: Weights, config: ModelConfig, class_names: Sequence[st
     other_names = described.trained_on and class_names and described.class_names != tuple(class_names)
     if described.model.classes == config.classes and not other_names:
         return ()
-    return tuple(sorted(name for name in weights.params if name.startswith(CLASS_LAYERS)))
+    return tuple(sorted(name for name in weights.params if CLASS_LAYER.fullmatch(name)))
 
 
 def _crop_mask_token(params: Tensors, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> tuple[str, ...]:

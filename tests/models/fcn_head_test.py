@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from scipy.ndimage import correlate, zoom
 
-from crossearth_jax.config import HeadConfig, LossConfig, ViTConfig
+from crossearth_jax.config import HeadConfig, LossConfig, ModelConfig, ViTConfig
 from crossearth_jax.inference.segmentor import load
 from crossearth_jax.models.fcn_head import FcnHead
 from crossearth_jax.models.network import SegmentationModel
@@ -36,9 +36,8 @@ def numpy_group_norm(x, norm):
 
 def test_head_equals_scipy():
     backbone = ViTConfig(width=3, depth=4, feature_blocks=(0, 1, 2, 3), pyramid=(2.0, 1.0, 1.0, 0.5))
-    head = FcnHead(
-        HeadConfig(kind="fcn", width=WIDTH, groups=GROUPS), backbone, CLASSES, jnp.dtype("float32"), rngs=nnx.Rngs(0)
-    )
+    config = ModelConfig(classes=CLASSES, vit=backbone, head=HeadConfig(kind="fcn", width=WIDTH, groups=GROUPS))
+    head = FcnHead(config, jnp.dtype("float32"), rngs=nnx.Rngs(0))
     rng = np.random.default_rng(0)
     for layer in (head.conv1, head.conv2, head.classifier):
         layer.kernel[...] = jnp.asarray(rng.normal(size=layer.kernel.shape), jnp.float32)

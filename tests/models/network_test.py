@@ -165,9 +165,14 @@ def test_without_reins_queries_are_learnt(tiny_model, tiny_params):
     assert not any(name.startswith("reins/") for name in model.shapes())
     queries = jnp.asarray(np.random.default_rng(0).standard_normal((8, 32)), jnp.float32)
     params = tiny_params | {"head/mask_decoder/queries": queries}
-    # Only the queries are returned, so XLA computes nothing else.
-    result = jax.jit(lambda p: model.features(p, jnp.zeros((1, 64, 64, 3))).queries)(params)
-    np.testing.assert_array_equal(result, queries)
+    decoder = model.network(params).head.mask_decoder
+    expected = decoder.class_head(decoder.norm(decoder.query_projection(queries)))
+
+    def first_classes(params):
+        """Return the class logits before the first layer. They need only the queries, so XLA computes nothing else."""
+        return model.decode(params, model.features(params, jnp.zeros((1, 64, 64, 3)))).class_logits[0, 0]
+
+    np.testing.assert_allclose(jax.jit(first_classes)(params), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_bfloat16_stays_near_float32(golden, tiny_model, tiny_params):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from crossearth_jax.config import Config, DataConfig, MeshConfig, MimConfig, TrainConfig, UserError
+from crossearth_jax.config import Config, DataConfig, HeadConfig, MeshConfig, MimConfig, TrainConfig, UserError
 from crossearth_jax.convert import read_config
 from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.runtime import parallel
@@ -119,6 +119,18 @@ def test_backbone_alone_is_a_start(tmp_path, reference):
     write_torch_zip(tmp_path / "b.pth", backbone)
     params = starting_weights(tmp_path / "b.pth", CONFIG)
     assert {name.split("/")[0] for name in params} == {"backbone"} and len(params) == 18
+
+
+def test_the_final_norm_of_the_backbone_starts_that_of_eomt(tmp_path, reference):
+    trained = ("decode_head.", "backbone.reins.")
+    backbone = {k.removeprefix("backbone."): v for k, v in reference.items() if not k.startswith(trained)}
+    norm = {"norm.weight": np.arange(64, dtype=np.float32), "norm.bias": np.ones(64, np.float32)}
+    write_torch_zip(tmp_path / "b.pth", backbone | norm)
+    head = HeadConfig(kind="eomt", last_blocks=1)
+    params = starting_weights(tmp_path / "b.pth", dataclasses.replace(CONFIG, head=head))
+    assert {name for name in params if name.startswith("head/")} == {"head/norm/scale", "head/norm/bias"}
+    np.testing.assert_array_equal(params["head/norm/scale"], norm["norm.weight"])
+    np.testing.assert_array_equal(params["head/norm/bias"], norm["norm.bias"])
 
 
 def test_a_run_starts_from_the_file_with_a_fresh_optimizer(path, reference):
