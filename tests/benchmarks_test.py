@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import benchmarks
-from benchmarks import growth, parts, run
+from benchmarks import growth, heads, parts, run
 from benchmarks.checkpoint import reference_tensors
 from benchmarks.network import Options, backbone_flops
 from benchmarks.sizes import SIZES
@@ -41,6 +41,20 @@ def test_flops_of_a_backbone_by_hand():
     expected = 24 * (24 * n * c * c + 4 * n * n * c + reins) + 2 * m * 3 * 256 * c
     assert backbone_flops(ModelConfig(), 512) == expected
     assert backbone_flops(ModelConfig(), 512) == pytest.approx(7.9e11, rel=0.02)
+
+
+def test_heads_are_counted(monkeypatch, capsys):
+    vit = ViTConfig(image_size=64, width=8, depth=4, heads=1, mlp_width=16, feature_blocks=(0, 1, 2, 3))
+    monkeypatch.setattr(heads, "SIZES", {"vit_l": (vit, 1)})
+    monkeypatch.setattr(heads, "SIDE", 64)
+    model = heads.build("vit_l", "linear")
+    head, _ = heads.split(model.shapes())
+    assert {name: x.shape for name, x in head.items()} == {
+        "head/classifier/kernel": (1, 1, 32, 6), "head/classifier/bias": (6,)
+    }  # fmt: skip
+    heads.main(["--heads", "linear", "eomt"])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[2].startswith("| linear | 198 |") and printed[3].startswith("| eomt |")
 
 
 def test_table_says_what_misses():
