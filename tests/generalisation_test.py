@@ -13,7 +13,7 @@ from PIL import Image
 
 from benchmarks.generalisation import __main__ as study
 from benchmarks.generalisation import backbone, summary
-from benchmarks.generalisation.variants import HEADS, VARIANTS, Budget, recipe
+from benchmarks.generalisation.variants import FRAMEWORK, GROUPS, HEADS, VARIANTS, Budget, find, recipe
 from crossearth_jax.analysis import baselines, diagnostics
 from crossearth_jax.benchmark.domains_file import read_domains_file
 from crossearth_jax.config import UserError, ViTConfig
@@ -71,6 +71,38 @@ def test_table_by_hand():
     assert "| crossearth | 26.0 | - |" in summary.by_shift(SHIFTS)
     text = summary.report(ROWS, SHIFTS, ["figures/a.png"])
     assert "## Head fcn" in text and "![figures/a.png](figures/a.png)" in text
+
+
+def test_the_table_of_adapter_head_and_style_by_hand():
+    low = [{**row("rein_styles_low", "b", seed, 10.0 * seed + 4), "step_seconds": 0.5 * seed} for seed in (1, 2)]
+    rows = [*ROWS, *low, row("lora_styles_low", "b", 1, 18.0), {**row("rein", "b", 1, 30.0), "head": "eomt"}]
+    lines = summary.framework(rows)
+    # In b, rein has 11 and 21, low styles 14 and 24, and LoRA with low styles 18, of which there is no plain run.
+    assert lines[2] == "| rein | fcn | off | 16.5 |  |  | 15.0 | 1.50 M | - | 2 |"
+    assert lines[3] == "| rein | eomt | off | 30.0 |  |  | - | 1.50 M | - | 1 |"
+    assert lines[4] == "| rein | fcn | low | 19.0 | +3.0 [+3.0, +3.0] | +3.0 [+3.0, +3.0] | - | 1.50 M | 0.75 | 2 |"
+    assert lines[5] == "| lora | fcn | low | 18.0 | +7.0 | - | - | 1.50 M | - | 1 |"
+    assert len(lines) == 6
+    assert "## Adapter, head and style" in summary.report(rows, [], [])
+    assert "## Adapter, head and style" not in summary.report(ROWS, [], [])
+
+
+def test_groups_of_variants():
+    assert [variant.name for variant in find(["study"])][:3] == ["linear_probe", "frozen", "rein"]
+    assert {variant.name for variant in find(["framework"])} == set(FRAMEWORK) and len(FRAMEWORK) == 10
+    assert set(GROUPS["study"]) | set(GROUPS["framework"]) == {variant.name for variant in VARIANTS}
+    names = [variant.name for variant in find(["rein_mim", "framework"])]
+    assert names.index("rein_styles_low") < names.index("rein_mim") and len(names) == 11
+
+
+def test_variants_of_the_framework_are_what_their_names_say():
+    vit = ViTConfig(image_size=256, width=384, depth=10, heads=6, mlp_width=1536, feature_blocks=(2, 4, 6, 9))
+    for variant in find(["framework"]):
+        config = variant.change(recipe(Budget(600, 160, 8), "fcn", vit, 5))
+        adapter, style = FRAMEWORK[variant.name]
+        assert (config.model.rein is not None) == (adapter == "rein")
+        assert adapter in ("rein", "none") or config.model.adapter == adapter
+        assert (config.style and config.style.detail) == {"off": None, "low": "low"}[style]
 
 
 def test_baselines_and_the_upper_bound_stand_beside_the_variants():
@@ -144,7 +176,7 @@ def test_specifications_of_public_datasets_can_be_read(name):
 
 
 def test_arguments_that_cannot_be_meant(tmp_path):
-    with pytest.raises(UserError, match="unknown variants: reign; known: linear_probe, frozen, rein"):
+    with pytest.raises(UserError, match="unknown variants: reign; known: study, framework, linear_probe, frozen, rein"):
         run(tmp_path, "--variants", "reign")
     with pytest.raises(UserError, match="leaves out rein, which all others are compared with"):
         run(tmp_path, "--variants", "frozen")

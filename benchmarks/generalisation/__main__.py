@@ -19,6 +19,7 @@ import dataclasses
 import io
 import json
 import shutil
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,7 +32,17 @@ from jaxtyping import UInt8
 
 from benchmarks.generalisation import figures, summary
 from benchmarks.generalisation.summary import BASELINE, Row
-from benchmarks.generalisation.variants import HEADS, OF_SOURCE, REFERENCE, VARIANTS, Budget, Variant, find, recipe
+from benchmarks.generalisation.variants import (
+    GROUPS,
+    HEADS,
+    OF_SOURCE,
+    REFERENCE,
+    VARIANTS,
+    Budget,
+    Variant,
+    find,
+    recipe,
+)
 from crossearth_jax import estimate_style
 from crossearth_jax.analysis import baselines
 from crossearth_jax.analysis.diagnostics import style_distances
@@ -53,7 +64,7 @@ from crossearth_jax.weights.native import read_description
 
 COLUMNS: tuple[str, ...] = (
     "head", "variant", "source", "target", "seed", "cross_domain", "miou", "iou", "pixels", "steps", "trainable",
-    "seconds", "device",
+    "seconds", "step_seconds", "device",
 )  # fmt: skip
 SHIFT_COLUMNS: tuple[str, ...] = ("head", "variant", "source", "seed", "shift", "strength", "miou")
 SHIFT_STRENGTHS = (3,)  # of five: the middle one, since all five cost more than a training run
@@ -83,7 +94,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         variants = find(arguments.variants)
     except KeyError as error:
-        known = ", ".join(variant.name for variant in VARIANTS)
+        known = ", ".join((*GROUPS, *(variant.name for variant in VARIANTS)))
         raise UserError(f"unknown variants: {error.args[0]}; known: {known}") from None
     if REFERENCE not in [variant.name for variant in variants]:
         raise UserError(f"--variants leaves out {REFERENCE}, which all others are compared with; add it")
@@ -137,7 +148,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder of the study")
     parser.add_argument("--backbone", type=Path, help="frozen DINOv2, converted (.safetensors); random weights without")
     parser.add_argument("--data_dir", help="where domains are prepared; OUT/data without")
-    parser.add_argument("--variants", nargs="*", default=[], help=f"of {', '.join(v.name for v in VARIANTS)}")
+    parser.add_argument(
+        "--variants", nargs="+", default=["study"], help=f"of {', '.join((*GROUPS, *(v.name for v in VARIANTS)))}"
+    )
     parser.add_argument("--heads", nargs="*", default=HEADS[:1], choices=HEADS)
     parser.add_argument("--domains", nargs="*", default=[], help="domains of the study; all of the file without")
     parser.add_argument("--sources", nargs="*", default=[], help="domains to train on; all of the study without")
@@ -196,6 +209,7 @@ def run_cell(cell: Cell, config: Config, out: Path, shifts: Sequence[str]) -> No
         "steps": config.train.steps,
         "trainable": sum(value.size for value in jax.tree.leaves(run.state.trainable)),
         "seconds": round(trained - began),  # of training, since the last start where a run was interrupted
+        "step_seconds": step_seconds(workdir, config.data.batch_size),
         "device": jax.devices()[0].device_kind,
     }
     if cell.seed == 0:
@@ -212,6 +226,13 @@ def run_cell(cell: Cell, config: Config, out: Path, shifts: Sequence[str]) -> No
     write_json(_result(out, cell), {"rows": rows, "shifts": of_shifts["shifts"], "made": made})
     shutil.rmtree(workdir)
     jax.clear_caches()
+
+
+def step_seconds(workdir: Path, batch: int) -> float | None:
+    """Return the median time of a training step with reading and logging; None if there is only one record."""
+    lines = (workdir / "metrics.jsonl").read_text("utf-8").splitlines()
+    rates = [record["images_per_second"] for record in map(json.loads, lines) if "images_per_second" in record]
+    return round(batch / statistics.median(rates), 3) if rates else None
 
 
 def tiles(domain: str, data_dir: str) -> list[tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]]:

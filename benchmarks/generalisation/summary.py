@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from benchmarks.generalisation.variants import REFERENCE, VARIANTS
+from benchmarks.generalisation.variants import FRAMEWORK, GROUPS, REFERENCE, VARIANTS
 
 RESAMPLES = 10_000
 LEVEL = 0.95
@@ -50,6 +50,8 @@ def report(rows: Sequence[Row], shifts: Sequence[Row], figures: Sequence[str]) -
         parts += [f"## Head {head}", "", *table(of_head, of_shifts), "", *by_target(of_head, simple), ""]
         if of_shifts:
             parts += ["Appearance shifts of the source's test split, mIoU:", "", *by_shift(of_shifts), ""]
+    if any(row["variant"] in FRAMEWORK and row["variant"] not in GROUPS["study"] for row in rows):
+        parts += ["## Adapter, head and style", "", *framework(rows), ""]
     parts += [line for path in figures for line in (f"![{path}]({path})", "")]
     return "\n".join(parts)
 
@@ -70,8 +72,7 @@ def table(rows: Sequence[Row], shifts: Sequence[Row] = ()) -> list[str]:
         runs = {(row["source"], row["seed"]): row for row in mine}
         columns = [variant.name]
         for part in (unseen, own, shifted):
-            scores = [row["miou"] for row in part if row["variant"] == variant.name]
-            columns += [f"{np.mean(scores):.1f}" if scores else "-", _difference(part, variant.name)]
+            columns += [_mean([row for row in part if row["variant"] == variant.name]), _difference(part, variant.name)]
         parameters = next(iter(runs.values()))["trainable"] / 1e6
         minutes = np.mean([row["seconds"] for row in runs.values()]) / 60
         columns += [str(len(runs)), f"{parameters:.2f} M", f"{minutes:.1f}"]
@@ -79,10 +80,41 @@ def table(rows: Sequence[Row], shifts: Sequence[Row] = ()) -> list[str]:
     return lines
 
 
-def _difference(rows: Sequence[Row], variant: str) -> str:
-    if variant == REFERENCE:
+def framework(rows: Sequence[Row]) -> list[str]:
+    """Write one line for each adapter, style and head, with differences between runs of the same head."""
+    lines = [
+        f"| adapter | head | style | unseen mIoU | difference to {REFERENCE}, off [95 %] | "
+        "difference of the style [95 %] | in-domain mIoU | trainable | seconds a step | runs |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    variants = {combination: variant for variant, combination in FRAMEWORK.items()}
+    for (adapter, style), variant in variants.items():
+        for head in dict.fromkeys(row["head"] for row in rows):
+            of_head = [row for row in rows if row["head"] == head]
+            mine = [row for row in of_head if row["variant"] == variant]
+            if not mine:
+                continue
+            unseen = [row for row in of_head if row["cross_domain"]]
+            runs = {(row["source"], row["seed"]): row for row in mine}
+            times = [row["step_seconds"] for row in runs.values() if row.get("step_seconds")]
+            columns = [adapter, head, style]
+            columns += [_mean([row for row in mine if row["cross_domain"]]), _difference(unseen, variant)]
+            columns.append("" if style == "off" else _difference(unseen, variant, variants[adapter, "off"]))
+            columns.append(_mean([row for row in mine if not row["cross_domain"]]))
+            columns.append(f"{mine[0]['trainable'] / 1e6:.2f} M")
+            columns += [f"{np.mean(times):.2f}" if times else "-", str(len(runs))]
+            lines.append(f"| {' | '.join(columns)} |")
+    return lines
+
+
+def _mean(rows: Sequence[Row]) -> str:
+    return f"{np.mean([row['miou'] for row in rows]):.1f}" if rows else "-"
+
+
+def _difference(rows: Sequence[Row], variant: str, other: str = REFERENCE) -> str:
+    if variant == other:
         return ""
-    differences = list(paired(rows, variant).values())
+    differences = list(paired(rows, variant, other).values())
     if not differences:
         return "-"
     if len(differences) == 1:

@@ -7,7 +7,7 @@ all sources; `docs/generalisation.md` says how its numbers were chosen.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from crossearth_jax.config import (
@@ -28,7 +28,7 @@ from crossearth_jax.config import (
     ViTConfig,
 )
 
-HEADS = ("fcn", "mask2former")
+HEADS = ("fcn", "mask2former", "linear", "eomt")
 REFERENCE = "rein"  # what differences are taken to
 PAPER_STYLES = StyleConfig()  # a tenth of the images, a tenth of the code, blocks
 # The change of colour alone, in all images. The blocks of the paper would cut it into patches of different colour.
@@ -59,10 +59,15 @@ class Variant:
 def recipe(budget: Budget, head: str, vit: ViTConfig, classes: int) -> Config:
     """The configuration of the variant `rein`, without data and seed."""
     crop = budget.crop
+    pixels = LossConfig(pixel_weight=1.0, dice_weight=1.0)
+    # The set loss alone converges slowly; with the pixel-wise loss beside it short runs can be compared.
+    masks = LossConfig(points=3136, pixel_weight=5.0)
     heads = {
-        "fcn": (HeadConfig(kind="fcn", width=128), LossConfig(pixel_weight=1.0, dice_weight=1.0)),
-        # The set loss alone converges slowly; with the pixel-wise loss beside it short runs can be compared.
-        "mask2former": (HeadConfig(encoder_layers=3, decoder_layers=3), LossConfig(points=3136, pixel_weight=5.0)),
+        "fcn": (HeadConfig(kind="fcn", width=128), pixels),
+        "mask2former": (HeadConfig(encoder_layers=3, decoder_layers=3), masks),
+        "linear": (HeadConfig(kind="linear"), pixels),
+        # Two of the ten blocks of the study's backbone: the same share as four of the 24 blocks of ViT-L.
+        "eomt": (HeadConfig(kind="eomt", last_blocks=2), masks),
     }
     config, loss = heads[head]
     return Config(
@@ -85,6 +90,10 @@ def _linear_probe(config: Config) -> Config:
     head = HeadConfig(kind="linear")
     loss = LossConfig(pixel_weight=1.0, dice_weight=1.0)
     return replace(_without_rein(config), model=replace(config.model, reins=None, head=head), loss=loss)
+
+
+def _with_styles(change: Callable[[Config], Config], style: StyleConfig) -> Callable[[Config], Config]:
+    return lambda config: replace(change(config), style=style)
 
 
 def _augment(**changes: object) -> Callable[[Config], Config]:
@@ -124,7 +133,7 @@ def _full(config: Config) -> Config:
     return replace(_without_rein(config), train=train, optimizer=replace(config.optimizer, rates=rates))
 
 
-VARIANTS = (
+_STUDY = (
     Variant("linear_probe", "frozen backbone, linear classifier of patches", _linear_probe),
     Variant("frozen", "frozen backbone and a head", _without_rein),
     Variant("rein", "Rein adapters in the frozen backbone", lambda config: config),
@@ -150,14 +159,37 @@ VARIANTS = (
 )  # fmt: skip
 
 
-def find(names: list[str]) -> list[Variant]:
-    """The variants called so, all without a name, in the order of the table.
+_LOW = "frozen backbone with styles that keep the detail"
+VARIANTS = (
+    *_STUDY,
+    Variant("frozen_styles_low", _LOW, _with_styles(_without_rein, LOW_STYLES)),
+    *(
+        Variant(f"{kind}_styles_low", f"{kind} in the {_LOW}", _with_styles(_adapter(kind), LOW_STYLES))
+        for kind in ("lora", "soma", "earth_adapter")
+    ),
+)
+# The variants of the table of adapters and styles: variant -> adapter and style.
+FRAMEWORK: dict[str, tuple[str, str]] = {
+    f"{name}{suffix}": (adapter, style)
+    for name, adapter in (("frozen", "none"), *((kind, kind) for kind in ("rein", "lora", "soma", "earth_adapter")))
+    for suffix, style in {"": "off", "_styles_low": "low"}.items()
+}
+# Names of groups that can be given instead of those of their variants.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "study": tuple(variant.name for variant in _STUDY),
+    "framework": tuple(FRAMEWORK),
+}
+
+
+def find(names: Sequence[str]) -> list[Variant]:
+    """Return the variants of these names and groups, in the order of the table.
 
     Raises:
       KeyError: a name is unknown.
     """
-    known = {variant.name: variant for variant in VARIANTS}
+    known = GROUPS | {variant.name: (variant.name,) for variant in VARIANTS}
     unknown = [name for name in names if name not in known]
     if unknown:
         raise KeyError(", ".join(unknown))
-    return [variant for variant in VARIANTS if not names or variant.name in names]
+    chosen = {member for name in names for member in known[name]}
+    return [variant for variant in VARIANTS if variant.name in chosen]
