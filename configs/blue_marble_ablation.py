@@ -6,7 +6,8 @@
 `source_only` uses neither idea of the paper, `style` only Earth-Style Injection, `mim` only masked image modelling, and
 `both` is `configs/blue_marble.py`. `reins` trains adapters and heads on a frozen backbone, `frozen` only the heads,
 `full` all parameters without adapters. These three use both ideas and need the weights of a backbone:
-`--config.train.init_from=FILE`.
+`--config.train.init_from=FILE`. The last four are `source_only` with an augmentation that mixes the images of a batch
+and needs no style network.
 """
 
 from dataclasses import replace
@@ -14,7 +15,7 @@ from dataclasses import replace
 from crossearth_configs.blue_marble import HEAD, experiment  # pyright: ignore[reportMissingImports]
 from ml_collections import ConfigDict
 
-from crossearth_jax.config import Config, UserError, to_config_dict
+from crossearth_jax.config import Config, MixConfig, UserError, to_config_dict
 
 FROZEN_BACKBONE = ((r"backbone/.*", True), (r".*", False))
 
@@ -22,15 +23,24 @@ FROZEN_BACKBONE = ((r"backbone/.*", True), (r".*", False))
 def _variants(both: Config) -> dict[str, Config]:
     segmentation = replace(both, mim=None, model=replace(both.model, mim=None))
     frozen = replace(both.train, frozen=FROZEN_BACKBONE)
+    plain = replace(segmentation, style=None)
+
+    def mixed(kind: str) -> Config:
+        return replace(plain, augment=replace(plain.augment, mix=MixConfig(kind=kind)))
+
     no_reins = replace(both.model, reins=None, head=replace(HEAD, queries=16))
     return {
-        "source_only": replace(segmentation, style=None),
+        "source_only": plain,
         "style": segmentation,
         "mim": replace(both, style=None),
         "both": both,
         "reins": replace(both, train=frozen),
         "frozen": replace(both, model=no_reins, train=frozen),
         "full": replace(both, model=no_reins),
+        "statistics": mixed("statistics"),
+        "fourier": mixed("fourier"),
+        "cutmix": mixed("cutmix"),
+        "grid_shuffle": mixed("grid_shuffle"),
     }
 
 
