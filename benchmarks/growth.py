@@ -4,8 +4,9 @@
 
 NAMES are image, batch, classes, devices, scene and records; without names, all of them. Results of the others are kept
 in the file. The training steps are those of a ViT of width 192 with the paper's head, which a CPU runs in seconds;
-their memory is that of the compiled program (saved activations, gradients and intermediates, without the weights).
-Scenes are mapped by a tiny network, each in its own process, whose peak memory counts; this needs the extra `geo`.
+times are processor time of all threads, and memory is that of the compiled program (saved activations, gradients and
+intermediates, without the weights). Scenes are mapped by a tiny network, each in its own process, whose peak memory
+counts; this needs the extra `geo`.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ VIT = ViTConfig(image_size=256, width=192, depth=12, heads=3, mlp_width=768, fea
 
 
 def step(side: int, batch: int = 1, classes: int = 6, devices: int = 1) -> Point:
-    """Measure a training step (segmentation): the least seconds of a few, and the bytes that live only during it."""
+    """Measure a training step (segmentation): the least time of a few, and the bytes that live only during it."""
     config = Config(
         name="growth",
         data=DataConfig(batch_size=batch),
@@ -51,7 +52,7 @@ def step(side: int, batch: int = 1, classes: int = 6, devices: int = 1) -> Point
     run, facts = training_step(config, params, {"pixels": pixels, "labels": labels % classes}, devices)
     run()
     return {
-        "seconds": min(workers.timed(run)["seconds"] for _ in range(ROUNDS)),
+        "seconds": min(workers.timed(run)["cpu_seconds"] for _ in range(ROUNDS)),
         "bytes": facts["temporary_bytes"],
     }
 
@@ -62,7 +63,8 @@ def scene(side: int) -> Point:
 
     with tempfile.TemporaryDirectory() as folder:
         map_memory.write_model(pathlib.Path(folder))
-        return map_memory.measure(pathlib.Path(folder), side, [])
+        found = map_memory.measure(pathlib.Path(folder), side, [])
+    return {"seconds": found["cpu_seconds"], "bytes": found["bytes"]}
 
 
 def records(count: int) -> Point:
@@ -76,9 +78,9 @@ def records(count: int) -> Point:
             Image.fromarray(pixels[..., 0] % 2).save(root / f"label_{i}.png", compress_level=1)
         file = root / "domains.toml"
         file.write_text(DOMAINS)
-        prepared = workers.timed(lambda: prepare_file(file, folder))["seconds"]
+        prepared = workers.timed(lambda: prepare_file(file, folder))["cpu_seconds"]
         data = DataConfig(source="growth/pictures", data_dir=folder, batch_size=8)
-        opened = workers.timed(lambda: next(train_iterator(data, seed=0)))["seconds"]
+        opened = workers.timed(lambda: next(train_iterator(data, seed=0)))["cpu_seconds"]
     return {"prepare seconds": prepared, "first batch seconds": opened}
 
 
@@ -147,7 +149,7 @@ def draw(results: dict[str, dict[str, dict[str, Point]]], path: pathlib.Path) ->
                 right.set(yscale="log", ylabel="memory, MiB (dashed)")
             else:
                 ax.plot(sizes, values, "o-", label=key)
-        ax.set(xscale="log", yscale="log", xlabel=unit, ylabel="time, s", title=name)
+        ax.set(xscale="log", yscale="log", xlabel=unit, ylabel="processor time, s", title=name)
         ax.set_xticks(sizes, [f"{size:,}" for size in sizes])
         ax.minorticks_off()
         ax.grid(alpha=0.3)

@@ -72,7 +72,7 @@ def write_scene(path: Path, side: int) -> None:
 
 
 def measure(folder: Path, side: int, options: list[str]) -> dict[str, float]:
-    """Map one scene; return the seconds and the peak resident memory in bytes."""
+    """Map one scene; return the time (also of the processor) in seconds and the peak resident memory in bytes."""
     scene, out = folder / f"scene_{side}.tif", folder / f"map_{side}.tif"
     write_scene(scene, side)
     command = [sys.executable, "-m", "crossearth_jax.predict", f"--checkpoint={folder}/tiny.safetensors", str(scene),
@@ -85,7 +85,12 @@ def measure(folder: Path, side: int, options: list[str]) -> dict[str, float]:
         raise SystemExit(f"the command failed with status {status}")
     scene.unlink()
     out.unlink()
-    return {"seconds": seconds, "bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)}
+    processor = usage.ru_utime + usage.ru_stime
+    return {
+        "seconds": seconds,
+        "cpu_seconds": processor,
+        "bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+    }
 
 
 def main() -> None:
