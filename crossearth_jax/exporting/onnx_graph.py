@@ -470,7 +470,10 @@ def _dynamic_slice(graph: _Graph, inputs: list[Tensor], output: Any, options: di
 
 def _dynamic_update_slice(graph: _Graph, inputs: list[Tensor], output: Any, options: dict[str, Any]) -> Tensor:
     x, update, *starts = inputs
-    (axis,) = [axis for axis, size in enumerate(x.shape) if size != update.shape[axis]]
+    axes = [axis for axis, size in enumerate(x.shape) if size != update.shape[axis]]
+    if not axes:  # the whole array is replaced
+        return update
+    (axis,) = axes
     start, end = _fixed(starts[axis]), _fixed(starts[axis]) + update.shape[axis]
     before = [graph.slice(x, [axis], [0], [start])] if start else []
     after = [graph.slice(x, [axis], [end], [x.shape[axis] - end])] if end < x.shape[axis] else []

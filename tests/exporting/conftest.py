@@ -52,6 +52,7 @@ def random_model():
                 decoder_layers=1,
                 decoder_mlp_width=8,
                 queries=4,
+                last_blocks=2,
             ),
             dtype=dtype,
         )
