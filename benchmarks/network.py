@@ -134,7 +134,7 @@ def _ratios(found: Any, tasks: tuple[str, ...]) -> Result:
 def backbone_flops(config: ModelConfig, side: int) -> int:
     """Return the number of multiplications and additions of backbone and Reins for one square image."""
     vit, patches = config.vit, (side // config.vit.patch_size) ** 2
-    width, tokens = vit.width, patches + 1
+    width, tokens = vit.width, patches + 1 + vit.registers
     layer = 2 * tokens * width * (4 * width + 2 * vit.mlp_width) + 4 * tokens**2 * width
     if rein := config.rein:
         layer += 2 * width * (2 * patches * rein.tokens + patches * width + rein.tokens * width)

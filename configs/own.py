@@ -5,9 +5,10 @@
         --config.train.init_from=dinov2_vits14_pretrain.pth
 
 `docs/howto/own_dataset.md` explains the file, whose domains are prepared first if needed. The third part of the
-argument is the model size: `tiny`, the default, is trained from scratch in minutes on two CPU cores; `vit_s`, `vit_b`
-and `vit_l` train Rein adapters on a frozen DINOv2, whose weights file is `train.init_from`. All use Earth-Style
-Injection and masked image modelling. Patches, crops and windows follow from the sizes of the source's images.
+argument is the model: `tiny`, the default, is trained from scratch in minutes on two CPU cores; `vit_s`, `vit_b` and
+`vit_l` train Rein adapters on a frozen DINOv2, whose weights file is `train.init_from`. The name of any other backbone,
+such as `dinov3_vitl16` (docs/howto/backbones.md), does the same with that one. All use Earth-Style Injection and masked
+image modelling. Patches, crops and windows follow from the sizes of the source's images.
 """
 
 from dataclasses import replace
@@ -31,11 +32,12 @@ from crossearth_jax.config import (
     StyleConfig,
     TrainConfig,
     UserError,
-    ViTConfig,
     to_config_dict,
 )
+from crossearth_jax.models.backbones import BACKBONES, find_backbone
 
-SIZES = ("tiny", "vit_s", "vit_b", "vit_l")
+SHORT = {"vit_s": "dinov2_vits16", "vit_b": "dinov2_vitb16", "vit_l": "dinov2_vitl16"}
+SIZES = ("tiny", *SHORT, *BACKBONES)
 
 
 def tiny(side: int, classes: int) -> dict[str, Any]:
@@ -61,13 +63,8 @@ def tiny(side: int, classes: int) -> dict[str, Any]:
 
 
 def vit(size: str, side: int, classes: int) -> dict[str, Any]:
-    """Return the fields for a frozen DINOv2 with the published recipe, in crops of at most 512 pixels."""
-    width, depth, heads = {"vit_s": (384, 12, 6), "vit_b": (768, 12, 12), "vit_l": (1024, 24, 16)}[size]
-    blocks = (7, 11, 15, 23) if depth == 24 else (2, 5, 8, 11)
-    crop = min(512, max(side // 32 * 32, 32))
-    backbone = ViTConfig(
-        image_size=crop, width=width, depth=depth, heads=heads, mlp_width=4 * width, feature_blocks=blocks
-    )
+    """Return the fields for a frozen backbone with the published recipe, in crops of at most 512 pixels."""
+    backbone, crop = find_backbone(SHORT.get(size, size), min(side, 512))
     mim = MimConfig(image_size=crop, token_size=crop)
     return dict(
         data=DataConfig(window=crop, batch_size=4),

@@ -29,7 +29,12 @@ PixelStatistics = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ViTConfig:
-    """DINOv2 vision transformer; the defaults are ViT-L/16 as CrossEarth uses it."""
+    """The backbone; the defaults are DINOv2 ViT-L/16 as CrossEarth uses it.
+
+    `models.backbones.BACKBONES` holds this section for every backbone with published weights.
+    """
+
+    kind: str = "vit"  # the network, a name in `models.backbones.KINDS`
 
     image_size: int = 512  # pixels; side of the square image that the position embedding is made for
     patch_size: int = 16  # pixels
@@ -40,7 +45,13 @@ class ViTConfig:
     # RGB mean and standard deviation, 0..255, of the images that the patch embedding is made for. None: those of
     # ImageNet, as released. "source": measured on the train split of the source when training starts.
     pixel_statistics: str | PixelStatistics | None = None
-    swiglu: bool = False  # DINOv2 ViT-g: gated MLP in place of GELU
+    swiglu: bool = False  # gated MLP in place of GELU, as in DINOv2 ViT-g
+    registers: int = 0  # learnt tokens beside the class token (arXiv 2309.16588)
+    # How tokens get their position. "table": learnt embeddings, resized to the image as in DINOv2. "antialiased_table":
+    # resized as in DINOv2 with registers. "rope": rotary embeddings in every attention layer, as in DINOv3.
+    position: str = "table"
+    key_bias: bool = True  # whether the projection to keys has a bias; DINOv3 has none
+    norm_epsilon: float = 1e-6  # of the layer norms in the blocks; 1e-5 in DINOv3
     layer_scale: float = 1e-5  # initial value of the per-channel residual gains
     feature_blocks: tuple[int, ...] = (7, 11, 15, 23)  # 0-based blocks whose output becomes a feature level
     # Scale factor of each feature level. With patches of 16 pixels the levels have the strides 4, 8, 16 and 32.

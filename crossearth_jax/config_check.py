@@ -40,7 +40,8 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (r"optimizer\.warmup_factor", lambda x: 0 <= x <= 1, "0 to 1"),
     (r"optimizer\.(weight_decay|power|rates)", lambda x: x >= 0, "0 or more"),
     (r"(optimizer\.(learning_rate|eps|clip_norm)|data\.timeout)", lambda x: x > 0, "more than 0"),
-    (r"model\.vit\.feature_blocks", lambda x: x >= 0, "0 or more"),
+    (r"model\.vit\.(feature_blocks|registers)", lambda x: x >= 0, "0 or more"),
+    (r"model\.vit\.norm_epsilon", lambda x: x > 0, "more than 0"),
     (r"model\.vit\.pyramid", lambda x: x > 0, "more than 0"),
     (r"model\.vit\.pixel_statistics", lambda x: 0 <= x <= 255, "0 to 255"),
     (r"model\.head\.annealing_power", lambda x: x >= 0, "0 or more"),
@@ -56,6 +57,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
 _CHOICES = {
     "augment.mix.kind": ("fourier", "statistics", "cutmix", "grid_shuffle"),
     "data.corrupt_records": ("stop", "skip"),
+    "model.vit.position": ("table", "antialiased_table", "rope"),
     "model.vit.remat": ("blocks", "cheap", "none"),
     "model.dtype": ("float32", "bfloat16"),
     "style.backend": ("mobile", "inception"),
@@ -158,6 +160,11 @@ def _check_model(config: Config) -> None:
         divisors += [("model.head.width", "model.head.heads", head), ("model.head.width", "model.head.groups", head)]
     for whole, part, section in divisors:
         _check_multiple(whole, part, section)
+    if vit.position == "rope" and vit.width // vit.heads % 4:
+        raise UserError(
+            f"model.vit.width / model.vit.heads is {vit.width // vit.heads}, expected a multiple of 4 for "
+            "model.vit.position=rope"
+        )
     blocks = vit.feature_blocks
     if list(blocks) != sorted(set(blocks)) or not blocks or blocks[-1] != vit.depth - 1:
         raise UserError(
@@ -186,7 +193,10 @@ def _check_sizes(config: Config) -> None:
     patch, crop, evaluate = config.model.vit.patch_size, config.augment.crop_size, config.evaluate
     for name, size in (("augment.crop_size", crop), ("evaluate.window", evaluate.window)):
         if size % patch:
-            raise UserError(f"{name} is {size}, expected a multiple of model.vit.patch_size = {patch}")
+            raise UserError(
+                f"{name} is {size}, expected a multiple of model.vit.patch_size = {patch}, such as "
+                f"{max(size // patch, 1) * patch}"
+            )
     if evaluate.stride > evaluate.window:
         raise UserError(
             f"evaluate.stride is {evaluate.stride}, expected at most evaluate.window = {evaluate.window}; pixels "

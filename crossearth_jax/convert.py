@@ -1,11 +1,11 @@
 """Convert weights: published files to those of this package, and back to the format of the reference's tools.
 
-`python -m crossearth_jax.convert SRC OUT.safetensors [--image_size=512] [--backbone=FILE]`
+`python -m crossearth_jax.convert SRC OUT.safetensors [--image_size=512] [--patch_size=14] [--backbone=FILE]`
 `python -m crossearth_jax.convert SRC OUT.pth --to=torch`
 
-SRC is a CrossEarth checkpoint, a DINOv2 backbone (original `.pth` or Hugging Face safetensors), a weights file of this
-package, a run folder, or the two files of style-augmentation (their folder, or one of them). No code in a `.pth` is
-executed, and torch is not needed.
+SRC is a CrossEarth checkpoint, a DINOv2 or DINOv3 backbone (original `.pth` or Hugging Face safetensors), a weights
+file of this package, a run folder, or the two files of style-augmentation (their folder, or one of them). No code in a
+`.pth` is executed, and torch is not needed.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ def convert(source: AnyPath, out: AnyPath, arguments: argparse.Namespace) -> Map
         config=None if arguments.config is None else read_config(arguments.config),
         backbone=arguments.backbone,
         image_size=arguments.image_size,
+        patch_size=arguments.patch_size,
         ignore=arguments.ignore,
     )
     if arguments.to == "torch":
@@ -74,6 +75,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--image_size", type=int,
         help="image side to which the position embedding of an original DINOv2 is resampled (512)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--patch_size", type=int,
+        help="patch side to which the patch kernel of an original DINOv2 is resampled (16); 14 keeps it",
     )  # fmt: skip
     parser.add_argument("--backbone", help="weights file of the frozen backbone, if SRC holds only Reins and head")
     parser.add_argument("--config", help="JSON of the model (or a run's config.json), if shapes do not determine it")

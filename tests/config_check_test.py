@@ -90,6 +90,20 @@ def changed(fields):
         ({"model.head.groups": 3}, "model.head.width is 256, expected a multiple of model.head.groups = 3"),
         ({"model.vit.feature_blocks": (7, 11, 15, 22)}, "expected increasing numbers that end with the last block, 23"),
         ({"model.vit.feature_blocks": (11, 15, 23)}, "names 3 blocks, expected one for each of the 4 levels"),
+        ({"model.vit.patch_size": 14}, "model.vit.image_size is 512, expected a multiple of model.vit.patch_size = 14"),
+        (
+            {"model.vit.patch_size": 14, "model.vit.image_size": 518},
+            "augment.crop_size is 512, expected a multiple of model.vit.patch_size = 14, such as 504",
+        ),
+        (
+            {"model.vit.position": "sine"},
+            "model.vit.position is 'sine', expected one of table, antialiased_table, rope",
+        ),
+        (
+            {"model.vit.position": "rope", "model.vit.heads": 512, "model.head.heads": 8},
+            "model.vit.width / model.vit.heads is 2, expected a multiple of 4",
+        ),
+        ({"model.vit.registers": -1}, "model.vit.registers is -1, expected 0 or more"),
         ({"augment.crop_size": 500}, "augment.crop_size is 500, expected a multiple of model.vit.patch_size = 16"),
         ({"evaluate.window": 500}, "evaluate.window is 500, expected a multiple of model.vit.patch_size = 16"),
         ({"evaluate.stride": 513}, "evaluate.stride is 513, expected at most evaluate.window = 512"),

@@ -6,6 +6,7 @@ change:
 `CROSSEARTH_UPDATE_GOLDEN=1 pytest tests/configs_test.py`, and read the diff.
 """
 
+import dataclasses
 import importlib.util
 import os
 from pathlib import Path
@@ -18,6 +19,8 @@ from ml_collections import ConfigDict
 from crossearth_jax import benchmark
 from crossearth_jax.analysis.baselines import labelled_pixels
 from crossearth_jax.config import UserError, from_config_dict, to_config_dict
+from crossearth_jax.config_check import check_config
+from crossearth_jax.models.backbones import BACKBONES, find_backbone
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden" / "configs"
@@ -113,6 +116,16 @@ def test_docstring_starts_with_command_and_result(name):
     """The docstring of an experiment contains the command that runs it."""
     docstring = load(name).__doc__ or ""
     assert f"--config=configs/{name}.py" in docstring, "give the command in the module's docstring"
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize(("training", "crops"), [("potsdam_irrg", (512, 504)), ("casid_subms", (1024, 1008))])
+def test_the_benchmark_with_every_backbone(training, crops, backbone):
+    config = from_config_dict(load("crossearth").get_config(f"{training},{backbone}"))
+    check_config(config)
+    crop = crops[config.model.vit.patch_size == 14]
+    assert config.augment.crop_size == config.evaluate.window == crop and config.name.endswith(backbone)
+    assert dataclasses.replace(config.model.vit, remat="cheap") == find_backbone(backbone, crop)[0]
 
 
 def test_blue_marble_is_standardised_by_the_pixels_of_its_source(blue_marble_dir):

@@ -69,6 +69,22 @@ def test_configuration_of_a_run_will_do(tmp_path):
             convert.read_config(config)
 
 
+def test_patches_of_14_are_kept_on_request(tmp_path):
+    shapes = {"patch_embed.proj.weight": (384, 3, 14, 14), "pos_embed": (1, 1370, 384), "cls_token": (1, 1, 384)}
+    linear = {"attn.qkv": (1152, 384), "attn.proj": (384, 384), "mlp.fc1": (1, 384), "mlp.fc2": (384, 1)}
+    vectors = ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", "ls1.gamma", "ls2.gamma")
+    shapes["patch_embed.proj.bias"] = (384,)
+    for i in range(4):
+        shapes |= {f"blocks.{i}.{name}.weight": shape for name, shape in linear.items()}
+        shapes |= {f"blocks.{i}.{name}.bias": shape[:1] for name, shape in linear.items()}
+        shapes |= {f"blocks.{i}.{name}": (384,) for name in vectors}
+    tensors = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    safetensors.numpy.save_file(tensors, tmp_path / "dinov2.safetensors")
+    convert.main([str(tmp_path / "dinov2.safetensors"), str(tmp_path / "out.safetensors"), "--patch_size=14"])
+    vit = load_weights(tmp_path / "out.safetensors").description.model.vit
+    assert (vit.patch_size, vit.image_size, vit.position) == (14, 518, "table")
+
+
 def test_style_network_of_two_files(tmp_path, published_style):
     for part, name in (("ghiasi", "transformer"), ("stylePredictor", "stylepredictor")):
         tensors = {k.removeprefix(f"{part}."): v for k, v in published_style.items() if k.startswith(part)}

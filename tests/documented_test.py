@@ -88,6 +88,7 @@ RUN_BY = {
     "convert": {
         "--to": "tests/convert_test.py::test_there_and_back",
         "--image_size": "tests/convert_test.py::test_mistakes_end_in_one_line_and_leave_nothing",
+        "--patch_size": "tests/convert_test.py::test_patches_of_14_are_kept_on_request",
         "--backbone": "tests/inference/segmentor_test.py::test_trained_part_needs_its_backbone",
     },
     "estimate_style": {

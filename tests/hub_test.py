@@ -20,6 +20,7 @@ from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.weights import hub
 from crossearth_jax.weights.load import Weights
 from crossearth_jax.weights.native import Description, digest, save_native
+from crossearth_jax.weights.starting import starting_weights
 
 MODEL = ModelConfig(
     classes=5,
@@ -198,6 +199,14 @@ def test_a_hub_that_refuses_or_is_away(server, weights_file, monkeypatch):
     server.server_close()
     with pytest.raises(UserError, match="cannot load hf://earth/tiny: "):
         crossearth_jax.load("hf://earth/tiny")
+
+
+def test_training_starts_from_an_address(server, weights_file, params):
+    server.repositories["earth/tiny"] = {"main": {"model.safetensors": weights_file.read_bytes()}}
+    found = starting_weights("hf://earth/tiny", MODEL, NAMES)
+    assert found.keys() == params.keys() and all(np.array_equal(found[name], params[name]) for name in params)
+    with pytest.raises(UserError, match="cannot load hf://earth/absent"):
+        starting_weights("hf://earth/absent", MODEL)
 
 
 def test_a_file_that_is_no_safetensors_is_refused(server):

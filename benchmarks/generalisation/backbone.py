@@ -22,7 +22,7 @@ from onnx import numpy_helper
 
 from crossearth_jax.config import ModelConfig, UserError, ViTConfig
 from crossearth_jax.runtime import command
-from crossearth_jax.weights.dinov2 import PATCH, to_backbone
+from crossearth_jax.weights.dino import PATCH, to_backbone
 from crossearth_jax.weights.infer import HEAD_WIDTH, feature_blocks
 from crossearth_jax.weights.native import Description, digest, save_native
 from crossearth_jax.weights.reference_names import from_reference

@@ -60,6 +60,7 @@ class EarthAdapter(Adapter):
                 "from 0 or backwards from -1"
             )
         self.cutoff, self.frequency_blocks = sizes.cutoff, tuple(sorted({block % depth for block in blocks}))
+        self.others = 1 + config.vit.registers  # tokens before the patches
         self.spatial = stack(lambda rngs: Expert(width, sizes.hidden, dtype, rngs=rngs), depth, rngs=rngs)
         self.frequency = stack(
             lambda rngs: FrequencyExperts(width, sizes.hidden, dtype, rngs=rngs), len(self.frequency_blocks), rngs=rngs
@@ -81,8 +82,8 @@ class EarthAdapter(Adapter):
         uses_frequencies, scale, spatial, frequency = inputs
 
         def mixed() -> Float[Array, "b n c"]:
-            low = low_frequencies(rearrange(x[:, 1:], "b (h w) c -> b h w c", h=rows), self.cutoff)
-            low = jnp.pad(rearrange(low, "b h w c -> b (h w) c"), [(0, 0), (1, 0), (0, 0)])
+            low = low_frequencies(rearrange(x[:, self.others :], "b (h w) c -> b h w c", h=rows), self.cutoff)
+            low = jnp.pad(rearrange(low, "b h w c -> b (h w) c"), [(0, 0), (self.others, 0), (0, 0)])
             outputs = jnp.stack([spatial(x), frequency.low(low), frequency.high(x - low)], axis=-1)
             return jnp.einsum("bnce,bne->bnc", outputs, jax.nn.softmax(frequency.router(x)))
 

@@ -31,11 +31,12 @@ def linear(
     kernel: Distribution | None = None,
     bias: Distribution | None = None,
     axes: LogicalAxes = (),
+    layer: type[nnx.Linear] = nnx.Linear,
     rngs: nnx.Rngs,
 ) -> nnx.Linear:
     """Create a linear layer. Initial values are PyTorch's unless given; `axes` are the kernel's logical axes."""
     default = Distribution("uniform", inputs**-0.5)
-    return nnx.Linear(
+    return layer(
         inputs,
         outputs,
         kernel_init=_ZEROS,

@@ -18,12 +18,12 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from crossearth_jax.config import ModelConfig, UserError
 from crossearth_jax.models.adapters import build_adapter
+from crossearth_jax.models.backbones import build_backbone
 from crossearth_jax.models.heads import head_class
 from crossearth_jax.models.mim_head import MimHead
 from crossearth_jax.models.parameters import initial_values
 from crossearth_jax.models.rein import Rein
 from crossearth_jax.models.segmentation_head import Encoder, Features, Head, Predictions, Training
-from crossearth_jax.models.vit import VisionTransformer
 from crossearth_jax.runtime import parallel
 
 Params = dict[str, jax.Array]
@@ -34,7 +34,7 @@ class Network(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         dtype = jnp.dtype(config.dtype)
-        self.backbone = VisionTransformer(config.vit, dtype, rngs=rngs)
+        self.backbone = build_backbone(config.vit, dtype, rngs=rngs)
         self.reins = _rein(config, dtype, rngs=rngs)
         self.adapter = build_adapter(config, dtype, rngs=rngs)
         kind = head_class(config)

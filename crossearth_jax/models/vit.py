@@ -1,4 +1,7 @@
-"""DINOv2 vision transformer (arXiv 2304.07193) that returns the feature maps of chosen blocks."""
+"""Vision transformer of DINOv2 (arXiv 2304.07193) and DINOv3 (arXiv 2508.10104): feature maps of chosen blocks.
+
+`ViTConfig` says how the members of the family differ: registers, position embeddings, key bias and MLP.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ from crossearth_jax.models.torch_names import CONV, LINEAR, SAME, TABLE, TOKEN, 
 from crossearth_jax.ops.attention import attention
 from crossearth_jax.ops.normalization import standardize
 from crossearth_jax.ops.resize import apply_matrices, cubic_kernel, interpolation_matrix
+from crossearth_jax.ops.rotary import Rotation, rotate, rotation
 from crossearth_jax.runtime import parallel
 
 # Activations of a block that `remat="cheap"` keeps. With them the backward pass repeats no matrix product of the frozen
@@ -28,22 +32,39 @@ from crossearth_jax.runtime import parallel
 # the norms and of an adapter the tokens after each branch, that of Rein's scale what it multiplies.
 KEPT = ("qkv", "attended", "hidden", "transformed", "delta")
 KERNEL = Distribution("normal", 0.02)  # initial values of all kernels of the blocks, and of the positions
+TOKEN_VALUES = Distribution("normal", 1e-6)  # of the class token and the registers
 
 
-def position_table(table: Float[Array, "n c"], height: int, width: int) -> Float[Array, "h w c"]:
+def position_table(
+    table: Float[Array, "n c"], height: int, width: int, antialias: bool = False
+) -> Float[Array, "h w c"]:
     """Fit a square grid of position embeddings to an image of (height, width) patches.
 
-    A grid of another size is resized bicubically, by the scale factors (height + 0.1) / side and (width + 0.1) / side.
-    DINOv2 adds 0.1 against rounding errors of the output size; it also shifts the sampling positions a little.
+    A grid of another size is resized bicubically. DINOv2 uses no antialiasing and the scale factors (height + 0.1) /
+    side and (width + 0.1) / side. The 0.1 protects the output size against rounding errors; it also shifts the sampling
+    positions a little. DINOv2 with registers uses antialiasing and exact scale factors.
     """
     side = math.isqrt(len(table))
     grid = rearrange(table, "(h w) c -> h w c", h=side)
     if (height, width) == (side, side):
         return grid
+    if antialias:
+        return jax.image.resize(grid, (height, width, grid.shape[-1]), "cubic")
     rows, columns = (
         interpolation_matrix(side, n, scale=(n + 0.1) / side, kernel=cubic_kernel) for n in (height, width)
     )
     return apply_matrices(grid, rows, columns)
+
+
+class KeysWithoutBias(nnx.Linear):
+    """Projection to queries, keys and values in which the bias of the keys counts as zero and is not trained."""
+
+    def __call__(self, inputs: Float[Array, "*b c"], out_sharding: Any = None) -> Float[Array, "*b d"]:
+        """Return the projections of every token."""
+        assert self.bias is not None
+        bias = self.bias[...] * np.repeat(np.asarray([1, 0, 1], np.float32), self.out_features // 3)
+        inputs, kernel = inputs.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        return jnp.matmul(inputs, kernel, out_sharding=out_sharding) + bias.astype(self.dtype)
 
 
 class SelfAttention(nnx.Module):
@@ -51,14 +72,20 @@ class SelfAttention(nnx.Module):
 
     def __init__(self, config: ViTConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         self.heads = config.heads
-        width = config.width
-        self.qkv = linear(width, 3 * width, dtype, kernel=KERNEL, bias=ZEROS, axes=("embed", "heads"), rngs=rngs)
+        width, layer = config.width, nnx.Linear if config.key_bias else KeysWithoutBias
+        self.qkv = linear(
+            width, 3 * width, dtype, kernel=KERNEL, bias=ZEROS, axes=("embed", "heads"), layer=layer, rngs=rngs
+        )
         self.proj = linear(width, width, dtype, kernel=KERNEL, bias=ZEROS, axes=("heads", "embed"), rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b n c"], mask: Bool[Array, "b n n"] | None = None) -> Float[Array, "b n c"]:
-        """Attend from every token to every token, or only where `mask` is True."""
+    def __call__(
+        self, x: Float[Array, "b n c"], mask: Bool[Array, "b n n"] | None = None, angles: Rotation | None = None
+    ) -> Float[Array, "b n c"]:
+        """Attend from every token to every token, or only where `mask` is True; `angles` turn queries and keys."""
         qkv = checkpoint_name(self.qkv(x), "qkv")
         query, key, value = rearrange(qkv, "b n (s k d) -> s b n k d", s=3, k=self.heads)
+        if angles is not None:
+            query, key = rotate(query, angles), rotate(key, angles)
         return self.proj(rearrange(attention(query, key, value, mask), "b n k d -> b n (k d)"))
 
 
@@ -76,7 +103,7 @@ class GeluMlp(nnx.Module):
 
 
 class SwigluMlp(nnx.Module):
-    """Gated feed-forward network of ViT-g; `mlp_width` is the width of the gated product."""
+    """Gated feed-forward network (SwiGLU); `mlp_width` is the width of the gated product."""
 
     def __init__(self, config: ViTConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         width, hidden = config.width, config.mlp_width
@@ -94,16 +121,24 @@ class Block(nnx.Module):
 
     def __init__(self, config: ViTConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         gain = Distribution("constant", config.layer_scale)
-        self.norm1 = layer_norm(config.width, 1e-6, rngs=rngs)
+        self.norm1 = layer_norm(config.width, config.norm_epsilon, rngs=rngs)
         self.attention = SelfAttention(config, dtype, rngs=rngs)
         self.gain1 = parameter((config.width,), gain)
-        self.norm2 = layer_norm(config.width, 1e-6, rngs=rngs)
+        self.norm2 = layer_norm(config.width, config.norm_epsilon, rngs=rngs)
         self.mlp = (SwigluMlp if config.swiglu else GeluMlp)(config, dtype, rngs=rngs)
         self.gain2 = parameter((config.width,), gain)
 
-    def __call__(self, x: Float[Array, "b n c"], mask: Bool[Array, "b n n"] | None = None) -> Float[Array, "b n c"]:
-        """Transform the tokens, which stay in float32; `mask` restricts the attention."""
-        x = checkpoint_name(x + self.gain1[...] * self.attention(self.norm1(x), mask), "attended")
+    def __call__(
+        self, x: Float[Array, "b n c"], mask: Bool[Array, "b n n"] | None = None, angles: Rotation | None = None
+    ) -> Float[Array, "b n c"]:
+        """Transform the tokens, which stay in float32.
+
+        Args:
+          x: the tokens.
+          mask: True where attention is allowed; None: everywhere.
+          angles: of rotary position embeddings, if the backbone has them.
+        """
+        x = checkpoint_name(x + self.gain1[...] * self.attention(self.norm1(x), mask, angles), "attended")
         return checkpoint_name(x + self.gain2[...] * self.mlp(self.norm2(x)), "transformed")
 
 
@@ -119,14 +154,20 @@ class Adapter(nnx.Module):
         return block
 
     def refine(self, x: Float[Array, "b n c"], inputs: Any, rows: int) -> Float[Array, "b n c"]:
-        """Refine the tokens after a block: the class token, whose result is not used, and `rows` rows of patches."""
+        """Refine the tokens after a block.
+
+        Args:
+          x: class token and registers, whose results are not used, then the patches.
+          inputs: the part of `per_block` that belongs to the block.
+          rows: number of rows of patches.
+        """
         return x
 
 
 class Tokens(NamedTuple):
     """The float32 tokens between two blocks."""
 
-    prefix: Float[Array, "b p c"]  # the class token
+    prefix: Float[Array, "b p c"]  # class token and registers
     patches: Float[Array, "b h w c"]
 
 
@@ -144,12 +185,16 @@ class VisionTransformer(nnx.Module):
         patch, patches = config.patch_size, (config.image_size // config.patch_size) ** 2
         axes = ("window", "window", None, "embed")
         self.patch_embed = conv(3, config.width, patch, dtype, stride=patch, axes=axes, rngs=rngs)
-        self.class_token = parameter((config.width,), Distribution("normal", 1e-6))
-        self.position = parameter((1 + patches, config.width), KERNEL, (None, "embed"))
+        self.class_token = parameter((config.width,), TOKEN_VALUES)
+        registers, positions = (config.registers, config.width), (1 + patches, config.width)
+        self.registers = parameter(registers, TOKEN_VALUES, (None, "embed")) if config.registers else None
+        self.position = parameter(positions, KERNEL, (None, "embed")) if config.position != "rope" else None
         self.blocks = stack(lambda rngs: Block(config, dtype, rngs=rngs), config.depth, rngs=rngs)
 
     def embed(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b n c"]:
-        """Turn normalised images into float32 tokens with position embeddings, the class token first.
+        """Turn normalised images into float32 tokens: class token, registers, patches.
+
+        Position embeddings of a table are added to class token and patches.
 
         Raises:
           UserError: a side is not a multiple of the patch size.
@@ -160,12 +205,18 @@ class VisionTransformer(nnx.Module):
         if (statistics := self.config.pixel_statistics) is not None:
             assert not isinstance(statistics, str), "must be measured before the model is built"
             images = standardize(images, *statistics)
-        patches = self.patch_embed(images)
-        patches = patches + position_table(self.position[1:], *patches.shape[1:3])
-        class_token = self.class_token[...] + self.position[0]
+        patches = self.patch_embed(images).astype(jnp.float32)
+        others = self.class_token[...]
+        if self.position is not None:
+            antialias = self.config.position == "antialiased_table"
+            patches = patches + position_table(self.position[1:], *patches.shape[1:3], antialias)
+            others = others + self.position[0]
+        others = others[None]
+        if self.registers is not None:
+            others = jnp.concatenate([others, self.registers[...]])
         # Not `len(images)`: the number of images is symbolic when the network is exported.
-        class_token = jnp.broadcast_to(class_token, (images.shape[0], 1, *class_token.shape))
-        return jnp.concatenate([class_token, rearrange(patches, "b h w c -> b (h w) c")], axis=1)
+        others = jnp.broadcast_to(others, (images.shape[0], *others.shape))
+        return jnp.concatenate([others, rearrange(patches, "b h w c -> b (h w) c")], axis=1)
 
     def __call__(
         self, images: Float[Array, "b h w 3"], adapter: Adapter | None = None
@@ -174,7 +225,8 @@ class VisionTransformer(nnx.Module):
 
         Args:
           images: normalised; both sides are multiples of the patch size.
-          adapter: changes the layers of every block, or refines the patch tokens (not the class token) after it.
+          adapter: changes the layers of every block, or refines the patch tokens (not class token and registers)
+            after it.
         """
         return tuple(tokens.patches for tokens in self.tokens_after(self.config.feature_blocks, images, adapter))
 
@@ -184,8 +236,8 @@ class VisionTransformer(nnx.Module):
         """Return the tokens after each of the given blocks, which must be ascending. Later blocks are not run."""
         tokens = self.embed(images)
         rows = images.shape[1] // self.config.patch_size
-        collected = self._scan(tokens, blocks, adapter, rows)
-        return [Tokens(x[:, :1], rearrange(x[:, 1:], "b (h w) c -> b h w c", h=rows)) for x in collected]
+        collected, others = self._scan(tokens, blocks, adapter, rows), 1 + self.config.registers
+        return [Tokens(x[:, :others], rearrange(x[:, others:], "b (h w) c -> b h w c", h=rows)) for x in collected]
 
     def _scan(
         self, tokens: Float[Array, "b n c"], blocks: Sequence[int], adapter: Adapter | None, rows: int
@@ -217,7 +269,7 @@ class VisionTransformer(nnx.Module):
         """Return a function that runs one block and its adapter, with the configured rematerialisation.
 
         Args:
-          adapter: the adapter, which refines neither the class token nor queries.
+          adapter: the adapter, which refines neither class token, registers nor queries.
           rows: number of rows of patches.
           queries: number of additional tokens after the patches.
 
@@ -225,15 +277,21 @@ class VisionTransformer(nnx.Module):
           A function of the tokens, the block, the adapter's inputs of the block, and optionally an attention mask.
         """
 
+        config, others = self.config, 1 + self.config.registers
+
         def layer(x: jax.Array, block: Block, inputs: Any, mask: jax.Array | None = None) -> jax.Array:
+            angles = None
+            if config.position == "rope":
+                columns = (x.shape[1] - others - queries) // rows
+                angles = rotation(rows, columns, config.width // config.heads, others, queries)
             if adapter is not None:
                 block = adapter.adapt(block, inputs)
-            x = parallel.split_by_batch(block(parallel.split_by_batch(x), mask))
+            x = parallel.split_by_batch(block(parallel.split_by_batch(x), mask, angles))
             if adapter is None:
                 return x
             image = x[:, : x.shape[1] - queries]
-            # Cheaper than slicing the class token off and concatenating it again.
-            is_patch = jnp.arange(image.shape[1])[:, None] > 0
+            # Cheaper than slicing the other tokens off and concatenating them again.
+            is_patch = jnp.arange(image.shape[1])[:, None] >= others
             refined = jnp.where(is_patch, adapter.refine(image, inputs, rows), image)
             return jnp.concatenate([refined, x[:, image.shape[1] :]], axis=1) if queries else refined
 
@@ -248,6 +306,7 @@ _BLOCK, _OURS = "backbone.blocks.{i}", "backbone/blocks"
 TORCH_NAMES = (
     rule("backbone.cls_token", "backbone/class_token", TOKEN),
     rule("backbone.pos_embed", "backbone/position", TABLE),
+    rule("backbone.register_tokens", "backbone/registers", TABLE),
     *affine("backbone.patch_embed.proj", "backbone/patch_embed", CONV),
     *affine(f"{_BLOCK}.norm1", f"{_OURS}/norm1"),
     *affine(f"{_BLOCK}.attn.qkv", f"{_OURS}/attention/qkv", LINEAR),

@@ -1,7 +1,8 @@
 """Inference of a model's configuration from the shapes of its parameters.
 
 The shapes do not determine the number of attention heads, the number of normalisation groups and the feature blocks.
-These follow DINOv2 (64 channels per head) and CrossEarth's head, unless the user gives a configuration.
+These follow DINOv2 and DINOv3 (64 channels per head) and CrossEarth's head, unless the user gives a configuration. A
+backbone with registers is a DINOv2 with registers if it has a position table, else a DINOv3.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Any
 from crossearth_jax.config import HeadConfig, MimConfig, ModelConfig, ReinsConfig, UserError, ViTConfig
 from crossearth_jax.models.network import SegmentationModel
 
-HEAD_WIDTH = 64  # channels per attention head, in every DINOv2
-DINOV2_WIDTHS = (384, 768, 1024, 1536)  # S, B, L, g
+HEAD_WIDTH = 64  # channels per attention head, in every DINOv2 and in DINOv3 except 7B
+WIDTHS = (384, 768, 1024, 1280, 1536)  # S, B, L, H+, g
 LEVELS = 3
 # Features are taken after 1/3, 1/2, 2/3 and all of the blocks: for ViT-L after blocks 7, 11, 15, 23 (from 0).
 _FEATURE_DEPTHS = (1 / 3, 1 / 2, 2 / 3, 1)
@@ -52,7 +53,7 @@ def infer_config(shapes: Shapes) -> ModelConfig:
             mim = dataclasses.replace(mim, token_size=shapes.get("mim/mask_token", (mim.token_size,))[0])
         return ModelConfig(
             classes=classes,
-            vit=_vit(shapes) if "backbone/position" in shapes else ViTConfig(),
+            vit=_vit(shapes) if "backbone/class_token" in shapes else ViTConfig(),
             reins=reins,
             head=_head(shapes) if has_head else HeadConfig(),
             mim=mim,
@@ -63,14 +64,22 @@ def infer_config(shapes: Shapes) -> ModelConfig:
 
 def _vit(shapes: Shapes) -> ViTConfig:
     depth, width, _ = shapes["backbone/blocks/attention/qkv/kernel"]
-    if width not in DINOV2_WIDTHS:
+    if width not in WIDTHS:
         raise UserError(
-            f"the backbone has width {width}, which no DINOv2 has, so its number of heads is unknown; {_GIVE}"
+            f"the backbone has width {width}, which no supported DINOv2 or DINOv3 has, so its number of heads is "
+            f"unknown; {_GIVE}"
         )
     patch = shapes["backbone/patch_embed/kernel"][0]
     swiglu = "backbone/blocks/mlp/w3/kernel" in shapes
-    return ViTConfig(
-        image_size=patch * math.isqrt(shapes["backbone/position"][0] - 1),
+    registers = shapes.get("backbone/registers", (0,))[0]
+    if "backbone/position" in shapes:
+        image_size = patch * math.isqrt(shapes["backbone/position"][0] - 1)
+        vit = ViTConfig(image_size=image_size, position="antialiased_table" if registers else "table")
+    else:
+        vit = ViTConfig(position="rope", key_bias=False, norm_epsilon=1e-5)
+    return dataclasses.replace(
+        vit,
+        registers=registers,
         patch_size=patch,
         width=width,
         depth=depth,
@@ -120,7 +129,15 @@ def check(shapes: Shapes, config: ModelConfig) -> None:
     wrong = [name for name, shape in wanted.items() if shapes.get(name, shape) != shape]
     if missing or unused:
         kind, names = ("missing", missing) if missing else ("not part of the model", unused)
-        raise UserError(f"{len(names)} parameters are {kind}: {', '.join(names[:3])}{' …' * (len(names) > 3)}")
+        raise UserError(
+            f"{len(names)} parameters are {kind}: {', '.join(names[:3])}{' …' * (len(names) > 3)}{_hint(names[0])}"
+        )
     if wrong:
         name = wrong[0]
-        raise UserError(f"{name} has shape {shapes[name]}, the model's configuration expects {wanted[name]}")
+        raise UserError(
+            f"{name} has shape {shapes[name]}, the model's configuration expects {wanted[name]}{_hint(name)}"
+        )
+
+
+def _hint(name: str) -> str:
+    return "; expected weights of the backbone that model.vit describes" if name.startswith("backbone/") else ""

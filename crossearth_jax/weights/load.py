@@ -1,4 +1,4 @@
-"""Loading of weights files: CrossEarth and DINOv2 `.pth`, safetensors of either, and our own files."""
+"""Loading of weights files: CrossEarth, DINOv2 and DINOv3 `.pth`, safetensors of these, and our own files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from absl import logging
 
 from crossearth_jax.config import ModelConfig, UserError
 from crossearth_jax.models.segmentation_head import CLASS_LAYER
-from crossearth_jax.weights import dinov2, infer, native, reference_names
+from crossearth_jax.weights import dino, infer, native, reference_names
 from crossearth_jax.weights.files import TensorFile, read_tensors
 from crossearth_jax.weights.name_rules import Tensors
 from crossearth_jax.weights.native import Description, Palette
@@ -38,16 +38,20 @@ def load_weights(
     config: ModelConfig | None = None,
     backbone: str | os.PathLike[str] | None = None,
     image_size: int | None = None,
+    patch_size: int | None = None,
     ignore: str | None = None,
 ) -> Weights:
     """Read a weights file of any kind and check it against the configuration of its model.
 
     Args:
-      path: a CrossEarth checkpoint, a DINOv2 backbone (original names or Hugging Face's), or a file of ours.
+      path: a CrossEarth checkpoint, a DINOv2 or DINOv3 backbone (original names or Hugging Face's), or a file of ours.
       config: configuration of the model. None: the description in a file of ours, else inferred from the shapes, which
         works for all released sizes. The number of classes and the size of the mask token always come from the file.
       backbone: file with the frozen backbone, for checkpoints that hold only Reins and head.
-      image_size: side of the images for which the positions of an original DINOv2 are resized (512 if None).
+      image_size: side of the images for which the positions of an original DINOv2 are resized. None: that of `config`,
+        or else 512 for patches of 16 pixels and 518 for patches of 14.
+      patch_size: side of the patches to which the patch kernel of an original DINOv2 is resized. None: that of
+        `config`, or else 16. With 14 it is not resized.
       ignore: regular expression of names in the file to leave out. Other unknown names are an error.
 
     Raises:
@@ -63,9 +67,10 @@ def load_weights(
         file = dataclasses.replace(file, tensors={k: v for k, v in file.tensors.items() if k not in left_out})
     try:
         image_size = config.vit.image_size if config and not image_size else image_size
-        params = _ours(file, image_size)
+        patch_size = config.vit.patch_size if config and not patch_size else patch_size
+        params = _ours(file, image_size, patch_size)
         if backbone is not None:
-            params = _with_backbone(params, backbone, image_size)
+            params = _with_backbone(params, backbone, image_size, patch_size)
         if native.is_native(file.metadata):
             described = native.describe(file.metadata)
             config = config or described.model
@@ -81,24 +86,28 @@ def load_weights(
     return weights
 
 
-def _ours(file: TensorFile, image_size: int | None) -> Tensors:
+def _ours(file: TensorFile, image_size: int | None, patch_size: int | None) -> Tensors:
     if native.is_native(file.metadata):
         return dict(file.tensors)
     tensors = reference_names.canonical(file.tensors)
     if any(name.startswith(("decode_head.", "backbone.reins.")) for name in tensors):
-        if image_size is not None and "backbone.pos_embed" in tensors:
-            dinov2.check_converted(tensors["backbone.pos_embed"], image_size)
-    elif dinov2.is_dinov2(tensors):
-        tensors = dinov2.to_backbone(tensors, image_size)
+        if image_size is not None and {"backbone.pos_embed", "backbone.patch_embed.proj.weight"} <= tensors.keys():
+            positions, kernel = (tensors[f"backbone.{name}"] for name in ("pos_embed", "patch_embed.proj.weight"))
+            dino.check_converted(positions, kernel, image_size)
+    elif dino.is_dino(tensors):
+        tensors = dino.to_backbone(tensors, image_size, patch_size)
     return reference_names.from_reference(tensors)
 
 
-def _with_backbone(params: Tensors, backbone: str | os.PathLike[str], image_size: int | None) -> Tensors:
+def _with_backbone(
+    params: Tensors, backbone: str | os.PathLike[str], image_size: int | None, patch_size: int | None
+) -> Tensors:
     """Add the frozen backbone of another file."""
     if any(name.startswith("backbone/") for name in params):
         raise UserError("it already has a backbone; leave out the separate backbone file")
     kept = ("backbone/", f"{reference_names.EXTRA}backbone.")
-    other = {k: v for k, v in _ours(read_tensors(backbone), image_size).items() if k.startswith(kept)}
+    tensors = _ours(read_tensors(backbone), image_size, patch_size)
+    other = {k: v for k, v in tensors.items() if k.startswith(kept)}
     if not other:
         raise UserError(f"the backbone file {os.fspath(backbone)} holds no backbone")
     return other | params

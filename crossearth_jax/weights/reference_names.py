@@ -28,7 +28,10 @@ RULES: tuple[Rule, ...] = tuple(
 
 # Tensors that are kept but not used, and why. A tensor that matches no row here and no rule is refused.
 CARRIED: tuple[tuple[str, str], ...] = (
-    (r"backbone\.mask_token", "without effect: DINOv2's mask token, used in its pre-training only"),
+    (r"backbone\.mask_token", "without effect: the mask token of DINOv2 and DINOv3, used in their pre-training only"),
+    (r"backbone\.local_cls_norm\.(weight|bias)", "without effect: used in the pre-training of DINOv3 only"),
+    (r"backbone\.rope_embed\.periods", "periods of the rotary embeddings, which are computed here"),
+    (r"backbone\.blocks\.\d+\.attn\.qkv\.bias_mask", "marks the biases of keys, which count as zero"),
     (r"backbone\.norm\.(weight|bias)", "without effect: the features have no final norm"),
     (r"task_head\.(LN|MLP)\.(weight|bias)", "without effect: the reconstruction head does not use it"),
     (r"augmentor\..+", "the style network of the training code; style.weights can name this file"),

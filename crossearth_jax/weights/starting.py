@@ -15,6 +15,7 @@ from crossearth_jax.models.heads import head_class
 from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.models.segmentation_head import CLASS_LAYER
 from crossearth_jax.runtime.buckets import AnyPath, any_path
+from crossearth_jax.weights import hub
 from crossearth_jax.weights.load import Weights, load_weights
 from crossearth_jax.weights.name_rules import Tensors
 from crossearth_jax.weights.native import MODEL_FILE, Description, is_native, read_description, read_metadata
@@ -41,7 +42,7 @@ def starting_weights(path: str | os.PathLike[str], config: ModelConfig, class_na
     keeps their initial values.
 
     Args:
-      path: a published or converted weights file, or the folder of a run.
+      path: a published or converted weights file, the folder of a run, or an address on a hub.
       config: the model.
       class_names: classes of the model; () if unknown, and then only the number of classes is compared.
 
@@ -69,7 +70,15 @@ def starting_weights(path: str | os.PathLike[str], config: ModelConfig, class_na
 
 
 def starting_file(path: str | os.PathLike[str]) -> AnyPath:
-    """Return the weights file for a value of `train.init_from`: for the folder of a run its `model.safetensors`."""
+    """Return the weights file for a value of `train.init_from`.
+
+    For the folder of a run this is its `model.safetensors`, for an address on a hub the file is downloaded.
+
+    Raises:
+      UserError: the file cannot be downloaded.
+    """
+    if hub.is_address(path):
+        return hub.download(hub.parse(str(path)))
     found = any_path(path)
     return found / MODEL_FILE if found.is_dir() else found
 

@@ -34,12 +34,12 @@ def described(model):
 
 @pytest.fixture(scope="session")
 def random_model():
-    """Return a function that builds a model with random weights: `random_model(kind_of_head, dtype)`."""
+    """Return a function that builds a model with random weights: `random_model(kind_of_head, dtype, **vit)`."""
 
-    def build(kind, dtype):
+    def build(kind, dtype, **vit):
         config = ModelConfig(
             classes=6,
-            vit=ViTConfig(image_size=32, width=16, depth=4, heads=2, mlp_width=16, feature_blocks=(0, 1, 2, 3)),
+            vit=ViTConfig(image_size=32, width=16, depth=4, heads=2, mlp_width=16, feature_blocks=(0, 1, 2, 3), **vit),
             reins=None,
             head=HeadConfig(
                 kind=kind,

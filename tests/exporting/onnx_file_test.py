@@ -58,6 +58,14 @@ def test_other_heads(kind, random_model, tmp_path):
     assert (found.argmax(1) == expected.argmax(1)).mean() >= 0.9999
 
 
+def test_registers_and_rotary_positions(random_model, tmp_path):
+    model = random_model("linear", "float32", registers=4, position="rope", key_bias=False)
+    write_onnx(tmp_path / "model.onnx", model)
+    images = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
+    expected = np.moveaxis(np.asarray(model.scores(jnp.moveaxis(images, 1, -1))), -1, 1)
+    np.testing.assert_allclose(run(session_of(tmp_path / "model.onnx"), images), expected, atol=1e-5)
+
+
 def test_old_runtimes_and_deepness_can_read_it(reference_file, reference_session):
     """Deepness 0.6.5 installs onnxruntime 1.17 or older, which reads IR up to 9 and operator sets up to 20."""
     model = onnx.load(reference_file)

@@ -14,10 +14,15 @@ from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.models.vit import Adapter, position_table
 from crossearth_jax.ops.normalization import standardize
 from crossearth_jax.ops.resize import cubic_kernel, interpolation_matrix
+from crossearth_jax.ops.rotary import rotation
 
 CONFIG = ViTConfig(
     image_size=32, patch_size=8, width=16, depth=4, heads=2, mlp_width=32, feature_blocks=(1, 3), layer_scale=0.5
 )
+
+
+# The same with registers and rotary positions, as in DINOv3.
+ROTARY = dataclasses.replace(CONFIG, registers=3, position="rope", key_bias=False)
 
 
 class Counting(Adapter):
@@ -40,18 +45,20 @@ def build(config):
     return model.network(jax.jit(model.init)(jax.random.key(0))).backbone
 
 
+@pytest.mark.parametrize("config", [CONFIG, ROTARY], ids=["table", "rope"])
 @pytest.mark.parametrize("adapter", [None, Counting()])
-def test_features_are_those_of_the_chosen_blocks(images, adapter):
-    vit = build(CONFIG)
+def test_features_are_those_of_the_chosen_blocks(images, adapter, config):
+    vit, others = build(config), 1 + config.registers
+    angles = rotation(4, 4, 8, others) if config is ROTARY else None
 
     @jax.jit
     def one_by_one(vit, images):
         outputs, x = [], vit.embed(images)
         for i in range(CONFIG.depth):
-            x = jax.tree.map(lambda p, i=i: p[i], vit.blocks)(x)
+            x = jax.tree.map(lambda p, i=i: p[i], vit.blocks)(x, angles=angles)
             if adapter:
-                x = x.at[:, 1:].add(i + 1)
-            outputs.append(x[:, 1:].reshape(2, 4, 4, 16))
+                x = x.at[:, others:].add(i + 1)
+            outputs.append(x[:, others:].reshape(2, 4, 4, 16))
         return outputs[1], outputs[3]
 
     features = jax.jit(lambda vit, images: vit(images, adapter))(vit, images)
@@ -59,10 +66,10 @@ def test_features_are_those_of_the_chosen_blocks(images, adapter):
         np.testing.assert_allclose(level, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("remat", ["blocks", "cheap"])
-def test_recomputing_activations_changes_no_gradient(images, remat):
+@pytest.mark.parametrize(("config", "remat"), [(CONFIG, "blocks"), (CONFIG, "cheap"), (ROTARY, "cheap")])
+def test_recomputing_activations_changes_no_gradient(images, config, remat):
     def gradient(remat):
-        vit = build(dataclasses.replace(CONFIG, remat=remat))
+        vit = build(dataclasses.replace(config, remat=remat))
         loss = lambda vit: sum(jnp.sum(jnp.sin(level)) for level in vit(images))  # noqa: E731
         return jax.jit(jax.grad(loss))(vit)
 
@@ -78,9 +85,10 @@ def products(jaxpr):
     return here + sum(products(value) for value in inner if hasattr(value, "eqns"))
 
 
-def test_only_attention_weights_are_computed_twice_if_products_are_kept(images):
+@pytest.mark.parametrize("config", [CONFIG, ROTARY], ids=["table", "rope"])
+def test_only_attention_weights_are_computed_twice_if_products_are_kept(images, config):
     def count(remat):
-        vit = build(dataclasses.replace(CONFIG, remat=remat))
+        vit = build(dataclasses.replace(config, remat=remat))
         frozen, graph = nnx.state(vit), nnx.graphdef(vit)
         loss = lambda x: sum(jnp.sum(level) for level in nnx.merge(graph, frozen)(x))  # noqa: E731
         return products(jax.make_jaxpr(jax.grad(loss))(images).jaxpr)

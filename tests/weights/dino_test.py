@@ -1,5 +1,6 @@
-"""DINOv2 files: resizing compared with PyTorch, and names with the features that transformers computes."""
+"""DINOv2 and DINOv3 files: resizing compared with PyTorch, names with the features that transformers computes."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import pytest
 from einops import rearrange
 
 from crossearth_jax.config import HeadConfig, ModelConfig, UserError, ViTConfig
+from crossearth_jax.models.backbones import BACKBONES
 from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.weights import infer
-from crossearth_jax.weights.dinov2 import original_names, resize_kernel, resize_positions, to_backbone
+from crossearth_jax.weights.dino import original_names, resize_kernel, resize_positions, to_backbone
 from crossearth_jax.weights.files import read_tensors
 from crossearth_jax.weights.reference_names import from_reference
 
@@ -143,11 +145,51 @@ def test_hugging_face_names_give_the_numbers_of_transformers(hugging_face, featu
         np.testing.assert_allclose(level, rearrange(state[:, 1:], "b (h w) c -> b h w c", h=2), rtol=0, atol=2e-5)
 
 
-def test_registers_are_refused_by_name():
-    with pytest.raises(UserError, match="register_tokens"):
-        to_backbone(original() | {"register_tokens": np.zeros((1, 4, 8), np.float32)})
-    with pytest.raises(UserError, match="register_tokens"):
-        to_backbone({"embeddings.cls_token": np.zeros(1), "embeddings.register_tokens": np.zeros(1)})
+def test_patches_of_14_are_kept_on_request():
+    tensors = original()
+    found = to_backbone(tensors, patch_size=14)
+    assert all(np.array_equal(found[f"backbone.{name}"], tensors[name]) for name in tensors)
+    found = to_backbone(tensors, image_size=448, patch_size=14)
+    expected = resize_positions(tensors["pos_embed"], 32)
+    np.testing.assert_array_equal(found["backbone.pos_embed"], expected)
+    np.testing.assert_array_equal(found["backbone.patch_embed.proj.weight"], tensors["patch_embed.proj.weight"])
+    with pytest.raises(UserError, match="the image size is 512, expected a multiple of the patch size, 14"):
+        to_backbone(tensors, image_size=512, patch_size=14)
+    with pytest.raises(UserError, match="has patches of 16 pixels, expected 14; use the original file"):
+        to_backbone({k.removeprefix("backbone."): v for k, v in to_backbone(tensors).items()}, patch_size=14)
+
+
+def test_positions_of_a_model_with_registers_are_resized_with_antialiasing():
+    """A pattern that alternates between neighbours vanishes when the table shrinks; without antialiasing it stays."""
+    table = np.where(np.indices((37, 37)).sum(0) % 2, 1.0, -1.0).reshape(1, -1, 1).repeat(8, axis=2)
+    table = np.concatenate([np.zeros((1, 1, 8)), table], axis=1).astype(np.float32)
+    tensors = original() | {"register_tokens": np.ones((1, 4, 8), np.float32), "pos_embed": table}
+    found = to_backbone(tensors, image_size=256)
+    assert np.abs(found["backbone.pos_embed"]).max() < 0.1
+    assert from_reference(found)["backbone/registers"].shape == (4, 8)
+    del tensors["register_tokens"]
+    assert np.abs(to_backbone(tensors, image_size=256)["backbone.pos_embed"]).max() > 0.5
+
+
+def dinov3(width=8):
+    """Return a small DINOv3 under the original names."""
+    tensors = {name: x for name, x in original(width=width).items() if name != "pos_embed"}
+    kernel = np.random.default_rng(1).standard_normal((width, 3, 16, 16), np.float32)
+    return tensors | {
+        "storage_tokens": np.ones((1, 4, width), np.float32),
+        "rope_embed.periods": np.float32([1.0, 10.0]),
+        "patch_embed.proj.weight": kernel,
+    }
+
+
+def test_what_dinov3_does_not_express_is_refused():
+    assert "backbone.register_tokens" in to_backbone(dinov3())
+    with pytest.raises(UserError, match=r"rope_embed\.periods are \[ *1\. +100\.\], expected those of DINOv3"):
+        to_backbone(dinov3() | {"rope_embed.periods": np.float32([1.0, 100.0])})
+    with pytest.raises(
+        UserError, match=r"this DINOv3 has patches of 16 pixels, expected 14; set model\.vit\.patch_size"
+    ):
+        to_backbone(dinov3(), patch_size=14)
 
 
 @pytest.mark.parametrize(
@@ -204,6 +246,15 @@ def full_size(width, depth, hidden, gated):
             shapes |= {f"{mlp}.w12.weight": (2 * hidden, width), f"{mlp}.w12.bias": (2 * hidden,)}
             shapes |= {f"{mlp}.w3.weight": (width, hidden), f"{mlp}.w3.bias": (width,)}
     return {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_is_recognised_by_its_shapes(name):
+    config = ModelConfig(vit=BACKBONES[name], reins=None, head=None)
+    shapes = infer.shapes_of(SegmentationModel(config).shapes())
+    # The shapes do not say which blocks are features, and on which images the weights were trained.
+    fixed = {"feature_blocks": config.vit.feature_blocks, "pixel_statistics": config.vit.pixel_statistics}
+    assert dataclasses.replace(infer.infer_config(shapes).vit, **fixed) == config.vit
 
 
 @pytest.mark.parametrize("size", SIZES)
