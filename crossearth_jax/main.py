@@ -18,7 +18,7 @@ from crossearth_jax.benchmark.registry import settings_from, settings_of
 from crossearth_jax.config import Config, UserError, from_config_dict
 from crossearth_jax.config_check import check_classes, check_config
 from crossearth_jax.runtime import command, parallel, processes
-from crossearth_jax.runtime.buckets import AnyPath, any_path, local_path
+from crossearth_jax.runtime.buckets import AnyPath, any_path, check_access, local_path
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None,
@@ -170,7 +170,9 @@ def _parse(argv: list[str]) -> tuple[Config, AnyPath]:
         raise UserError("--mode=compile needs --topology, e.g. --topology=v5e:2x4 or --topology=v5e:16x16,v5p:4x8x8")
     config = from_config_dict(_CONFIG.value)
     check_config(config)
-    return config, any_path(_WORKDIR.value or f"runs/compile-{config.name}")
+    workdir = any_path(_WORKDIR.value or f"runs/compile-{config.name}")
+    check_access(workdir)
+    return config, workdir
 
 
 def with_config_files(argv: list[str]) -> list[str]:

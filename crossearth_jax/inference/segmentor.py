@@ -22,7 +22,7 @@ from crossearth_jax.inference.windows import Blend, ScoreWindows, SlidingWindows
 from crossearth_jax.models.network import Params, SegmentationModel
 from crossearth_jax.ops.normalization import normalize
 from crossearth_jax.runtime import parallel
-from crossearth_jax.runtime.buckets import any_path
+from crossearth_jax.runtime.buckets import any_path, check_access
 from crossearth_jax.training.weights_file import ensure_exported
 from crossearth_jax.weights import hub
 from crossearth_jax.weights.load import Weights, load_weights
@@ -280,6 +280,7 @@ def read(path: str | os.PathLike[str], **options: Any) -> Weights:
     if hub.is_address(path):
         return load_weights(hub.download(hub.parse(str(path))), **options)
     found = any_path(path)
+    check_access(found)
     if not found.is_dir():
         return load_weights(path, **options)
     given = [name for name, value in options.items() if value is not None]

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from crossearth_jax.config import UserError
-from crossearth_jax.runtime.buckets import AnyPath, modified
+from crossearth_jax.runtime.buckets import AnyPath, check_access, modified
 
 # Format version of an entry of results.json. It changes when a field is removed or changes its meaning, but not when a
 # field is added. Every entry has it, since the keys of the file are settings only and entries may be copied elsewhere.
@@ -157,6 +157,7 @@ def read_run(workdir: AnyPath) -> Run:
     Raises:
       UserError: `config.json` or `results.json` is missing, or a file does not have the expected content.
     """
+    check_access(workdir)
     if not workdir.is_dir():
         raise UserError(f"no run at {workdir}; give the --workdir of a training or evaluation")
     config = _read_json(workdir / "config.json", "give the folder of a run, where training writes this file")

@@ -58,6 +58,17 @@ def any_path(path: str | os.PathLike[str]) -> AnyPath:
     return epath.Path(text)
 
 
+def check_access(path: AnyPath) -> None:
+    """Check that a bucket answers; whether `path` exists there is not checked.
+
+    Raises:
+      UserError: there are no credentials, they are refused, or the service cannot be reached.
+    """
+    if not isinstance(path, Path):
+        with bucket_errors(f"cannot reach {path}"):
+            path.exists()
+
+
 def local_path(path: str | os.PathLike[str], name: str, remedy: str) -> Path:
     """Return a path that must be local.
 

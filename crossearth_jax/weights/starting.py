@@ -14,7 +14,7 @@ from crossearth_jax.config import ModelConfig, PixelStatistics, UserError
 from crossearth_jax.models.heads import head_class
 from crossearth_jax.models.network import SegmentationModel
 from crossearth_jax.models.segmentation_head import CLASS_LAYER
-from crossearth_jax.runtime.buckets import AnyPath, any_path
+from crossearth_jax.runtime.buckets import AnyPath, any_path, check_access
 from crossearth_jax.weights import hub
 from crossearth_jax.weights.load import Weights, load_weights
 from crossearth_jax.weights.name_rules import Tensors
@@ -80,6 +80,7 @@ def starting_file(path: str | os.PathLike[str]) -> AnyPath:
     if hub.is_address(path):
         return hub.download(hub.parse(str(path)))
     found = any_path(path)
+    check_access(found)
     return found / MODEL_FILE if found.is_dir() else found
 
 

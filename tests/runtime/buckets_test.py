@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from etils import epath
 
+import crossearth_jax
 from crossearth_jax import estimate_style, export, prepare
 from crossearth_jax.benchmark.domains_file import read_domains_file
 from crossearth_jax.benchmark.registry import known_domains, prepared_directory
@@ -40,6 +41,15 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"gs://b/run needs the package gcsfs; install the extra 'bucket'"):
         buckets.any_path("gs://b/run")
+
+
+def test_a_bucket_that_does_not_answer(monkeypatch):
+    def exists(path):
+        raise RuntimeError("Unable to locate\ncredentials")
+
+    monkeypatch.setattr(epath.Path("s3://b").__class__, "exists", exists)
+    with pytest.raises(UserError, match=r"cannot reach s3://b/run: Unable to locate credentials; check the address, "):
+        crossearth_jax.load("s3://b/run")
 
 
 REFUSED = {
