@@ -82,7 +82,7 @@ def gemm(size: int = 4096) -> Task:
     return lambda: jax.block_until_ready(product(a, b))
 
 
-def step_config(name: str, size: Size, remat: str) -> Config:
+def step_config(name: str, size: Size, remat: str = ViTConfig.remat) -> Config:
     """Return the configuration of a step: segmentation, both tasks, or both with every image restyled; batch size 1."""
     both = name != "step"
     model = dataclasses.replace(size.model, vit=dataclasses.replace(size.model.vit, remat=remat))
