@@ -68,7 +68,7 @@ class EomtHead(MaskHead):
         self.own_blocks, self.annealing_power, self.dtype = head.last_blocks, head.annealing_power, dtype
         self.remat = vit.remat != "none"
         self.queries = parameter((head.queries, width), Distribution("normal", 1.0), ("tokens", "embed"))
-        self.norm = layer_norm(width, 1e-6, rngs=rngs)
+        self.norm = layer_norm(width, vit.norm_epsilon, rngs=rngs)
         self.class_head = linear(width, config.classes + 1, dtype, axes=axes, rngs=rngs)
         self.mask_head = nnx.List([linear(width, width, dtype, axes=axes, rngs=rngs) for _ in range(3)])
         # Masks of stride 4 for patches of 16 pixels, as in the authors' code.
