@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import math
 import re
@@ -27,6 +28,7 @@ from absl import logging
 
 from crossearth_jax.config import UserError
 from crossearth_jax.inference.ensemble import averaged_windows, check_alike
+from crossearth_jax.inference.familiarity import Familiarity
 from crossearth_jax.inference.segmentor import Segmentor, load
 from crossearth_jax.runtime import command, processes
 from crossearth_jax.runtime.buckets import local_path
@@ -126,12 +128,14 @@ def _mapper(
     segmentors = [_model(name, arguments) for name in names]
     check_alike(segmentors, names)
     described = segmentors[0].description
+    familiarity = described.reference and Familiarity(described.reference)
     windows = averaged_windows(
         segmentors,
         stride=arguments.stride,
         blend=arguments.blend,
         flips=arguments.flips,
         batch_size=arguments.batch_size or WINDOWS_PER_DEVICE * len(jax.local_devices()),
+        observe=familiarity and familiarity.observe,
     )
     if scene_options.bands is None and described.bands:
         scene_options = dataclasses.replace(scene_options, bands=",".join(described.bands))
@@ -156,7 +160,11 @@ def _mapper(
     }
 
     def work(scene: str) -> None:
-        map_scene(windows, legend, scene, outputs[scene], scene_options, products, tags)
+        found = dict
+        if familiarity is not None:
+            familiarity.clear()
+            found = functools.partial(familiarity.tags, scene)
+        map_scene(windows, legend, scene, outputs[scene], scene_options, products, tags, late_tags=found)
         logging.info("wrote %s", outputs[scene])
 
     return work

@@ -41,7 +41,11 @@ HOMES = {
     "pyogrio": ("crossearth_jax/mapping/", "data/"),
     "shapely": ("crossearth_jax/mapping/", "data/"),
     "tensorflow_datasets": ("crossearth_jax/inputs/sources.py", "crossearth_jax/prepare.py", "data/"),
-    "sklearn": ("crossearth_jax/analysis/baselines.py", "crossearth_jax/reporting/"),
+    "sklearn": (
+        "crossearth_jax/analysis/baselines.py",
+        "crossearth_jax/inference/familiarity.py",
+        "crossearth_jax/reporting/",
+    ),
     "matplotlib": ("crossearth_jax/reporting/",),
     "jinja2": ("crossearth_jax/reporting/rendering.py",),
     "tensorboardX": ("crossearth_jax/training/writer.py",),

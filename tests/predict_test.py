@@ -155,7 +155,7 @@ def test_several_checkpoints_must_be_alike(checkpoint, tmp_path):
 
 def test_several_checkpoints_are_named_in_the_map(checkpoint, tmp_path, monkeypatch):
     found = []
-    monkeypatch.setattr(predict, "map_scene", lambda windows, *others: found.append((windows, others[-1])))
+    monkeypatch.setattr(predict, "map_scene", lambda windows, *others, **_: found.append((windows, others[-1])))
     copy = shutil.copy(checkpoint, tmp_path / "a,b.safetensors")  # a comma in a name
     predict.main([f"--checkpoint={checkpoint},{checkpoint}", LANDSAT, f"--out={tmp_path}/map.tif", "--stride=50"])
     predict.main([f"--checkpoint={copy}", LANDSAT, f"--out={tmp_path}/map.tif"])
@@ -168,7 +168,7 @@ def test_several_checkpoints_are_named_in_the_map(checkpoint, tmp_path, monkeypa
 
 def test_the_temperature_of_the_weights_file_is_used(checkpoint, tmp_path, monkeypatch):
     found = []
-    monkeypatch.setattr(predict, "map_scene", lambda *arguments: found.append(arguments[-2:]))
+    monkeypatch.setattr(predict, "map_scene", lambda *arguments, **_: found.append(arguments[-2:]))
     segmentor = load(checkpoint)
     files = []
     for temperature in (1.5, 2.5):

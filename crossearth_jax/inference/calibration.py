@@ -1,13 +1,13 @@
-"""The temperature that calibrates the probabilities of a model (Guo et al. 2017, arXiv 1706.04599).
+"""What is measured on the source after training and stored in the weights file: a temperature and a reference.
 
-It is fitted on the hold-out of the source and stored in the weights file. `ops.probabilities` defines the
-probabilities.
+The temperature calibrates the probabilities of the model (Guo et al. 2017, arXiv 1706.04599; `ops.probabilities`
+defines them). The reference describes the training images (`inference.familiarity`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -19,6 +19,7 @@ from crossearth_jax.benchmark import Domain
 from crossearth_jax.benchmark.registry import source_domains
 from crossearth_jax.config import Config
 from crossearth_jax.inference import resizing
+from crossearth_jax.inference.familiarity import fit_reference
 from crossearth_jax.inference.segmentor import Segmentor
 from crossearth_jax.inference.windows import SlidingWindows
 from crossearth_jax.inputs.sources import PreparedSplit
@@ -28,7 +29,8 @@ from crossearth_jax.weights.files import read_tensors
 from crossearth_jax.weights.native import describe, save_native
 
 HOLDOUTS = ("validation", "val")  # names of the splits of a source domain that may be used to choose something
-IMAGES, PIXELS = 64, 4096  # largest number of images, and of pixels of each, on which the temperature is fitted
+IMAGES = 64  # largest number of images of a split that are scored
+PIXELS = 4096  # largest number of pixels of an image on which the temperature is fitted
 TEMPERATURES = 0.05, 20.0  # limits of the fit
 
 
@@ -56,48 +58,65 @@ def scored_temperatures(temperature: float | None) -> tuple[float, ...]:
 
 
 def calibrated(config: Config, weights_file: AnyPath, segmentor: Segmentor) -> Segmentor:
-    """Return a run's model with its temperature; if it has none yet, fit it and store it in the weights file.
+    """Return a run's model with its temperature and its reference (`inference.familiarity`).
 
-    All processes of a run call it together; the first process writes the file. A model without a temperature is
-    returned as it is if the source has no hold-out (see `source_temperature`), or if the model was not trained on the
-    source of the configuration.
+    If one of them is missing, both are computed from the hold-out of the source and stored in the weights file. All
+    processes of a run call it together; the first process writes the file. The model is returned as it is if the source
+    has no hold-out (see `source_holdouts`), or if the model was not trained on the source of the configuration.
     """
     described = segmentor.description
-    if described.temperature is not None or described.trained_on != config.data.source:
+    complete = described.temperature is not None and described.reference is not None
+    if complete or described.trained_on != config.data.source:
         return segmentor
-    temperature = source_temperature(config, segmentor.sliding_windows(batch_size=config.evaluate.batch_size))
-    if temperature is None:
+    splits = source_holdouts(config)
+    if splits is None:
         return segmentor
+    held_out, training = list[jax.Array](), list[jax.Array]()
+    batch_size = config.evaluate.batch_size
+    windows = segmentor.sliding_windows(batch_size=batch_size, observe=held_out.append)
+    temperature = source_temperature(config, splits, windows)
+    windows = segmentor.sliding_windows(batch_size=batch_size, observe=training.append)
+    for domain, _ in splits:
+        for _ in _scored(windows, domain, "train", config.data.data_dir, IMAGES // len(splits)):
+            pass  # only the descriptors are needed
+    reference = fit_reference(*(np.concatenate(jax.device_get(batches)) for batches in (training, held_out)))
+    measured = {"temperature": temperature, "reference": reference}
     if jax.process_index() == 0:
         file = read_tensors(weights_file)
-        stored = dataclasses.replace(describe(file.metadata), temperature=temperature)
-        save_native(weights_file, file.tensors, stored)
-    return dataclasses.replace(segmentor, description=dataclasses.replace(described, temperature=temperature))
+        save_native(weights_file, file.tensors, dataclasses.replace(describe(file.metadata), **measured))
+    return dataclasses.replace(segmentor, description=dataclasses.replace(described, **measured))
 
 
-def source_temperature(config: Config, windows: SlidingWindows) -> float | None:
-    """Return the temperature fitted on the hold-out of the source; None if a source domain has no such split.
+def source_holdouts(config: Config) -> list[tuple[Domain, str]] | None:
+    """Return each source domain with its hold-out split; None if a source domain has no such split.
 
-    The split that evaluation scores is never used. The images are spread evenly over the split, and the pixels are
-    drawn at random with a fixed seed, so all processes of a run find the same number.
+    The split that evaluation scores is never used.
     """
     domains = source_domains(config.data.source, config.data.data_dir)
-    splits = [next((s for s in HOLDOUTS if s in d.counts and s != d.eval_split), None) for d in domains]
-    if None in splits:
-        without = ", ".join(domain.name for domain, split in zip(domains, splits, strict=True) if split is None)
+    found = [[s for s in HOLDOUTS if s in domain.counts and s != domain.eval_split] for domain in domains]
+    if without := [domain.name for domain, splits in zip(domains, found, strict=True) if not splits]:
         logging.info(
-            "no temperature is fitted: %s has no split %s besides the one that is scored; probabilities are the shares "
-            "of the scores",
-            without,
+            "no temperature is fitted, and maps will not warn of unfamiliar ground: %s has no split %s besides the one "
+            "that is scored; probabilities are the shares of the scores",
+            ", ".join(without),
             " or ".join(HOLDOUTS),
         )
         return None
+    return [(domain, splits[0]) for domain, splits in zip(domains, found, strict=True)]
+
+
+def source_temperature(config: Config, splits: Sequence[tuple[Domain, str]], windows: SlidingWindows) -> float:
+    """Return the temperature fitted on the hold-out of the source, as returned by `source_holdouts`.
+
+    The images are spread evenly over the split, and the pixels are drawn at random with a fixed seed, so all processes
+    of a run find the same number.
+    """
     random = np.random.default_rng(0)
     ratios, labels = zip(
         *(
             _drawn(random, scores, label, len(domain.classes))
-            for domain, split in zip(domains, splits, strict=True)
-            for scores, label in _scored(windows, domain, str(split), config.data.data_dir, IMAGES // len(domains))
+            for domain, split in splits
+            for scores, label in _scored(windows, domain, split, config.data.data_dir, IMAGES // len(splits))
         ),
         strict=True,
     )

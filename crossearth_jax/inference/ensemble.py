@@ -48,13 +48,14 @@ def averaged_windows(segmentors: Sequence[Segmentor], **options: Any) -> Sliding
 
     Args:
       segmentors: models for which `check_alike` passes; window and stride are those of the first one.
-      options: as for `Segmentor.sliding_windows`.
+      options: as for `Segmentor.sliding_windows`; `observe` gets the descriptors of the first model.
 
     Raises:
       UserError: see `Segmentor.sliding_windows`.
     """
     stride = options.pop("stride", None) or segmentors[0].stride
-    parts = [segmentor.sliding_windows(stride=stride, **options) for segmentor in segmentors]
+    first = segmentors[0].sliding_windows(stride=stride, observe=options.pop("observe", None), **options)
+    parts = [first, *(segmentor.sliding_windows(stride=stride, **options) for segmentor in segmentors[1:])]
     if len(parts) == 1:
         return parts[0]
 

@@ -13,13 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import reduce
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, UInt8
 
 from crossearth_jax import benchmark
 from crossearth_jax.config import MeshConfig, ModelConfig, UserError
 from crossearth_jax.inference.windows import Blend, ScoreWindows, SlidingWindows
-from crossearth_jax.models.network import Params, SegmentationModel
+from crossearth_jax.models.network import Features, Params, SegmentationModel
 from crossearth_jax.ops.normalization import normalize
 from crossearth_jax.runtime import parallel
 from crossearth_jax.runtime.buckets import any_path, check_access
@@ -27,6 +28,11 @@ from crossearth_jax.training.weights_file import ensure_exported
 from crossearth_jax.weights import hub
 from crossearth_jax.weights.load import Weights, load_weights
 from crossearth_jax.weights.native import MODEL_FILE, Description, Palette
+
+LEAST_VALID = 0.5  # least share of valid pixels of a window that gets a descriptor
+
+# A function that receives the descriptors (n, d) of a batch of windows, whose computation may still be running.
+Observe = Callable[[jax.Array], None]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -115,6 +121,7 @@ class Segmentor:
         blend: Blend = "mean",
         flips: bool = False,
         batch_size: int = 4,
+        observe: Observe | None = None,
     ) -> SlidingWindows:
         """Return a `SlidingWindows` that applies this model to images and scenes of any size, on all local devices.
 
@@ -123,13 +130,14 @@ class Segmentor:
           blend: how overlapping windows are combined; see `inference.windows`.
           flips: average the scores of every window and its three mirror images, at four times the cost.
           batch_size: windows per call of the network; rounded up to a multiple of the number of local devices.
+          observe: called with the descriptors of every batch of windows; see `window_descriptors`.
 
         Raises:
           UserError: the window is not a valid multiple of the patch size, or the stride leaves gaps between windows.
         """
         mesh, params = self._on_devices
         return SlidingWindows(
-            score=score_on_devices(self.model, params, mesh, flips=flips),
+            score=score_on_devices(self.model, params, mesh, flips=flips, observe=observe),
             classes=self.classes,
             window=self.window,
             stride=self.stride if stride is None else stride,
@@ -155,7 +163,9 @@ def _scores(model: SegmentationModel, params: Params, images: Float[Array, "b h 
     return model.scores(params, images)
 
 
-def score_on_devices(model: SegmentationModel, params: Params, mesh: Mesh, *, flips: bool = False) -> ScoreWindows:
+def score_on_devices(
+    model: SegmentationModel, params: Params, mesh: Mesh, *, flips: bool = False, observe: Observe | None = None
+) -> ScoreWindows:
     """Return a function that scores batches of windows on all devices of a mesh.
 
     The batch size must be a multiple of the number of devices.
@@ -165,13 +175,17 @@ def score_on_devices(model: SegmentationModel, params: Params, mesh: Mesh, *, fl
       params: its parameters, replicated on every device.
       mesh: devices of this process; each scores an equal share of every batch.
       flips: average the scores over the mirror images of each window.
+      observe: called with the descriptors of every batch.
     """
     step = jit_window_scores(model, mesh, flips)
     batch = parallel.batch_sharding(mesh)
 
     def score(images: UInt8[np.ndarray, "n h w 3"], valid: Bool[np.ndarray, "n h w"]) -> jax.Array:
         with jax.set_mesh(mesh):
-            return step(params, *jax.device_put((images, valid), batch))
+            scores, descriptors = step(params, *jax.device_put((images, valid), batch))
+        if observe is not None:
+            observe(descriptors)
+        return scores
 
     return score
 
@@ -180,32 +194,55 @@ def score_on_devices(model: SegmentationModel, params: Params, mesh: Mesh, *, fl
 def jit_window_scores(model: SegmentationModel, mesh: Mesh, flips: bool = False) -> Any:
     """Return `window_scores` as a jitted function of (params, images, valid) that shards the windows over the mesh."""
     batch, whole = parallel.batch_sharding(mesh), parallel.replicated(mesh)
-    scores = functools.partial(window_scores, with_flips(model.scores) if flips else model.scores)
-    return jax.jit(scores, in_shardings=(whole, batch, batch), out_shardings=batch)
+    step = functools.partial(window_scores, model, flips)
+    return jax.jit(step, in_shardings=(whole, batch, batch), out_shardings=batch)
 
 
 def window_scores(
-    scores: Callable[[Params, Float[Array, "n h w 3"]], Float[Array, "n h w k"]],
+    model: SegmentationModel,
+    flips: bool,
     params: Params,
     images: UInt8[Array, "n h w 3"],
     valid: Bool[Array, "n h w"],
-) -> Float[Array, "n h w k"]:
-    """Return the scores of 8-bit windows; invalid pixels get the mean colour, which is zero after normalisation."""
-    return scores(params, jnp.where(valid[..., None], normalize(images), 0.0)).astype(jnp.float32)
+) -> tuple[Float[Array, "n h w k"], Float[Array, "n d"]]:
+    """Return the scores of 8-bit windows and their descriptors (`window_descriptors`).
 
-
-def with_flips(
-    scores: Callable[[Params, Float[Array, "n h w 3"]], Float[Array, "n h w k"]],
-) -> Callable[[Params, Float[Array, "n h w 3"]], Float[Array, "n h w k"]]:
-    """Return a function that averages the scores of a window and its three mirror images (test-time augmentation)."""
-
-    def averaged(params: Params, images: Float[Array, "n h w 3"]) -> Float[Array, "n h w k"]:
-        total = scores(params, images)
+    Invalid pixels get the mean colour, which is zero after normalisation. With `flips` the scores are averaged over a
+    window and its three mirror images (test-time augmentation); the descriptors are those of the window itself.
+    """
+    normalised = jnp.where(valid[..., None], normalize(images), 0.0)
+    features = model.features(params, normalised, for_head_only=True)
+    scores = model.scores_of(params, features, images.shape[1:3])
+    if flips:
         for axes in ((1,), (2,), (1, 2)):
-            total = total + jnp.flip(scores(params, jnp.flip(images, axes)), axes)
-        return total / 4
+            scores = scores + jnp.flip(model.scores(params, jnp.flip(normalised, axes)), axes)
+        scores = scores / 4
+    return scores.astype(jnp.float32), window_descriptors(features, normalised, valid)
 
-    return averaged
+
+def window_descriptors(
+    features: Features, normalised: Float[Array, "n h w 3"], valid: Bool[Array, "n h w"]
+) -> Float[Array, "n d"]:
+    """Describe each window by means of its features and by mean and standard deviation of its bands.
+
+    Features are those of the backbone's last level, or the tokens that the head takes, averaged over the window. A
+    patch has the weight of the share of its pixels that are valid. A window of which less than half is valid has no
+    descriptor: its row is NaN.
+
+    Args:
+      features: of the windows.
+      normalised: the windows, zero at invalid pixels.
+      valid: their valid pixels.
+    """
+    level = (features.tokens.patches if features.tokens else features.levels[-1]).astype(jnp.float32)
+    rows, columns = level.shape[1:3]
+    patches = reduce(valid.astype(jnp.float32), "n (y dy) (x dx) -> n y x 1", "mean", y=rows, x=columns)
+    pooled = (level * patches).sum((1, 2)) / patches.sum((1, 2))
+    share = valid.mean((1, 2))[:, None]
+    mean = normalised.mean((1, 2)) / share
+    variance = (normalised**2).mean((1, 2)) / share - mean**2
+    found = jnp.concatenate([pooled, mean, jnp.sqrt(jnp.maximum(variance, 0))], axis=1)
+    return jnp.where(share >= LEAST_VALID, found, jnp.nan)
 
 
 def load(

@@ -7,7 +7,7 @@ import dataclasses
 import datetime
 import os
 import shutil
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from absl import logging
@@ -44,6 +44,7 @@ def map_scene(
     scene_options: SceneOptions = SceneOptions(),  # noqa: B008  # frozen
     options: MapOptions = MapOptions(),  # frozen
     tags: Mapping[str, str] | None = None,
+    late_tags: Callable[[], Mapping[str, str]] = dict,
 ) -> None:
     """Write the class map of one scene, its summary (`map_summary`), and the products that `options` asks for.
 
@@ -58,6 +59,7 @@ def map_scene(
       options: which products are written.
       tags: added to the metadata of the output rasters, besides date, bands, stretch, windows and areas of the
         classes.
+      late_tags: called when all windows are scored; returns further tags.
 
     Raises:
       UserError: the scene cannot be read or has no valid pixel, or an output cannot be written.
@@ -82,13 +84,13 @@ def map_scene(
         with staged(out) as (work, done):
             class_map, *others = _write_areas(work, windows, scene, legend, options, recorded)
             sizes = class_sizes(class_map.path, scene.grid, len(legend.names))
-            areas = {"CLASS_AREAS": area_tag(legend, sizes)}
+            late = {**late_tags(), "CLASS_AREAS": area_tag(legend, sizes)}
             write_json(
                 (done / out.name).with_suffix(".json"),
-                summary(out.name, scene.grid, legend, sizes, recorded | areas),
+                summary(out.name, scene.grid, legend, sizes, recorded | late),
             )
             for written in (class_map, *others):
-                write_cog(written, _raster(done / out.name, written.layer.suffix), legend, areas)
+                write_cog(written, _raster(done / out.name, written.layer.suffix), legend, late)
                 written.path.unlink()
             if options.polygons:
                 write_polygons(done / out.name, (done / out.name).with_suffix(".gpkg"), legend)

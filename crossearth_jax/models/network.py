@@ -167,8 +167,18 @@ class SegmentationModel:
         Raises:
           UserError: the model has no head.
         """
-        features, network = self.features(params, images, for_head_only=True), self.network(params)
-        return _head(network).scores(features, network.encoder, images.shape[1:3])
+        return self.scores_of(params, self.features(params, images, for_head_only=True), images.shape[1:3])
+
+    def scores_of(
+        self, params: Mapping[str, jax.Array], features: Features, size: tuple[int, ...]
+    ) -> Float[Array, "b h w k"]:
+        """Compute the class scores of every pixel from the features of images of (height, width) `size`; see `scores`.
+
+        Raises:
+          UserError: the model has no head.
+        """
+        network = self.network(params)
+        return _head(network).scores(features, network.encoder, size)
 
 
 def _head(network: Network) -> Head:

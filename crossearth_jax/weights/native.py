@@ -26,6 +26,15 @@ Palette = tuple[tuple[int, int, int], ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Reference:
+    """Statistics of the windows of training images, to which `inference.familiarity` compares those of a scene."""
+
+    size: int  # components of the descriptor of a window
+    rows: str  # base64 of little-endian float32 rows of `size` numbers: mean, scale, directions
+    limit: float  # distance above which a window is unfamiliar
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Description:
     """Description of a set of parameters: the model, its classes and its input."""
 
@@ -42,6 +51,7 @@ class Description:
     step: int | None = None  # optimizer steps of a run
     selection: str = ""  # how the run selected its checkpoint: the value of `evaluate.select`
     temperature: float | None = None  # calibrates the probabilities of the scores; None: not fitted
+    reference: Reference | None = None  # None: not computed
 
 
 def digest(params: Mapping[str, Any], prefix: str = "") -> str:
@@ -100,6 +110,7 @@ def _metadata(params: Mapping[str, Any], description: Description) -> dict[str, 
         "step": description.step,
         "selection": description.selection,
         "temperature": description.temperature,
+        "reference": description.reference and dataclasses.asdict(description.reference),
         "backbone_sha256": digest(params, "backbone/"),
     }
     return {FORMAT: json.dumps(content, sort_keys=True)}
@@ -142,6 +153,10 @@ def is_native(metadata: Mapping[str, Any]) -> bool:
     return FORMAT in metadata
 
 
+def _reference(size: int, rows: str, limit: float) -> Reference:
+    return Reference(size=int(size), rows=str(rows), limit=float(limit))
+
+
 def describe(metadata: Mapping[str, Any]) -> Description:
     """Parse the description in the metadata of one of our files.
 
@@ -169,6 +184,7 @@ def describe(metadata: Mapping[str, Any]) -> Description:
             step=content.get("step") and int(content["step"]),
             selection=str(content.get("selection", "")),
             temperature=content.get("temperature") and float(content["temperature"]),
+            reference=content.get("reference") and _reference(**content["reference"]),
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"the description in the file is damaged ({error!r}); convert the weights again") from None

@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 
 from crossearth_jax.inference import calibration
-from crossearth_jax.inference.calibration import calibrated, fit_temperature, source_temperature
+from crossearth_jax.inference.calibration import calibrated, fit_temperature, source_holdouts, source_temperature
 from crossearth_jax.inference.segmentor import load
 from crossearth_jax.inference.windows import SlidingWindows
 from crossearth_jax.models.network import SegmentationModel
@@ -46,9 +46,11 @@ def test_only_the_hold_out_is_read(tiny_config, monkeypatch):
     monkeypatch.setattr(
         calibration, "PreparedSplit", lambda name, split, folder: splits.append(split) or genuine(name, split, folder)
     )
-    found = source_temperature(tiny_config, WINDOWS)
-    assert splits == ["validation"] and found is not None
-    assert source_temperature(tiny_config, WINDOWS) == found  # every process of a run finds the same
+    sources = source_holdouts(tiny_config)
+    assert sources is not None
+    found = source_temperature(tiny_config, sources, WINDOWS)
+    assert splits == ["validation"]
+    assert source_temperature(tiny_config, sources, WINDOWS) == found  # every process of a run finds the same
 
 
 def test_without_a_hold_out_no_temperature_is_fitted(tiny_config, monkeypatch, caplog):
@@ -57,33 +59,36 @@ def test_without_a_hold_out_no_temperature_is_fitted(tiny_config, monkeypatch, c
     (domain,) = calibration.source_domains(tiny_config.data.source, tiny_config.data.data_dir)
     scored = dataclasses.replace(domain, eval_split="validation")
     monkeypatch.setattr(calibration, "source_domains", lambda *_: (scored,))
-    assert source_temperature(tiny_config, WINDOWS) is None
-    assert "no temperature is fitted: blue_marble/temperate_green has no split validation or val" in caplog.text
+    assert source_holdouts(tiny_config) is None
+    assert "unfamiliar ground: blue_marble/temperate_green has no split validation or val besides" in caplog.text
 
 
-def test_the_weights_file_keeps_everything_and_gets_the_temperature(tiny_config, tmp_path, monkeypatch):
+def test_the_weights_file_keeps_everything_and_gets_what_is_measured(tiny_config, tmp_path, monkeypatch):
     model = SegmentationModel(tiny_config.model)
     export_model(tmp_path, tiny_config, jax.jit(model.init)(jax.random.key(0)), 3)
     path = tmp_path / "model.safetensors"
     before, described = safetensors.numpy.load_file(path), read_description(path)
-    monkeypatch.setattr(calibration, "source_temperature", lambda *_: 1.5)
-    assert described.temperature is None
-    assert calibrated(tiny_config, path, load(path)).description.temperature == 1.5
-    assert read_description(path) == dataclasses.replace(described, temperature=1.5)
+    assert described.temperature is described.reference is None
+    measured = calibrated(tiny_config, path, load(path)).description
+    assert measured.temperature is not None and measured.reference is not None
+    assert measured.reference.size == tiny_config.model.vit.width + 6  # features, mean and deviation of three bands
+    stored = {"temperature": measured.temperature, "reference": measured.reference}
+    assert read_description(path) == dataclasses.replace(described, **stored)
     after = safetensors.numpy.load_file(path)
     assert before.keys() == after.keys() and all(np.array_equal(before[name], after[name]) for name in before)
     written = path.stat().st_mtime_ns
     monkeypatch.setattr(calibration, "source_temperature", lambda *_: 9.0)
-    assert calibrated(tiny_config, path, load(path)).description.temperature == 1.5  # is not fitted again
+    assert calibrated(tiny_config, path, load(path)).description == measured  # nothing is measured again
     assert path.stat().st_mtime_ns == written
 
 
-def test_files_of_earlier_versions_have_no_temperature(tiny_config, tmp_path):
+def test_files_of_earlier_versions_have_neither(tiny_config, tmp_path):
     model = SegmentationModel(tiny_config.model)
     export_model(tmp_path, tiny_config, jax.jit(model.init)(jax.random.key(0)), 3)
     path = tmp_path / "model.safetensors"
     with safetensors.safe_open(path, "numpy") as file:
         content = json.loads(file.metadata()[FORMAT])
-    del content["temperature"]
+    del content["temperature"], content["reference"]
     safetensors.numpy.save_file(safetensors.numpy.load_file(path), path, {FORMAT: json.dumps(content)})
-    assert read_description(path).temperature is None
+    described = read_description(path)
+    assert described.temperature is described.reference is None

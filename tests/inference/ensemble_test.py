@@ -32,6 +32,16 @@ def test_scores_are_the_mean_of_those_of_each_model(pair):
     np.testing.assert_allclose(found, (alone[0] + alone[1]) / 2, rtol=1e-5)
 
 
+def test_descriptors_are_those_of_the_first(pair):
+    image = np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3), dtype=np.uint8)
+    first, both = [], []
+    for models, found in ((pair[:1], first), (pair, both)):
+        averaged_windows(models, batch_size=8, observe=found.append).score(
+            np.repeat(image, 8, 0), np.ones((8, 16, 16), bool)
+        )
+    np.testing.assert_array_equal(first, both)
+
+
 def test_window_and_stride(pair):
     windows = averaged_windows([pair[0], changed(pair[1], stride=7)])
     assert (windows.window, windows.stride) == (16, 11)  # the stride of the first

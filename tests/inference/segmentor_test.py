@@ -104,6 +104,22 @@ def test_flips_average_the_mirror_images(model):
     np.testing.assert_allclose(found, expected[0], rtol=1e-5, atol=1e-5)
 
 
+def test_descriptors_are_means_over_valid_pixels(model):
+    images = np.random.default_rng(3).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
+    valid = np.zeros((8, 64, 64), bool)
+    valid[0], valid[1, :40], valid[2, :31] = True, True, True
+    found = []
+    model.sliding_windows(observe=found.append).score(images, valid)
+    normalised = jnp.where(valid[..., None], normalize(jnp.asarray(images)), 0)
+    levels = np.asarray(model.model.features(model.params, normalised).levels[-1])
+    rows = np.array([[1, 1, 1, 1], [1, 1, 0.5, 0]])[..., None, None]  # valid share of each row of patches, of 16 pixels
+    pooled = (levels[:2] * rows).sum((1, 2)) / rows.sum((1, 2)) / 4
+    inside = [np.asarray(normalised)[i][valid[i]] for i in range(2)]
+    bands = [np.concatenate([pixels.mean(0), pixels.std(0)]) for pixels in inside]
+    np.testing.assert_allclose(found[0][:2], np.concatenate([pooled, bands], axis=1), rtol=1e-4, atol=1e-4)
+    assert np.isnan(found[0][2:]).all()  # less than half is valid
+
+
 def test_sides_that_no_patch_grid_covers(model):
     with pytest.raises(UserError, match="50 x 64; sides must be multiples of 16"):
         model.scores(np.zeros((1, 50, 64, 3), np.float32))

@@ -9,13 +9,14 @@ import safetensors.numpy
 
 from crossearth_jax.config import MimConfig, ModelConfig, UserError
 from crossearth_jax.weights.files import read_tensors
-from crossearth_jax.weights.native import FORMAT, Description, describe, digest, is_native, save_native
+from crossearth_jax.weights.native import FORMAT, Description, Reference, describe, digest, is_native, save_native
 
 DESCRIPTION = Description(
     model=ModelConfig(classes=2, reins=None, mim=MimConfig(width=8)),
     class_names=("Küste", "sea"),
     palette=((0, 1, 2), (253, 254, 255)),
     source="a.pth",
+    reference=Reference(size=2, rows="AACAPwAAAEA=", limit=1.25),
 )
 
 
