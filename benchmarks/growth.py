@@ -85,6 +85,8 @@ def records(count: int) -> Point:
 
 
 DOMAINS = """
+name = "growth"
+
 [taxonomy]
 classes = ["even", "odd"]
 
