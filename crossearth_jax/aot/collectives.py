@@ -18,6 +18,9 @@ from crossearth_jax.runtime.parallel import BATCH_AXES, slice_count
 
 BETWEEN_SLICES = "all-reduce between slices"  # the part of a sum that uses the data-centre network
 SMALL = 4096  # elements; a smaller sum over the batch is taken for one of losses, metrics or norms
+# For several TPU slices the compiler may exchange partial sums of the gradient of a bias and add them afterwards: found
+# were up to 32 of them.
+PARTIAL_SUMS = 32
 
 # Reasons of collectives; the axes are those of `crossearth_jax.runtime.parallel`.
 GRADIENTS = "gradients of trainable parameters and of values computed from them alone, summed over the batch axes"
@@ -203,7 +206,7 @@ def _reason(collective: Collective, sizes: ParameterSizes, sliced: bool) -> str:
         return SUMS
     if not axes <= set(BATCH_AXES):
         return UNEXPLAINED
-    if collective.kind == "all-reduce" and all(s.size <= SMALL or s.size in sizes.gradients for s in collective.arrays):
+    if collective.kind == "all-reduce" and all(sizes.summed(shape.size, sliced) for shape in collective.arrays):
         return GRADIENTS
     if axes == {"fsdp"}:
         if collective.kind == "all-gather" and all(s.size in sizes.gathered for s in collective.arrays):
@@ -217,7 +220,7 @@ def _reason(collective: Collective, sizes: ParameterSizes, sliced: bool) -> str:
         counts = [shape.size * parts for shape in collective.arrays]
         if all(count <= SMALL for count in counts):
             return SUMS
-        if all(count <= SMALL or count in sizes.gradients for count in counts):
+        if all(sizes.summed(count, sliced) for count in counts):
             return GRADIENTS
     return UNEXPLAINED
 
@@ -235,6 +238,8 @@ class ParameterSizes:
         self.gradients: set[int] = set(shared)  # and those of trainable parameters, whole or one device's part
         self.gathered: set[int] = set()  # of parameters split over fsdp, after gathering
         self.kept: set[int] = set()  # of one device's part of such parameters
+        # Of the biases of trainable layers: the last axis of a kernel is as long as its bias.
+        self.biases = {shapes[name].shape[-1] for name in trainable if shapes[name].shape}
         for name, sharding in shardings.items():
             shape = shapes[name].shape
             part = math.prod(sharding.shard_shape(shape))
@@ -246,6 +251,11 @@ class ParameterSizes:
                 if split > 1:
                     self.gathered.add(count * split)
                     self.kept.add(count)
+
+    def summed(self, count: int, sliced: bool) -> bool:
+        """Return whether a sum of `count` numbers over the batch is one of a gradient, or small."""
+        partial = sliced and any(count % bias == 0 and count // bias <= PARTIAL_SUMS for bias in self.biases)
+        return count <= SMALL or count in self.gradients or partial
 
 
 def bytes_by_kind(found: Iterable[Collective]) -> dict[str, float]:

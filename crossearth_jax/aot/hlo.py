@@ -120,20 +120,35 @@ class Program:
                 total += times * count(instruction, left, right, instruction.shapes[0].dims)
         return total
 
-    def joined(self, computation: str, name: str) -> tuple[Shape, ...]:
-        """Return the arrays whose concatenation the named value is, also inside fusions or padded; () if it is none."""
+    def joined(
+        self, computation: str, name: str, callers: tuple[tuple[str, Instruction], ...] = ()
+    ) -> tuple[Shape, ...]:
+        """Return the arrays whose concatenation the named value is, also inside fusions or padded; () if it is none.
+
+        Args:
+          computation: where the value is computed.
+          name: of the value.
+          callers: the fusions that the computation is part of, outermost first, each with the computation around it.
+        """
         value = self.computations[computation][name]
         if value.opcode in ("bitcast", "reshape", *COPIES) or value.pads:
-            return self.joined(computation, value.operands[0])
+            return self.joined(computation, value.operands[0], callers)
         if value.opcode == "fusion":
             (inside,) = self.called(value)
-            return self.joined(inside, list(self.computations[inside])[-1])
+            return self.joined(inside, list(self.computations[inside])[-1], (*callers, (computation, value)))
+        if value.opcode == "parameter" and callers:
+            *outer, (computation, fusion) = callers
+            return self.joined(computation, fusion.operands[int(value.attributes)], tuple(outer))
         if value.opcode == "dynamic-update-slice":  # the arrays are written into a buffer one after the other
             buffer, update = value.operands[:2]
-            return (*self.joined(computation, buffer), self.computations[computation][update].shapes[0])
+            return self.joined(computation, buffer, callers) + self._parts(computation, update, callers)
         if value.opcode != "concatenate":
             return ()
-        return tuple(self.computations[computation][operand].shapes[0] for operand in value.operands)
+        return tuple(part for operand in value.operands for part in self._parts(computation, operand, callers))
+
+    def _parts(self, computation: str, name: str, callers: tuple[tuple[str, Instruction], ...]) -> tuple[Shape, ...]:
+        """Return the arrays that the named value was joined from, or itself."""
+        return self.joined(computation, name, callers) or self.computations[computation][name].shapes[:1]
 
     def cycles(self) -> float:
         """Return the sum of the TPU compiler's estimated cycles, where it gives any; waiting times are not included."""
@@ -155,7 +170,7 @@ def parse(text: str) -> Program:
             inside, attributes = rest[:end], rest[end + 1 :]
             current[name] = Instruction(
                 name, opcode, read_shapes(shapes), tuple(re.findall(r"%([\w.\-]+)", inside)),
-                inside if opcode == "constant" else attributes,
+                inside if opcode in ("constant", "parameter") else attributes,
             )  # fmt: skip
     return Program(computations, entry)
 

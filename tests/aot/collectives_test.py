@@ -170,6 +170,42 @@ def test_joined_gradients_are_told_apart_between_slices(monkeypatch):
     assert stages[1].bytes == pytest.approx(35840 * 4)  # between two slices, with the padding
 
 
+# The same sum, with the arrays written into a buffer one after the other, each in a fusion of its own.
+WRITTEN = """
+%first (x: f32[35000]) -> f32[35007] {
+  %x = f32[35000]{0} parameter(0)
+  %buffer = f32[35007]{0} custom-call(), custom_call_target="AllocateBuffer"
+  %zero = s32[] constant(0)
+  ROOT %written = f32[35007]{0} dynamic-update-slice(%buffer, %x, %zero)
+}
+
+%second (buffer.1: f32[35007], y: f32[7]) -> f32[35007] {
+  %buffer.1 = f32[35007]{0} parameter(0)
+  %y = f32[7]{0} parameter(1)
+  %place = s32[] constant(35000)
+  ROOT %written.1 = f32[35007]{0} dynamic-update-slice(%buffer.1, %y, %place)
+}
+""" + JOINED.replace(
+    "%joined = f32[35007]{0} concatenate(%flat, %b), dimensions={0}",
+    """%one = f32[35007]{0} fusion(%flat), kind=kLoop, calls=%first
+  %joined = f32[35007]{0} fusion(%one, %b), kind=kLoop, calls=%second""",
+)
+
+
+def test_gradients_written_into_a_buffer_by_fusions_are_told_apart(monkeypatch):
+    stages = two_slices(monkeypatch, WRITTEN, [CLASS_HEAD])
+    assert [shape.size for shape in stages[1].arrays] == [35000, 7] and stages[1].reason == GRADIENTS
+
+
+def test_partial_sums_of_a_bias_between_slices_are_explained_by_its_length():
+    shapes = {"kernel": jax.ShapeDtypeStruct((256, 1000), jnp.float32)}
+    mesh = parallel.make_mesh(MeshConfig())
+    sizes = collectives.ParameterSizes(parallel.param_shardings(mesh, shapes, {"kernel": ()}), shapes, {"kernel"})
+    assert sizes.summed(256_000, sliced=False) and sizes.summed(4096, sliced=False)
+    assert sizes.summed(7000, sliced=True) and not sizes.summed(7000, sliced=False)
+    assert not sizes.summed(7001, sliced=True) and not sizes.summed(33_000, sliced=True)
+
+
 def test_activations_between_slices_are_not_explained(monkeypatch):
     stages = two_slices(monkeypatch, TWO_SLICES, [QKV])
     assert [stage.reason for stage in stages] == [UNEXPLAINED] * 3
