@@ -271,10 +271,10 @@ def test_a_bad_scene_leaves_the_others_mapped(checkpoint, tmp_path, monkeypatch,
     paths = [shutil.copy(NEON, tmp_path / f"{name}.tif") for name in "abc"]
     genuine = predict.map_scene
 
-    def failing(windows, legend, scene, *others):
+    def failing(windows, legend, scene, *others, **named):
         if scene == str(paths[1]):
             raise error
-        genuine(windows, legend, scene, *others)
+        genuine(windows, legend, scene, *others, **named)
 
     monkeypatch.setattr(predict, "map_scene", failing)
     with pytest.raises(UserError, match=r"^1 of 3 scenes could not be mapped: .*b\.tif; see above$"):
@@ -289,7 +289,7 @@ def five_scenes(tmp_path, monkeypatch):
     paths = [shutil.copy(NEON, tmp_path / f"{name}.tif") for name in "abcde"]
     mapped = []
 
-    def map_scene(windows, legend, scene, out, *_):
+    def map_scene(windows, legend, scene, out, *_, **__):
         assert not out.exists()
         mapped.append(out.name)
         out.parent.mkdir(exist_ok=True)

@@ -117,18 +117,29 @@ def write_in_two_starts(workdir, name):
 
 
 def history_of(path):
-    """Return (step, loss) of the records of W&B's offline file: crc, length, kind and data behind a header."""
+    """Return (step, loss) of the records of W&B's offline file.
+
+    After a header of 7 bytes the file is a log of blocks of 32 KiB, as that of LevelDB. A record has checksum, length
+    and kind before its data: 1 for a whole record, 2, 3 and 4 for first, middle and last part of one over several
+    blocks. Less than 7 bytes at the end of a block are padding.
+    """
     proto = importlib.import_module("wandb.proto.wandb_internal_pb2")
-    data, at, found = path.read_bytes(), 7, []
+    data, at, block, record, found = path.read_bytes(), 7, 32 * 1024, b"", []
     while at + 7 <= len(data):
+        if (left := block - at % block) < 7:
+            at += left
+            continue
         _, length, kind = struct.unpack_from("<IHB", data, at)
-        at += 7
-        if kind == 1:  # a record that is not split over blocks
-            record = proto.Record.FromString(data[at : at + length])
-            values = {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
+        part = data[at + 7 : at + 7 + length]
+        record = part if kind in (1, 2) else record + part
+        if kind in (1, 4):
+            values = {
+                "/".join(item.nested_key) or item.key: item.value_json
+                for item in proto.Record.FromString(record).history.item
+            }
             if values:
                 found.append((int(values["_step"]), float(values["loss"])))
-        at += length
+        at += 7 + length
     return found
 
 
