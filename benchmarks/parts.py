@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -34,7 +34,7 @@ def inputs(options: Options) -> Result:
     split = PreparedSplit(DOMAIN, "train", data_dir)
     side = SIDES[options.size]
     pixels = np.random.default_rng(0).integers(0, 256, (4, side, side, 3), np.uint8)
-    png = _png(pixels[0])
+    png = _png(_smooth(pixels[0]))
     config = AugmentConfig(crop_size=side)
     jitted = jax.jit(augment, static_argnums=0)
     labels = jnp.zeros((4, side, side), jnp.uint8)
@@ -62,30 +62,19 @@ def decoders(options: Options) -> Result:
     tiles = [path.read_bytes() for path in sorted((workers.ROOT / "data/dubai_sample/image").glob("*.jpg"))[:12]]
     images = [np.asarray(Image.open(io.BytesIO(tile))) for tile in tiles]
     megapixels = sum(image.shape[0] * image.shape[1] for image in images) / 1e6
-    files = {"jpeg": tiles, "png": [_lossless(image) for image in images]}
+    files = {"jpeg": tiles, "png": [_png(image) for image in images]}
     tasks = {
         (name, kind): lambda decode=decode, kind=kind: [decode(data) for data in files[kind]]
         for name, kinds, decode in _decoders()
         for kind in kinds
     }
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in tasks}
-    for number in range(options.rounds + 1):  # the first is not counted
-        for key, task in tasks.items():
-            seconds = workers.timed(task)["seconds"]
-            if number:
-                times[key].append(seconds)
+    times = _in_turn(tasks, options.rounds)
     result: Result = {"megapixels_per_second": {}, "ratio_to_pillow": {}}
     for (name, kind), found in times.items():
         result["megapixels_per_second"][f"{kind}/{name}"] = workers.spread([megapixels / t for t in found])
         if name != "pillow":
             result["ratio_to_pillow"][f"{kind}/{name}"] = workers.ratios(found, times["pillow", kind])
     return result
-
-
-def _lossless(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _decoders() -> Iterator[tuple[str, tuple[str, ...], Callable[[bytes], np.ndarray]]]:
@@ -107,11 +96,27 @@ SIDES = {"vit_l": 512, "tiny": 64}
 
 
 def _png(pixels: np.ndarray) -> bytes:
-    """Return a smooth image as PNG; noise would not compress like a photograph."""
-    small = Image.fromarray(pixels).resize((16, 16))
+    """Return an image as PNG."""
     buffer = io.BytesIO()
-    small.resize(pixels.shape[1::-1], Image.Resampling.BICUBIC).save(buffer, "PNG")
+    Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def _smooth(pixels: np.ndarray) -> np.ndarray:
+    """Return an image of the same size that compresses like a photograph, which noise would not."""
+    small = Image.fromarray(pixels).resize((16, 16))
+    return np.asarray(small.resize(pixels.shape[1::-1], Image.Resampling.BICUBIC))
+
+
+def _in_turn[K](tasks: Mapping[K, Callable[[], Any]], rounds: int) -> dict[K, list[float]]:
+    """Run all tasks in turn; return the seconds of every round but a first one, which compiles."""
+    times: dict[K, list[float]] = {key: [] for key in tasks}
+    for number in range(rounds + 1):
+        for key, task in tasks.items():
+            seconds = workers.timed(task)["seconds"]
+            if number:
+                times[key].append(seconds)
+    return times
 
 
 def deformable(options: Options) -> Result:
@@ -123,8 +128,7 @@ def deformable(options: Options) -> Result:
     values = jax.random.normal(keys[0], (1, count, 8, 32))
     locations = jax.random.uniform(keys[1], (1, count, 8, 3, 4, 2))
     weights = jax.random.uniform(keys[2], (1, count, 8, 3, 4))
-    result: Result = {}
-    tasks = {}
+    tasks: dict[str, Callable[[], Any]] = {}
     for name in ("sample_by_gather", "sample_by_products"):
         function = getattr(deformable_attention, name)
 
@@ -133,12 +137,7 @@ def deformable(options: Options) -> Result:
 
         gradient = jax.grad(lambda v, x, w, call=call: (call(v, x, w) ** 2).sum(), argnums=(0, 1, 2))
         for kind, one in (("forward", call), ("with_gradient", gradient)):
-            tasks[f"{name}/{kind}"] = jax.jit(one)
-    times: dict[str, list[float]] = {name: [] for name in tasks}
-    for number in range(options.rounds + 1):  # the first compiles
-        for name, task in tasks.items():
-            seconds = workers.timed(lambda task=task: jax.block_until_ready(task(values, locations, weights)))
-            if number:
-                times[name].append(seconds["seconds"])
-    result["milliseconds"] = {name: workers.spread([1000 * t for t in found]) for name, found in times.items()}
-    return result
+            jitted = jax.jit(one)
+            tasks[f"{name}/{kind}"] = lambda jitted=jitted: jax.block_until_ready(jitted(values, locations, weights))
+    times = _in_turn(tasks, options.rounds)
+    return {"milliseconds": {name: workers.spread([1000 * t for t in found]) for name, found in times.items()}}

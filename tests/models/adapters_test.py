@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from models.conftest import example
 
 from crossearth_jax.config import LossConfig, UserError
 from crossearth_jax.models.adapters import ADAPTERS
@@ -73,17 +74,10 @@ def test_an_unknown_adapter_is_named(tiny_config):
         SegmentationModel(dataclasses.replace(tiny_config.model, adapter="lorra")).shapes()
 
 
-def snippet(content):
-    """Return the Python example of the page that contains this text."""
-    return next(
-        code for code in re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE) if content in code
-    )
-
-
 def test_the_page_gives_the_numbers_of_parameters_that_its_command_prints():
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        exec(snippet("print("), {})
+        exec(example(PAGE, "print("), {})
     numbers = dict(line.split() for line in printed.getvalue().splitlines())
     assert numbers.keys() == {"rein", "none", *KINDS}
     for kind, number in numbers.items():
@@ -92,7 +86,7 @@ def test_the_page_gives_the_numbers_of_parameters_that_its_command_prints():
 
 def test_the_example_of_a_new_adapter_works(tiny_config, monkeypatch):
     monkeypatch.setattr("crossearth_jax.models.adapters.ADAPTERS", dict(ADAPTERS))  # the example adds a line
-    exec(snippet("class Shift"), {})
+    exec(example(PAGE, "class Shift"), {})
     config = dataclasses.replace(tiny_config.model, adapter="shift", head=None, mim=None)
     model = SegmentationModel(config)
     params = {name: np.zeros(shape.shape, np.float32) for name, shape in model.shapes().items()}

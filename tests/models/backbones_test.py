@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from einops import rearrange
+from models.conftest import example
 
 from benchmarks.backbones import CASES, config_of, tokens_after_blocks
 from crossearth_jax.config import HeadConfig, LoraConfig, MimConfig, ModelConfig, UserError, ViTConfig
@@ -206,17 +207,10 @@ def test_unknown_names_are_refused():
         SegmentationModel(ModelConfig(vit=ViTConfig(kind="resnet"))).shapes()
 
 
-def snippet(content):
-    """Return the Python example of the page that contains this text."""
-    return next(
-        code for code in re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE) if content in code
-    )
-
-
 def test_the_page_gives_the_numbers_of_parameters_that_its_command_prints():
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        exec(snippet("print("), {})
+        exec(example(PAGE, "print("), {})
     numbers = dict(line.split() for line in printed.getvalue().splitlines())
     assert numbers.keys() == BACKBONES.keys()
     for name, number in numbers.items():
@@ -225,7 +219,7 @@ def test_the_page_gives_the_numbers_of_parameters_that_its_command_prints():
 
 def test_the_example_of_a_new_backbone_works(monkeypatch):
     monkeypatch.setattr("crossearth_jax.models.backbones.KINDS", dict(KINDS))  # the example adds a line
-    exec(snippet("class Convolutions"), {})
+    exec(example(PAGE, "class Convolutions"), {})
     vit = ViTConfig(kind="convolutions", patch_size=8, width=4, depth=4, feature_blocks=(0, 1, 2, 3))
     model = SegmentationModel(ModelConfig(classes=2, vit=vit, reins=None, head=HeadConfig(kind="linear")))
     scores = jax.jit(model.scores)(jax.jit(model.init)(jax.random.key(0)), np.zeros((1, 16, 32, 3), np.float32))

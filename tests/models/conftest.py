@@ -1,6 +1,7 @@
 """Fixtures: configuration and parameters of the tiny network of the golden numbers."""
 
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -36,6 +37,13 @@ def load(name):
     """Return the arrays of a golden file."""
     with np.load(GOLDEN / f"{name}.npz") as file:
         return dict(file)
+
+
+def example(page, content=""):
+    """Return the first Python example of a page of the documentation that contains this text."""
+    return next(
+        code for code in re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE) if content in code
+    )
 
 
 @pytest.fixture(scope="session")
