@@ -76,13 +76,9 @@ def _run(config: Config, workdir: AnyPath) -> int:
         compile_steps(config, _TOPOLOGY.value, workdir, _BATCH_PER_CHIP.value)
         return 0
     # Imported after the flags are parsed, so that a wrong flag is reported without delay.
-    from crossearth_jax.analysis.additions import add_to_results
-    from crossearth_jax.inference.calibration import calibrated
     from crossearth_jax.inference.evaluate import evaluate, is_evaluated, validate
-    from crossearth_jax.inference.robustness import score_shifts
     from crossearth_jax.inference.segmentor import load
     from crossearth_jax.prepare import prepare_domains, prepare_file
-    from crossearth_jax.report import write_report
     from crossearth_jax.training.loop import train
     from crossearth_jax.training.stop import Stopped
     from crossearth_jax.training.weights_file import ensure_exported
@@ -106,6 +102,12 @@ def _run(config: Config, workdir: AnyPath) -> int:
             print(stopped, file=sys.stderr)
             return stopped.exit_code
     if targets:
+        # Imported only here: they need a second and more, which would delay the first training step.
+        from crossearth_jax.analysis.additions import add_to_results
+        from crossearth_jax.inference.calibration import calibrated
+        from crossearth_jax.inference.robustness import score_shifts
+        from crossearth_jax.report import write_report
+
         model_file = ensure_exported(workdir, config.evaluate.select)
         segmentor = load(model_file, window=config.evaluate.window, stride=config.evaluate.stride)
         if not (_SHIFTS.value and is_evaluated(config, workdir, segmentor)):

@@ -295,6 +295,16 @@ def _erfc(graph: _Graph, x: Tensor) -> Tensor:
     return graph.node("Sub", [_constant(np.float32(1)), graph.node("Erf", [x], x.shape)], x.shape)
 
 
+def _logistic(graph: _Graph, x: Tensor) -> Tensor:
+    """Return 1 / (1 + exp(-x)).
+
+    Not "Sigmoid": onnxruntime limits its argument to -18 from below. Where the masks of all queries are fainter, the
+    scores are almost 0, and their ratios, the probabilities, would be lost.
+    """
+    power = graph.node("Exp", [graph.node("Neg", [x], x.shape)], x.shape)
+    return graph.node("Reciprocal", [graph.node("Add", [_constant(np.float32(1)), power], x.shape)], x.shape)
+
+
 def _select(graph: _Graph, which: Tensor, if_false: Tensor, if_true: Tensor) -> Tensor:
     inputs = [which, if_true, if_false]
     return graph.node("Where", inputs, _broadcast(*(x.shape for x in inputs)))
@@ -323,7 +333,6 @@ _ELEMENTWISE: dict[str, str | Callable[..., Tensor]] = {
     "gt": "Greater",
     "le": "LessOrEqual",
     "log": "Log",
-    "logistic": "Sigmoid",
     "lt": "Less",
     "max": "Max",
     "min": "Min",
@@ -336,6 +345,7 @@ _ELEMENTWISE: dict[str, str | Callable[..., Tensor]] = {
     "tanh": "Tanh",
     "clamp": _clamp,
     "erfc": _erfc,
+    "logistic": _logistic,
     "ne": _not_equal,
     "rsqrt": _rsqrt,
     "select_n": _select,
@@ -388,8 +398,12 @@ def _tile(graph: _Graph, inputs: list[Tensor], output: Any, options: dict[str, A
 
 
 def _reduce_sum(graph: _Graph, inputs: list[Tensor], output: Any, options: dict[str, Any]) -> Tensor:
-    axes = _constant(np.array(options["axes"], np.int64))
-    return graph.node("ReduceSum", [inputs[0], axes], output.shape, keepdims=0)
+    """Sum over one axis after another: onnxruntime adds all numbers in a row, which is inexact for many numbers."""
+    (x,) = inputs
+    for axis in sorted(map(int, options["axes"]), reverse=True):
+        shape = (*x.shape[:axis], *x.shape[axis + 1 :])
+        x = graph.node("ReduceSum", [x, _constant(np.array([axis], np.int64))], shape, keepdims=0)
+    return x
 
 
 def _reduce_max(graph: _Graph, inputs: list[Tensor], output: Any, options: dict[str, Any]) -> Tensor:

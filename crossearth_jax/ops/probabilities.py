@@ -20,14 +20,15 @@ FLOOR = 1e-12  # smallest ratio of a score to the largest one, so that every cla
 def log_ratios(scores: Float[Any, "*b k"]) -> Float[Any, "k ..."]:
     """Return the logarithm of each score divided by the largest score of its pixel; at least log(`FLOOR`).
 
-    Where all scores are 0, all ratios are 1.
+    Where all scores are 0, all ratios are 1. Subnormal scores count as 0: XLA turns them into 0, other programs that
+    run an exported model do not.
     """
     xp = scores.__array_namespace__()
     scores = xp.moveaxis(scores, -1, 0)
     if isinstance(scores, np.ndarray):
         scores = np.ascontiguousarray(scores)
     best = scores.max(0)
-    nothing = best <= 0
+    nothing = best < np.finfo(np.float32).tiny
     return xp.log(xp.maximum((scores + nothing) / (best + nothing), FLOOR))
 
 

@@ -34,3 +34,9 @@ def test_a_temperature_keeps_the_order_of_the_classes():
 def test_log_ratios():
     found = log_ratios(np.array([3.0, 1.5, 0.0], np.float32))
     np.testing.assert_allclose(found, [0, np.log(0.5), np.log(FLOOR)], rtol=1e-6)
+
+
+def test_subnormal_scores_count_as_zero():
+    scores = np.array([[1e-40, 3e-39, 0.0]], np.float32)
+    np.testing.assert_allclose(probabilities(scores)[:, 0], [1 / 3] * 3, rtol=1e-6)
+    np.testing.assert_allclose(probabilities(jnp.asarray(scores))[:, 0], [1 / 3] * 3, rtol=1e-6)
