@@ -53,8 +53,8 @@ def random_segmentor(config: ModelConfig) -> Segmentor:
     """Return a model with random weights that predicts all classes on `image`.
 
     With random weights all queries have almost the same scores, and so have all pixels. So the means of the pixel
-    features and of the class scores are moved to 0, and what is left is enlarged: pixels choose queries, and queries
-    choose classes.
+    features and of the class logits are moved to 0, and the deviations of the logits are made as large as those of a
+    trained model: pixels choose queries, and queries choose classes.
     """
     model, window = SegmentationModel(config), config.vit.image_size
     with tempfile.TemporaryDirectory() as folder:
@@ -62,30 +62,21 @@ def random_segmentor(config: ModelConfig) -> Segmentor:
         write_checkpoint(path, config)
         read = load_weights(path, config=config).params
         params = {name: jnp.array(read[name]) for name in model.shapes()}
-    pixels = image(window).transpose(0, 2, 3, 1)
-    params["head/pixel_decoder/mask_feature/bias"] -= jax.jit(functools.partial(_mean_feature, model))(params, pixels)
-    params["head/mask_decoder/mask_head/2/kernel"] *= 10
-    params["head/mask_decoder/class_head/bias"] -= jax.jit(functools.partial(_mean_class, model))(params, pixels)
-    for name in ("kernel", "bias"):
-        params[f"head/mask_decoder/class_head/{name}"] *= 100
+    pixels = jnp.asarray(image(window).transpose(0, 2, 3, 1))
+
+    @jax.jit
+    def outputs(params: Params) -> tuple[jax.Array, jax.Array, jax.Array]:
+        features, network = model.features(params, pixels, for_head_only=True), model.network(params)
+        assert isinstance(network.head, Mask2FormerHead)
+        return network.head.pixel_decoder(features.levels).masks, *network.head.final(features, network.encoder)
+
+    params["head/pixel_decoder/mask_feature/bias"] -= outputs(params)[0].mean((0, 1, 2))
+    _, classes, masks = outputs(params)
+    params["head/mask_decoder/class_head/bias"] -= classes.mean((0, 1))
+    for layer, factor in (("class_head", 6 / classes.std(1).mean()), ("mask_head/2", 10 / masks.std())):
+        for name in ("kernel", "bias"):
+            params[f"head/mask_decoder/{layer}/{name}"] *= factor
     return Segmentor(model, params, Description(model=config, window=window, stride=round(window * 2 / 3)))
-
-
-def _mean_feature(model: SegmentationModel, params: Params, images: jax.Array) -> jax.Array:
-    levels = model.features(params, images, for_head_only=True).levels
-    return _head(model, params).pixel_decoder(levels).masks.mean((0, 1, 2))
-
-
-def _mean_class(model: SegmentationModel, params: Params, images: jax.Array) -> jax.Array:
-    features = model.features(params, images, for_head_only=True)
-    classes, _ = _head(model, params).final(features, model.network(params).encoder)
-    return classes.mean((0, 1))
-
-
-def _head(model: SegmentationModel, params: Params) -> Mask2FormerHead:
-    head = model.network(params).head
-    assert isinstance(head, Mask2FormerHead)
-    return head
 
 
 def image(side: int) -> np.ndarray:
