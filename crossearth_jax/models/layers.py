@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float
 from crossearth_jax.models.parameters import ONES, ZEROS, Distribution, add_layer_axis, described, xavier_normal
 from crossearth_jax.models.torch_names import LINEAR, SAME, Rule, affine, rule
 from crossearth_jax.ops.attention import attention
+from crossearth_jax.ops.convolution import convolution
 from crossearth_jax.runtime.parallel import LogicalAxes
 
 _ZEROS = nnx.initializers.zeros_init()  # placeholder: `parameters.initial_values` draws the real initial values
@@ -79,6 +80,7 @@ def conv(
         kernel_init=_ZEROS,
         kernel_metadata=described(initial or default, axes),
         bias_metadata=described(bias or default),
+        conv_general_dilated=convolution,
         dtype=dtype,
         rngs=rngs,
     )
