@@ -22,6 +22,8 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 from absl import logging
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 
 from benchmarks import workers
@@ -154,10 +156,23 @@ def draw(results: dict[str, dict[str, dict[str, Point]]], path: pathlib.Path) ->
         ax.set(xscale="log", yscale="log", xlabel=unit, ylabel="processor time, s", title=name)
         ax.set_xticks(sizes, [f"{size:,}" for size in sizes])
         ax.minorticks_off()
+        for axis in (ax, right):
+            if axis is not None:
+                span_a_decade(axis)
         ax.grid(alpha=0.3)
         if len(points[str(sizes[0])]) > 1 and right is None:
             ax.legend()
     figure.savefig(path, dpi=110)
+
+
+def span_a_decade(ax: Axes) -> None:
+    """Let the logarithmic vertical axis span a factor of at least ten, so that small differences look small."""
+    low, high = ax.get_ylim()
+    margin = max(1.0, (10 * low / high) ** 0.5)
+    ax.set_ylim(low / margin, high * margin)
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_locator(NullLocator())
 
 
 if __name__ == "__main__":
