@@ -121,7 +121,10 @@ def _adapter(kind: str) -> Callable[[Config], Config]:
 
 def _mim(config: Config) -> Config:
     side = config.augment.crop_size
-    model = replace(config.model, mim=MimConfig(image_size=side, token_size=side))
+    # As wide in proportion to the backbone as the paper's head beside ViT-L. At full width it would cost ten times as
+    # much as the rest of the step.
+    mim = MimConfig(image_size=side, token_size=side, width=config.model.vit.width // 4)
+    model = replace(config.model, mim=mim)
     return replace(config, model=model, mim=MimTaskConfig())
 
 
