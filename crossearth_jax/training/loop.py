@@ -179,7 +179,10 @@ class Trace:
         """Start or stop the trace; to be called before every step with the state that it continues from."""
         if self._seen == UNTRACED and self._steps:
             jax.block_until_ready(state)
-            jax.profiler.start_trace(self._folder)
+            # Without the calls of Python functions: following them in all threads can crash Python when a thread ends.
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0
+            jax.profiler.start_trace(self._folder, profiler_options=options)
             self._running = True
         elif self._running and self._seen == UNTRACED + self._steps:
             jax.block_until_ready(state)  # steps run asynchronously
