@@ -50,7 +50,7 @@ MODELS = {
 
 
 def random_segmentor(config: ModelConfig) -> Segmentor:
-    """Return a model with random weights that predicts all classes on `image`.
+    """Return a model with random weights that predicts several classes on `image`.
 
     With random weights all queries have almost the same scores, and so have all pixels. So the means of the pixel
     features and of the class logits are moved to 0, and the deviations of the logits are made as large as those of a

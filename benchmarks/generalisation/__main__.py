@@ -98,8 +98,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"unknown variants: {error.args[0]}; known: {known}") from None
     if REFERENCE not in [variant.name for variant in variants]:
         raise UserError(f"--variants leaves out {REFERENCE}, which all others are compared with; add it")
-    numbers = arguments.steps, arguments.crop, arguments.batch, arguments.learning_rate
-    budget = QUICK if arguments.quick else Budget(*numbers)
+    chosen = Budget(arguments.steps, arguments.crop, arguments.batch, arguments.learning_rate)
+    budget = QUICK if arguments.quick else chosen
     vit = _backbone(arguments.backbone, budget)
     data_dir = str(arguments.data_dir or arguments.out / "data")
     file = prepare_file(arguments.data, data_dir, arguments.domains or None)
@@ -159,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--crop", type=int, default=160, help="side of crops, in pixels")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--learning_rate", type=float, default=5e-4)
+    parser.add_argument("--learning_rate", type=float, default=Budget.learning_rate)
     parser.add_argument("--quick", action="store_true", help="two steps of a tiny backbone: does the study run?")
     return parser
 
