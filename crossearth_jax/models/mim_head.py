@@ -15,7 +15,7 @@ from crossearth_jax.config import MimConfig, ViTConfig
 from crossearth_jax.models.layers import conv
 from crossearth_jax.models.parameters import ZEROS, parameter
 from crossearth_jax.models.torch_names import CONV, PIXELS, affine, rule
-from crossearth_jax.ops.resize import resize_bilinear, scale_bilinear
+from crossearth_jax.ops.resize import scale_bilinear, sum_enlarged
 
 
 class MimHead(nnx.Module):
@@ -48,17 +48,16 @@ class MimHead(nnx.Module):
     def assemble(self, maps: list[Float[Array, "b _ _ d"]]) -> Float[Array, "b s s 3"]:
         """Enlarge the maps, mix them by a 1x1 convolution and project to pixels.
 
-        The reference concatenates the enlarged maps before it mixes them. Here each map is mixed at its own size, then
-        enlarged and added. The sum is the same, and the convolution runs on far fewer pixels.
+        The reference concatenates the enlarged maps before it mixes them. Here each map is mixed at its own size, which
+        gives the same sum from far fewer pixels. Then all are enlarged to the full width, and one product enlarges
+        their heights and adds them, so that no other map of the full size is kept.
         """
-        size = (self.config.image_size, self.config.image_size)
-        kernels = rearrange(self.refine.kernel[...], "1 1 (n c) d -> n 1 1 c d", n=len(maps))
-        mixed = (
-            resize_bilinear(jnp.einsum("bhwc,cd->bhwd", x, kernel[0, 0].astype(x.dtype)), size)
-            for x, kernel in zip(maps, kernels, strict=True)
-        )
+        size = self.config.image_size
+        kernels = rearrange(self.refine.kernel[...], "1 1 (n c) d -> n c d", n=len(maps)).astype(maps[0].dtype)
+        mixed = (jnp.einsum("bhwc,cd->bhwd", x, kernel) for x, kernel in zip(maps, kernels, strict=True))
+        total = sum_enlarged(list(mixed), (size, size))
         assert self.refine.bias is not None
-        total = sum(mixed, self.refine.bias[...].astype(maps[0].dtype))
+        total = total + self.refine.bias[...].astype(total.dtype)
         # A product instead of the layer itself: its output is float32, so the gradient of the bias, a sum over all
         # pixels, is too.
         kernel, bias = self.output_conv.kernel[...][0, 0], self.output_conv.bias

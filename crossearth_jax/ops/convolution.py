@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Float
 
 from crossearth_jax.ops.backend import platform
@@ -24,19 +25,32 @@ def convolution(
 ) -> Float[Array, "b _ _ d"]:
     """Convolve as `jax.lax.conv_general_dilated`, which `nnx.Conv` calls with these arguments.
 
-    XLA's CPU compiler (jax 0.12) brings convolutions to its fast form only at the top level of a program. The gradients
-    that JAX derives have another form, so that inside `cond` and `scan` they take twenty times as long. With stride 1
-    and without groups, they are therefore written here as convolutions of the fast form. The numbers are the same up to
-    rounding.
+    XLA's CPU compiler (jax 0.12) brings convolutions to its fast form only at the top level of a program, and no
+    gradient of a convolution with strides. The gradients that JAX derives have another form: inside `cond` and `scan`
+    they take twenty times as long, and with the patches of a ViT a hundred times. So those with stride 1 are written
+    here as convolutions of the fast form, and windows that tile the images become a matrix product. The numbers are the
+    same up to rounding.
     """
     dilation = tuple(options["rhs_dilation"])
-    simple = set(strides) == {1} and set(options["lhs_dilation"]) == {1} and options["feature_group_count"] == 1
-    if platform() != "cpu" or not simple:
+    if platform() != "cpu" or options["feature_group_count"] != 1 or set(options["lhs_dilation"]) != {1}:
         return jax.lax.conv_general_dilated(images, kernel, strides, padding, **options)
     if isinstance(padding, str):
         sides = [(n - 1) * d + 1 for n, d in zip(kernel.shape, dilation, strict=False)]
-        padding = jax.lax.padtype_to_pads(images.shape[1:3], sides, (1, 1), padding)
-    return _convolve(tuple(map(tuple, padding)), dilation, options["precision"], images, kernel)
+        padding = jax.lax.padtype_to_pads(images.shape[1:3], sides, strides, padding)
+    padding = tuple(map(tuple, padding))
+    if _tiled(images, kernel, strides, padding, dilation):
+        patches = rearrange(images, "b (h i) (w j) c -> b h w (i j c)", i=strides[0], j=strides[1])
+        return jnp.dot(patches, rearrange(kernel, "i j c d -> (i j c) d"), precision=options["precision"])
+    if set(strides) == {1}:
+        return _convolve(padding, dilation, options["precision"], images, kernel)
+    return jax.lax.conv_general_dilated(images, kernel, strides, padding, **options)
+
+
+def _tiled(images: Array, kernel: Array, strides: Sequence[int], padding: Any, dilation: Any) -> bool:
+    """Return whether the windows cover every pixel of the images exactly once."""
+    sides = kernel.shape[:2]
+    whole = all(n % side == 0 for n, side in zip(images.shape[1:3], sides, strict=True))
+    return whole and tuple(strides) == sides and set(padding) == {(0, 0)} and set(dilation) == {1}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

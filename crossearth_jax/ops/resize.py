@@ -62,6 +62,11 @@ def interpolation_matrix(
     return matrix.astype(np.float32)
 
 
+def _precision(images: Array) -> jax.lax.Precision | None:
+    """Return the precision of products with interpolation weights: at the default a TPU rounds float32 to bfloat16."""
+    return jax.lax.Precision.HIGHEST if images.dtype == jnp.float32 else None
+
+
 def apply_matrices(
     images: Float[Array, "*old"],
     rows: Float[np.ndarray, "n h"] | Float[Array, "n h"],
@@ -69,8 +74,7 @@ def apply_matrices(
     axes: tuple[int, int] = (-3, -2),
 ) -> Float[Array, "*new"]:
     """Resize the height by the matrix `rows` and the width by `columns`, in the precision of `images`."""
-    # At the default precision a TPU would round images and weights to bfloat16.
-    precision = jax.lax.Precision.HIGHEST if images.dtype == jnp.float32 else None
+    precision = _precision(images)
     for product, matrix in zip(_PRODUCTS[axes], (rows, columns), strict=True):
         images = jnp.einsum(product.replace(" ", ""), images, matrix.astype(images.dtype), precision=precision)
     return images
@@ -89,6 +93,22 @@ def resize_bilinear(
     height, width = (images.shape[axis] for axis in axes)
     rows, columns = interpolation_matrix(height, size[0]), interpolation_matrix(width, size[1])
     return apply_matrices(images, rows, columns, axes)
+
+
+def sum_enlarged(maps: Sequence[Float[Array, "b _ _ c"]], size: Sequence[int]) -> Float[Array, "b n m c"]:
+    """Resize maps of several sizes bilinearly to (height, width) `size` and add them.
+
+    One product resizes the heights of all maps and adds them: half the time and memory of adding enlarged maps.
+    """
+    precision = _precision(maps[0])
+    rows = np.concatenate([interpolation_matrix(x.shape[1], size[0]) for x in maps], axis=1)
+    columns = [interpolation_matrix(x.shape[2], size[1]) for x in maps]
+    wide = [
+        jnp.einsum("bhwc,mw->bhmc", x, matrix.astype(x.dtype), precision=precision)
+        for x, matrix in zip(maps, columns, strict=True)
+    ]
+    stacked = jnp.concatenate(wide, axis=1)
+    return jnp.einsum("bhmc,nh->bnmc", stacked, rows.astype(stacked.dtype), precision=precision)
 
 
 def area_matrix(size: int, new_size: int) -> Float[np.ndarray, "new_size size"]:

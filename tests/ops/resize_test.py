@@ -60,6 +60,13 @@ def test_doubling_by_hand():
     np.testing.assert_allclose(resize.interpolation_matrix(2, 4), [[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]])
 
 
+def test_sum_of_enlarged_maps():
+    random = np.random.default_rng(3)
+    maps = [jnp.asarray(random.standard_normal((2, h, w, 3)), jnp.float32) for h, w in ((2, 3), (5, 4), (8, 6))]
+    expected = sum(resize.resize_bilinear(x, (8, 6)) for x in maps)
+    np.testing.assert_allclose(resize.sum_enlarged(maps, (8, 6)), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_low_precision_is_kept():
     assert resize.scale_bilinear(jnp.ones((1, 2, 2, 1), jnp.bfloat16), 2.0).dtype == jnp.bfloat16
 
