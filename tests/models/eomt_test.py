@@ -24,11 +24,14 @@ MODEL = ModelConfig(
     reins=None,
     head=HeadConfig(kind="eomt", queries=4, last_blocks=2),
 )
+# With the blocks of DINOv3: rotary positions, registers, no bias of the keys.
+ROTARY = dataclasses.replace(MODEL, vit=dataclasses.replace(MODEL.vit, position="rope", registers=2, key_bias=False))
 AT_FIRST = Training(jnp.zeros(()), jax.random.key(0))  # every query is restricted to its mask
 
 
-def converted(weights):
+def converted(weights, rotary):
     """Return Hugging Face's weights under our names."""
+    output, first, second = ("o_proj", "up_proj", "down_proj") if rotary else ("out_proj", "fc1", "fc2")
 
     def affine(theirs, ours, kernel="kernel", change=lambda x: x.T):
         return {f"{ours}/{kernel}": change(weights[f"{theirs}.weight"]), f"{ours}/bias": weights[f"{theirs}.bias"]}
@@ -41,29 +44,34 @@ def converted(weights):
 
     def block(i):
         packed = [f"layers.{i}.attention.{part}_proj" for part in "qkv"]
+        biases = [weights.get(f"{name}.bias", np.zeros(16)) for name in packed]
         return {
             **norm(f"layers.{i}.norm1", "norm1"),
             **norm(f"layers.{i}.norm2", "norm2"),
             "attention/qkv/kernel": np.concatenate([weights[f"{name}.weight"] for name in packed]).T,
-            "attention/qkv/bias": np.concatenate([weights[f"{name}.bias"] for name in packed]),
-            **affine(f"layers.{i}.attention.out_proj", "attention/proj"),
-            **affine(f"layers.{i}.mlp.fc1", "mlp/fc1"),
-            **affine(f"layers.{i}.mlp.fc2", "mlp/fc2"),
+            "attention/qkv/bias": np.concatenate(biases),
+            **affine(f"layers.{i}.attention.{output}", "attention/proj"),
+            **affine(f"layers.{i}.mlp.{first}", "mlp/fc1"),
+            **affine(f"layers.{i}.mlp.{second}", "mlp/fc2"),
             "gain1": weights[f"layers.{i}.layer_scale1.lambda1"],
             "gain2": weights[f"layers.{i}.layer_scale2.lambda1"],
         }
 
     blocks = [block(i) for i in range(4)]
-    positions = weights["embeddings.position_embeddings.weight"]  # of the patches only
+    embedding = "embeddings.patch_embeddings" if rotary else "embeddings.patch_embeddings.projection"
     params = {
-        **affine("embeddings.patch_embeddings.projection", "backbone/patch_embed", change=to_hwio),
+        **affine(embedding, "backbone/patch_embed", change=to_hwio),
         "backbone/class_token": weights["embeddings.cls_token"][0, 0],
-        "backbone/position": np.concatenate([np.zeros_like(positions[:1]), positions]),
         **{f"backbone/blocks/{name}": np.stack([one[name] for one in blocks]) for name in blocks[0]},
         "head/queries": weights["query.weight"],
         **norm("layernorm", "head/norm"),
         **affine("class_predictor", "head/class_head"),
     }
+    if rotary:
+        params["backbone/registers"] = weights["embeddings.register_tokens"][0]
+    else:
+        positions = weights["embeddings.position_embeddings.weight"]  # of the patches only
+        params["backbone/position"] = np.concatenate([np.zeros_like(positions[:1]), positions])
     for i in range(3):
         params |= affine(f"mask_head.fc{i + 1}", f"head/mask_head/{i}")
     for i in range(2):
@@ -75,16 +83,21 @@ def converted(weights):
     return {name: jnp.asarray(x, jnp.float32) for name, x in params.items()}
 
 
+def read(stored, rotary):
+    """Return the parameters, the images and all stored arrays."""
+    weights = {name.removeprefix("weights/"): x for name, x in stored.items() if name.startswith("weights/")}
+    return converted(weights, rotary), jnp.asarray(stored["images"].transpose(0, 2, 3, 1), jnp.float32), stored
+
+
 @pytest.fixture(scope="module")
 def oracle(golden):
-    stored = golden("eomt")
-    weights = {name.removeprefix("weights/"): x for name, x in stored.items() if name.startswith("weights/")}
-    return converted(weights), jnp.asarray(stored["images"].transpose(0, 2, 3, 1), jnp.float32), stored
+    return read(golden("eomt"), rotary=False)
 
 
-def test_predictions_of_all_blocks_equal_hugging_face(oracle):
-    params, images, stored = oracle
-    model = SegmentationModel(MODEL)
+@pytest.mark.parametrize(("name", "config"), [("eomt", MODEL), ("eomt_dinov3", ROTARY)])
+def test_predictions_of_all_blocks_equal_hugging_face(golden, name, config):
+    params, images, stored = read(golden(name), config is ROTARY)
+    model = SegmentationModel(config)
     assert params.keys() == model.shapes().keys()
 
     @jax.jit
@@ -97,9 +110,9 @@ def test_predictions_of_all_blocks_equal_hugging_face(oracle):
     # The attention masks are neither empty nor full, so that they are part of the comparison.
     assert 0.1 < (stored["masked/masks"][:2] > 0).mean() < 0.9
     assert np.abs(stored["masked/masks"][-1] - stored["free/masks"][0]).max() > 0.1
-    for name, found in (("masked", masked), ("free", free)):
-        np.testing.assert_allclose(found.class_logits, stored[f"{name}/classes"], rtol=0, atol=1e-4)
-        np.testing.assert_allclose(found.mask_logits, stored[f"{name}/masks"], rtol=0, atol=1e-4)
+    for case, found in (("masked", masked), ("free", free)):
+        np.testing.assert_allclose(found.class_logits, stored[f"{case}/classes"], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(found.mask_logits, stored[f"{case}/masks"], rtol=0, atol=1e-4)
 
 
 def test_the_levels_are_those_of_a_backbone_without_queries(oracle):
