@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
 
@@ -28,22 +29,41 @@ def convolution(
     XLA's CPU compiler (jax 0.12) brings convolutions to its fast form only at the top level of a program, and no
     gradient of a convolution with strides. The gradients that JAX derives have another form: inside `cond` and `scan`
     they take twenty times as long, and with the patches of a ViT a hundred times. So those with stride 1 are written
-    here as convolutions of the fast form, and windows that tile the images become a matrix product. The numbers are the
-    same up to rounding.
+    here as convolutions of the fast form, windows that tile the images become a matrix product, and a depthwise
+    convolution becomes a sum of shifted images. The numbers are the same up to rounding.
     """
     dilation = tuple(options["rhs_dilation"])
-    if platform() != "cpu" or options["feature_group_count"] != 1 or set(options["lhs_dilation"]) != {1}:
+    depthwise = options["feature_group_count"] == images.shape[3] == kernel.shape[3]
+    if (
+        platform() != "cpu"
+        or set(options["lhs_dilation"]) != {1}
+        or not (options["feature_group_count"] == 1 or (depthwise and set(strides) == {1}))
+    ):
         return jax.lax.conv_general_dilated(images, kernel, strides, padding, **options)
     if isinstance(padding, str):
         sides = [(n - 1) * d + 1 for n, d in zip(kernel.shape, dilation, strict=False)]
         padding = jax.lax.padtype_to_pads(images.shape[1:3], sides, strides, padding)
     padding = tuple(map(tuple, padding))
+    if options["feature_group_count"] > 1:
+        return _depthwise(images, kernel[:, :, 0], padding, dilation)
     if _tiled(images, kernel, strides, padding, dilation):
         patches = rearrange(images, "b (h i) (w j) c -> b h w (i j c)", i=strides[0], j=strides[1])
         return jnp.dot(patches, rearrange(kernel, "i j c d -> (i j c) d"), precision=options["precision"])
     if set(strides) == {1}:
         return _convolve(padding, dilation, options["precision"], images, kernel)
     return jax.lax.conv_general_dilated(images, kernel, strides, padding, **options)
+
+
+def _depthwise(images: Array, kernel: Array, padding: Any, dilation: Any) -> Array:
+    """Convolve every channel by its own kernel."""
+    padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
+    reach = [(n - 1) * d for n, d in zip(kernel.shape[:2], dilation, strict=True)]
+    height, width = (n - r for n, r in zip(padded.shape[1:3], reach, strict=True))
+    shifted = (
+        padded[:, i * dilation[0] :, j * dilation[1] :][:, :height, :width] * kernel[i, j]
+        for i, j in np.ndindex(kernel.shape[:2])
+    )
+    return sum(shifted, jnp.zeros((), images.dtype))
 
 
 def _tiled(images: Array, kernel: Array, strides: Sequence[int], padding: Any, dilation: Any) -> bool:

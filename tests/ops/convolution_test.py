@@ -32,10 +32,13 @@ def options(dilation, groups=1):
         ((3, 7), "VALID", (3, 7), (1, 1), 1),
         ((3, 1), "VALID", (3, 1), (1, 1), 3),
         ((3, 3), "SAME", (1, 1), (1, 1), 3),
+        ((3, 2), ((1, 0), (2, 2)), (1, 1), (1, 2), 3),
+        ((3, 3), "VALID", (2, 2), (1, 1), 3),
     ],
 )
-def test_values_and_gradients_are_those_of_jax(size, padding, strides, dilation, groups):
-    kernel = jnp.asarray(RANDOM.standard_normal((*size, 3 // groups, 6)), jnp.float32)
+@pytest.mark.parametrize("outputs", [3, 6])
+def test_values_and_gradients_are_those_of_jax(size, padding, strides, dilation, groups, outputs):
+    kernel = jnp.asarray(RANDOM.standard_normal((*size, 3 // groups, outputs)), jnp.float32)
     rest = (strides, padding), options(dilation, groups)
     expected, pull = jax.vjp(lambda x, k: jax.lax.conv_general_dilated(x, k, *rest[0], **rest[1]), IMAGES, kernel)
     found, own_pull = jax.vjp(lambda x, k: convolution(x, k, *rest[0], **rest[1]), IMAGES, kernel)
@@ -64,7 +67,14 @@ def test_windows_that_tile_the_image_are_a_product():
     """The gradient of the image is slow as a convolution on a CPU."""
     kernel = jnp.ones((3, 7, 3, 6))
     squares = jax.grad(lambda x: (convolution(x, kernel, (3, 7), "VALID", **options((1, 1))) ** 2).sum())
-    assert "conv" not in str(jax.make_jaxpr(squares)(IMAGES))
+    assert "conv_general" not in str(jax.make_jaxpr(squares)(IMAGES))
+
+
+def test_a_depthwise_convolution_is_a_sum_of_shifted_images():
+    """Its gradient is slow as a convolution on a CPU."""
+    kernel = jnp.ones((3, 3, 1, 3))
+    squares = jax.grad(lambda x, k: (convolution(x, k, (1, 1), "SAME", **options((1, 1), 3)) ** 2).sum(), (0, 1))
+    assert "conv_general" not in str(jax.make_jaxpr(squares)(IMAGES, kernel))
 
 
 def test_other_platforms_get_the_convolution_of_jax(monkeypatch):
