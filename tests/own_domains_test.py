@@ -3,7 +3,6 @@
 import dataclasses
 import importlib
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +34,6 @@ def command(name, *arguments):
     done = subprocess.run(
         [sys.executable, "-m", f"crossearth_jax.{name}", *map(str, arguments)],
         cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
-        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},  # compiles in less time
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stderr

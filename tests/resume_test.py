@@ -42,7 +42,6 @@ def disturbed(tiny_config, write_experiment, tmp_path_factory):
     experiment = write_experiment(out, small)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_NUM_CPU_DEVICES", "1")
-        patch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiles in half the time
         runs = Runs(out, str(experiment), STEPS, EVERY)
         runs.finish("whole")
         log = out / "killed.log"
