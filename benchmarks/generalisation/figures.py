@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from crossearth_jax.runtime.atomic import replacing
 
 Maps = Mapping[str, Sequence[UInt8[np.ndarray, "h w"]]]  # variant (or "truth") -> predictions of some tiles
 Point = tuple[Any, Any]  # x and y
-COLUMNS = 7  # tiles side by side
+COLUMNS = 10  # panels side by side, at most
 
 
 def differences(folder: Path, rows: Sequence[Row]) -> Path:
@@ -119,10 +120,10 @@ def sample_maps(
     colours = np.full((256, 3), 255, np.uint8)
     colours[: len(palette)] = palette
     colours[IGNORE] = 0
-    lines = -(-(1 + len(maps)) // COLUMNS)
-    count = len(images)
+    lines = math.ceil((1 + len(maps)) / COLUMNS)
+    columns, count = math.ceil((1 + len(maps)) / lines), len(images)
     figure, grid = plt.subplots(
-        lines * count, COLUMNS, figsize=(1.7 * COLUMNS, 1.95 * lines * count), layout="constrained", squeeze=False
+        lines * count, columns, figsize=(1.7 * columns, 1.95 * lines * count), layout="constrained", squeeze=False
     )
     for axes in grid.flat:
         axes.axis("off")
@@ -130,7 +131,7 @@ def sample_maps(
         panels: list[tuple[str, np.ndarray]] = [("image", image)]
         panels += [(name, colours[predictions[i]]) for name, predictions in maps.items()]
         for k, (name, picture) in enumerate(panels):
-            _panel(grid[i * lines + k // COLUMNS, k % COLUMNS], name, picture)
+            _panel(grid[i * lines + k // columns, k % columns], name, picture)
     return _save(figure, path)
 
 
