@@ -37,8 +37,9 @@ from crossearth_jax.prepare import prepare_domains
 PLATFORM = os.environ.get("CROSSEARTH_TEST_PLATFORM", "cpu")
 PLATFORMS = "cpu" if PLATFORM == "cpu" else f"{PLATFORM},cpu"
 os.environ["JAX_PLATFORMS"] = PLATFORMS
-# Optimised machine code takes longer to compile than it saves. Tests and the processes that they start inherit this.
-os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}".strip()
+if PLATFORM == "cpu":
+    # Optimised machine code takes longer to compile than it saves. Processes that tests start inherit this.
+    os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}".strip()
 jax.config.update("jax_platforms", PLATFORMS)
 jax.config.update("jax_num_cpu_devices", 8)
 

@@ -43,14 +43,14 @@ def convolution(
     if isinstance(padding, str):
         sides = [(n - 1) * d + 1 for n, d in zip(kernel.shape, dilation, strict=False)]
         padding = jax.lax.padtype_to_pads(images.shape[1:3], sides, strides, padding)
-    padding = tuple(map(tuple, padding))
+    borders = tuple((low, high) for low, high in padding)
     if options["feature_group_count"] > 1:
-        return _depthwise(images, kernel[:, :, 0], padding, dilation)
-    if _tiled(images, kernel, strides, padding, dilation):
+        return _depthwise(images, kernel[:, :, 0], borders, dilation)
+    if _tiled(images, kernel, strides, borders, dilation):
         patches = rearrange(images, "b (h i) (w j) c -> b h w (i j c)", i=strides[0], j=strides[1])
         return jnp.dot(patches, rearrange(kernel, "i j c d -> (i j c) d"), precision=options["precision"])
     if set(strides) == {1}:
-        return _convolve(padding, dilation, options["precision"], images, kernel)
+        return _convolve(borders, dilation, options["precision"], images, kernel)
     return jax.lax.conv_general_dilated(images, kernel, strides, padding, **options)
 
 
