@@ -32,25 +32,19 @@ def convolution(
     here as convolutions of the fast form, windows that tile the images become a matrix product, and a depthwise
     convolution becomes a sum of shifted images. The numbers are the same up to rounding.
     """
-    dilation = tuple(options["rhs_dilation"])
-    depthwise = options["feature_group_count"] == images.shape[3] == kernel.shape[3]
-    if (
-        platform() != "cpu"
-        or set(options["lhs_dilation"]) != {1}
-        or not (options["feature_group_count"] == 1 or (depthwise and set(strides) == {1}))
-    ):
-        return jax.lax.conv_general_dilated(images, kernel, strides, padding, **options)
-    if isinstance(padding, str):
-        sides = [(n - 1) * d + 1 for n, d in zip(kernel.shape, dilation, strict=False)]
-        padding = jax.lax.padtype_to_pads(images.shape[1:3], sides, strides, padding)
-    borders = tuple((low, high) for low, high in padding)
-    if options["feature_group_count"] > 1:
-        return _depthwise(images, kernel[:, :, 0], borders, dilation)
-    if _tiled(images, kernel, strides, borders, dilation):
-        patches = rearrange(images, "b (h i) (w j) c -> b h w (i j c)", i=strides[0], j=strides[1])
-        return jnp.dot(patches, rearrange(kernel, "i j c d -> (i j c) d"), precision=options["precision"])
-    if set(strides) == {1}:
-        return _convolve(borders, dilation, options["precision"], images, kernel)
+    dilation, groups = tuple(options["rhs_dilation"]), options["feature_group_count"]
+    if platform() == "cpu" and set(options["lhs_dilation"]) == {1}:
+        if isinstance(padding, str):
+            sides = [(n - 1) * d + 1 for n, d in zip(kernel.shape, dilation, strict=False)]
+            padding = jax.lax.padtype_to_pads(images.shape[1:3], sides, strides, padding)
+        borders = tuple((low, high) for low, high in padding)
+        if groups == 1 and _tiled(images, kernel, strides, borders, dilation):
+            patches = rearrange(images, "b (h i) (w j) c -> b h w (i j c)", i=strides[0], j=strides[1])
+            return jnp.dot(patches, rearrange(kernel, "i j c d -> (i j c) d"), precision=options["precision"])
+        if groups == 1 and set(strides) == {1}:
+            return _convolve(borders, dilation, options["precision"], images, kernel)
+        if groups == images.shape[3] == kernel.shape[3] and set(strides) == {1}:
+            return _depthwise(images, kernel[:, :, 0], borders, dilation)
     return jax.lax.conv_general_dilated(images, kernel, strides, padding, **options)
 
 

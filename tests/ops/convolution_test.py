@@ -42,7 +42,10 @@ def test_values_and_gradients_are_those_of_jax(size, padding, strides, dilation,
     rest = (strides, padding), options(dilation, groups)
     expected, pull = jax.vjp(lambda x, k: jax.lax.conv_general_dilated(x, k, *rest[0], **rest[1]), IMAGES, kernel)
     found, own_pull = jax.vjp(lambda x, k: convolution(x, k, *rest[0], **rest[1]), IMAGES, kernel)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    if "conv_general" in str(jax.make_jaxpr(lambda x, k: convolution(x, k, *rest[0], **rest[1]))(IMAGES, kernel)):
+        np.testing.assert_array_equal(found, expected)
+    else:  # a product or a sum of shifted images adds in another order
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     change = jnp.asarray(RANDOM.standard_normal(found.shape), jnp.float32)
     for mine, theirs in zip(own_pull(change), pull(change), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
