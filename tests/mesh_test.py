@@ -12,8 +12,8 @@ from crossearth_jax.training import loop
 
 @pytest.fixture(scope="module")
 def config(comparable_config):
-    # With seed 0 the gradients of two queries differ between meshes while all losses agree to 1e-5: probably both fit the
-    # same masks equally well up to rounding, and are matched the other way round.
+    # With seed 0 the gradients of two queries differ between meshes while all losses agree to 1e-5: probably both fit
+    # the same masks equally well up to rounding, and are matched the other way round.
     return dataclasses.replace(comparable_config, seed=1)
 
 
